@@ -1,0 +1,185 @@
+"""Sets and maps of integer ranges: the cheap form of everything that comes in runs.
+
+A host of 512 GiB has 134 million page frames, but what happens to them happens in runs. A
+`RangeSet` holds disjoint half-open ranges in two sorted lists; a `RangeMap` adds a value to
+each. Look-ups cost a bisection; a change costs a bisection and a move of list entries.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
+from typing import Generic, TypeVar
+
+__all__ = ["RangeMap", "RangeSet"]
+
+V = TypeVar("V")
+
+
+class RangeSet:
+    """A set of integers as sorted, disjoint, non-adjacent half-open ranges."""
+
+    __slots__ = ("_ends", "_starts")
+
+    def __init__(self, ranges: Iterable[tuple[int, int]] = ()) -> None:
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+        for start, end in ranges:
+            self.add(start, end)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter(list(zip(self._starts, self._ends, strict=True)))
+
+    def __reversed__(self) -> Iterator[tuple[int, int]]:
+        return iter(list(zip(reversed(self._starts), reversed(self._ends), strict=True)))
+
+    def __len__(self) -> int:
+        """Number of ranges (not of integers: see `total`)."""
+        return len(self._starts)
+
+    def __bool__(self) -> bool:
+        return bool(self._starts)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, RangeSet):
+            return NotImplemented
+        return self._starts == other._starts and self._ends == other._ends
+
+    __hash__ = None  # type: ignore[assignment]  # mutable
+
+    def __repr__(self) -> str:
+        return f"RangeSet({list(self)!r})"
+
+    @property
+    def total(self) -> int:
+        """Number of integers in the set."""
+        return sum(self._ends) - sum(self._starts)
+
+    def copy(self) -> RangeSet:
+        """An independent copy."""
+        other = RangeSet()
+        other._starts, other._ends = self._starts.copy(), self._ends.copy()
+        return other
+
+    def add(self, start: int, end: int) -> None:
+        """Add [start, end)."""
+        if start >= end:
+            return
+        first = bisect_left(self._ends, start)
+        last = bisect_right(self._starts, end)
+        if first < last:
+            start = min(start, self._starts[first])
+            end = max(end, self._ends[last - 1])
+        self._starts[first:last] = [start]
+        self._ends[first:last] = [end]
+
+    def remove(self, start: int, end: int) -> None:
+        """Remove [start, end), whatever of it is there."""
+        if start >= end:
+            return
+        first = bisect_right(self._ends, start)
+        last = bisect_left(self._starts, end)
+        if first >= last:
+            return
+        starts: list[int] = []
+        ends: list[int] = []
+        if self._starts[first] < start:
+            starts.append(self._starts[first])
+            ends.append(start)
+        if self._ends[last - 1] > end:
+            starts.append(end)
+            ends.append(self._ends[last - 1])
+        self._starts[first:last] = starts
+        self._ends[first:last] = ends
+
+    def __contains__(self, value: int) -> bool:
+        return self.contains(value, value + 1)
+
+    def contains(self, start: int, end: int) -> bool:
+        """Whether all of [start, end) is in the set."""
+        at = bisect_right(self._starts, start) - 1
+        return at >= 0 and self._ends[at] >= end
+
+    def overlaps(self, start: int, end: int) -> bool:
+        """Whether any of [start, end) is in the set."""
+        at = bisect_right(self._ends, start)
+        return at < len(self._starts) and self._starts[at] < end
+
+    def within(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """The parts of the set that lie in [start, end), ascending."""
+        at = bisect_right(self._ends, start)
+        while at < len(self._starts) and self._starts[at] < end:
+            yield max(start, self._starts[at]), min(end, self._ends[at])
+            at += 1
+
+    def gaps(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """The parts of [start, end) that are not in the set, ascending."""
+        for low, high in self.within(start, end):
+            if start < low:
+                yield start, low
+            start = high
+        if start < end:
+            yield start, end
+
+
+class RangeMap(Generic[V]):
+    """Disjoint half-open integer ranges, each with a value; equal neighbours stay apart."""
+
+    __slots__ = ("_ends", "_starts", "_values")
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+        self._values: list[V] = []
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __iter__(self) -> Iterator[tuple[int, int, V]]:
+        return iter(list(zip(self._starts, self._ends, self._values, strict=True)))
+
+    def put(self, start: int, end: int, value: V) -> None:
+        """Give all of [start, end) this value, whatever it had before."""
+        if start >= end:
+            return
+        at = self.clear(start, end)
+        self._starts.insert(at, start)
+        self._ends.insert(at, end)
+        self._values.insert(at, value)
+
+    def clear(self, start: int, end: int) -> int:
+        """Take [start, end) out; returns the index at which it would stand."""
+        first = bisect_right(self._ends, start)
+        last = bisect_left(self._starts, end)
+        if first >= last:
+            return first
+        starts: list[int] = []
+        ends: list[int] = []
+        values: list[V] = []
+        if self._starts[first] < start:
+            starts.append(self._starts[first])
+            ends.append(start)
+            values.append(self._values[first])
+        at = first + len(starts)
+        if self._ends[last - 1] > end:
+            starts.append(end)
+            ends.append(self._ends[last - 1])
+            values.append(self._values[last - 1])
+        self._starts[first:last] = starts
+        self._ends[first:last] = ends
+        self._values[first:last] = values
+        return at
+
+    def get(self, point: int) -> tuple[int, int, V] | None:
+        """The range that `point` lies in, whole, with its value; None if there is none."""
+        at = bisect_right(self._starts, point) - 1
+        if at < 0 or self._ends[at] <= point:
+            return None
+        return self._starts[at], self._ends[at], self._values[at]
+
+    def within(self, start: int, end: int) -> Iterator[tuple[int, int, V]]:
+        """The ranges that meet [start, end), cut to it, ascending."""
+        at = bisect_right(self._ends, start)
+        while at < len(self._starts) and self._starts[at] < end:
+            yield max(start, self._starts[at]), min(end, self._ends[at]), self._values[at]
+            at += 1

@@ -1,0 +1,208 @@
+"""The values that cross a shard's border.
+
+A shard is fed these and answers with these, whether it runs in this process, in a
+Ray actor or behind gRPC; nothing else passes between `fleet` and `node`. All are frozen
+and picklable, times are integer nanoseconds of virtual time, sizes are bytes.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from msgspec import Struct, field
+
+__all__ = [
+    "BLACKOUT_PHASES",
+    "MIN_UPDATE_NS",
+    "Backing",
+    "FaultSpec",
+    "HostGauges",
+    "HostOutcome",
+    "HostSpec",
+    "HugepagePool",
+    "ShardConfig",
+    "UpdateCommand",
+    "UpdatePolicy",
+    "UpdateResult",
+    "VmOutcome",
+    "VmResult",
+    "VmSpec",
+]
+
+#: The phases of a host's blackout in the order in which they happen. `preserve` comes before
+#: the blackout and `finish` after it; both are measured, neither is part of a downtime.
+BLACKOUT_PHASES = (
+    "freeze",
+    "kexec",
+    "kho",
+    "hugetlb",
+    "memmap",
+    "init",
+    "userspace",
+    "retrieve",
+)
+
+#: No host update ends sooner than this after its start. A driver may therefore start hosts
+#: in batches without missing a completion that would have changed its mind; a shard that
+#: breaks the promise raises `ModelBug`.
+MIN_UPDATE_NS = 1_000_000_000
+
+
+class Backing(StrEnum):
+    """What a VM's memory is made of."""
+
+    MEMFD = "memfd"  # plain memfd, 4 KiB pages
+    HUGETLB_2M = "hugetlb-2M"  # memfd_create(MFD_HUGETLB | MFD_HUGE_2MB)
+    HUGETLB_1G = "hugetlb-1G"  # memfd_create(MFD_HUGETLB | MFD_HUGE_1GB)
+
+    @property
+    def page_bytes(self) -> int:
+        """Size of one page of this backing."""
+        return {"memfd": 4 << 10, "hugetlb-2M": 2 << 20, "hugetlb-1G": 1 << 30}[self.value]
+
+    @property
+    def page_label(self) -> str:
+        """The `page_size` label of metrics and results."""
+        return {"memfd": "4KiB", "hugetlb-2M": "2MiB", "hugetlb-1G": "1GiB"}[self.value]
+
+
+class HostOutcome(StrEnum):
+    """How a host left a rollout."""
+
+    UPDATED = "updated"  # runs the target release
+    FAILED = "failed"  # does not, and something went wrong on it
+    SKIPPED = "skipped"  # was never touched
+    ROLLED_BACK = "rolled_back"  # went back to the release that it had
+
+
+class VmOutcome(StrEnum):
+    """What became of a VM's memory."""
+
+    PRESERVED = "preserved"  # memory intact (untouched VMs included)
+    MIGRATED = "migrated"  # moved to another host
+    RESTARTED = "restarted"  # deliberately restarted, memory given up
+    LOST = "lost"  # should have been preserved and was not
+
+
+class HugepagePool(Struct, frozen=True):
+    """`hugepagesz=` / `hugepages=` of one page size, evenly over the NUMA nodes."""
+
+    page_bytes: int
+    count: int
+
+
+class HostSpec(Struct, frozen=True):
+    """One host as the inventory describes it."""
+
+    name: str
+    domains: dict[str, str]  # failure domains, at least {"rack": …}
+    node_bytes: tuple[int, ...]  # memory of each NUMA node
+    cpus: int
+    release: str  # running kernel, e.g. "7.3.2+hugetlb"
+    hugepages: tuple[HugepagePool, ...] = ()
+    cmdline: str = ""  # further kernel parameters, e.g. "kho_scratch=256M,1G,512M"
+
+
+class VmSpec(Struct, frozen=True):
+    """One VM as the inventory describes it."""
+
+    name: str
+    host: str
+    memory_bytes: int
+    backing: Backing
+    vcpus: int
+
+
+class FaultSpec(Struct, frozen=True):
+    """A fault that a scenario injects; `node.faults` lists the kinds and what each does."""
+
+    host: str
+    kind: str
+    times: int = 1  # how often it strikes, 0 for always
+    vm: str = ""  # for kinds that aim at one VM
+    factor: float = 1.0  # for kinds that slow something down
+    errno: str = ""  # for kinds that make a call fail, e.g. "EIO"
+
+
+class UpdatePolicy(Struct, frozen=True):
+    """What a host does about trouble during its own update."""
+
+    freeze_retries: int = 2  # further attempts after a freeze that failed
+    freeze_retry_delay_ns: int = 5_000_000_000
+    boot_timeout_ns: int = 120_000_000_000  # watchdog: jump to agent; then a reset
+    on_freeze_failure: str = "give-up"  # or "cold-reboot"
+    on_panic: str = "cold-reboot-old"  # or "cold-reboot-new"
+    restart_lost_vms: bool = True  # a VM whose memory was lost is started afresh
+
+
+class UpdateCommand(Struct, frozen=True):
+    """Update one host, starting at `start_ns`. `seq` counts the commands of that host."""
+
+    host: str
+    seq: int
+    start_ns: int
+    release: str
+    policy: UpdatePolicy
+
+
+class VmResult(Struct, frozen=True):
+    """One VM's share of one host update.
+
+    `phases_ns` sums exactly to `downtime_ns`; its keys are `pause_wait`, the host's
+    blackout phases that happened, `resume_wait`, and for a VM that was started again
+    `restart` (everything from the end of the last kernel's life to the restart).
+    `downtime_ns` is None for a VM whose memory was lost (it ranks above every finite
+    value) and 0 for one that was never paused, which has no phases either.
+    """
+
+    name: str
+    outcome: VmOutcome
+    reason: str
+    downtime_ns: int | None
+    phases_ns: dict[str, int]
+
+
+class HostGauges(Struct, frozen=True):
+    """What a host's own counters say at one moment."""
+
+    release: str
+    vms: dict[str, int]  # state (running, paused, stopped) -> count
+    hugetlb_pages: dict[str, dict[str, int]]  # page_size -> free, used, reserved, surplus
+    kho_scratch_bytes: int
+
+
+class UpdateResult(Struct, frozen=True):
+    """How one `UpdateCommand` ended. All instants are absolute virtual time."""
+
+    host: str
+    seq: int
+    outcome: HostOutcome
+    reason: str  # "" | freeze-failed | panic | boot-timeout | kexec-load-failed | vm-lost | …
+    detail: str  # a sentence for people
+    release: str  # what the host runs now
+    start_ns: int
+    end_ns: int
+    blackout_start_ns: int | None
+    blackout_end_ns: int | None
+    preserved_from_ns: int | None  # pages are held by KHO from here …
+    preserved_until_ns: int | None  # … to here
+    preserved_pages: dict[str, int]  # page_size -> pages that crossed the jump in memory
+    phases_ns: dict[str, int]  # blackout phases that happened, sum == blackout length
+    outside_ns: dict[str, int]  # "preserve", "finish", "kexec_file_load", outside the blackout
+    freeze_attempts: int
+    vms: tuple[VmResult, ...]
+    gauges: HostGauges
+    digest: str  # hex of the host's rolling event hash after this command
+    events: bytes = b""  # its events, if the shard records them (see kernelmodel.sim.trace)
+
+
+class ShardConfig(Struct, frozen=True):
+    """Everything a shard is built from; together with the commands it determines it."""
+
+    seed: int
+    hosts: tuple[HostSpec, ...]
+    vms: tuple[VmSpec, ...]  # only those of its hosts
+    faults: tuple[FaultSpec, ...] = ()  # only those of its hosts
+    cost_profile: str = ""  # TOML text of overriding rows, "" for the built-in profile
+    record_events: bool = False
+    commands: tuple[UpdateCommand, ...] = field(default=())  # already done: replay lazily
