@@ -1,0 +1,375 @@
+"""Memory before the page allocator: which ranges exist, and which are taken.
+
+Reproduces Linux 7.3's mm/memblock.c as far as boot, KHO and hugetlb see it. Two sorted lists of
+regions: `memory` (what the firmware map gives, with node and marks) and `reserved` (what nobody
+may allocate, with the reason as flags). An allocation searches the memory that is not reserved
+from the top down and reserves what it finds.
+
+Happy path: `add` memory, `reserve` image and handover, `alloc_range` what early boot wants,
+then `free_ranges` feed the page allocator.
+
+Unhappy path: no room is NoMemory. While `kho_scratch_only` holds, everything but memory marked
+as KHO scratch counts as taken, because what lies in it has not been read from the handover yet.
+
+All addresses and sizes here are bytes.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
+from enum import IntFlag
+from typing import Final, NamedTuple
+
+from kernelmodel.errors import ModelBug, NoMemory
+from kernelmodel.mm.ranges import RangeSet
+
+__all__ = ["NUMA_NO_NODE", "Memblock", "MemblockFlags", "Region", "RegionList", "validate_memblock"]
+
+NUMA_NO_NODE: Final = -1
+#: Page zero is never allocated, so that address 0 can mean failure.
+_LOWEST: Final = 4096
+
+
+class MemblockFlags(IntFlag):
+    """Marks on a region. C: enum memblock_flags."""
+
+    NONE = 0
+    HOTPLUG = 0x1
+    MIRROR = 0x2
+    NOMAP = 0x4
+    DRIVER_MANAGED = 0x8
+    RSRV_NOINIT = 0x10
+    RSRV_KERN = 0x20
+    KHO_SCRATCH = 0x40
+    RSRV_HUGETLB = 0x80
+
+
+# Plain integers for the hot paths: arithmetic on IntFlag members costs microseconds.
+_NOMAP: Final = int(MemblockFlags.NOMAP)
+_RSRV_KERN: Final = int(MemblockFlags.RSRV_KERN)
+_KHO_SCRATCH: Final = int(MemblockFlags.KHO_SCRATCH)
+_RSRV_HUGETLB: Final = int(MemblockFlags.RSRV_HUGETLB)
+
+
+class Region(NamedTuple):
+    """[base, end) in bytes, its node (or NUMA_NO_NODE) and its flags."""
+
+    base: int
+    end: int
+    nid: int
+    flags: int
+
+    @property
+    def size(self) -> int:
+        """Bytes in the region."""
+        return self.end - self.base
+
+
+def _base_of(region: Region) -> int:
+    return region.base
+
+
+def _end_of(region: Region) -> int:
+    return region.end
+
+
+def _merged(regions: Iterable[Region]) -> list[Region]:
+    out: list[Region] = []
+    for region in regions:
+        last = out[-1] if out else None
+        if last and last.end == region.base and last[2:] == region[2:]:
+            out[-1] = Region(last.base, region.end, region.nid, region.flags)
+        else:
+            out.append(region)
+    return out
+
+
+class RegionList:
+    """Sorted, disjoint regions; equal neighbours are merged. C: struct memblock_type."""
+
+    __slots__ = ("_regions",)
+
+    def __init__(self) -> None:
+        self._regions: list[Region] = []
+
+    def __iter__(self) -> Iterator[Region]:
+        return iter(self._regions)
+
+    def __reversed__(self) -> Iterator[Region]:
+        return reversed(self._regions)
+
+    def __len__(self) -> int:
+        return len(self._regions)
+
+    @property
+    def total(self) -> int:
+        """Bytes in all regions."""
+        return sum(region.end - region.base for region in self._regions)
+
+    def add(self, base: int, end: int, nid: int, flags: int) -> None:
+        """Add [base, end); parts that are there already keep what they have.
+
+        C: memblock_add_range().
+        """
+        if base >= end:
+            return
+        low = bisect_left(self._regions, base, key=_end_of)
+        high = bisect_right(self._regions, end, key=_base_of)
+        pieces: list[Region] = []
+        at = base
+        for region in self._regions[low:high]:
+            if at < region.base:
+                pieces.append(Region(at, min(region.base, end), nid, flags))
+            pieces.append(region)
+            at = max(at, region.end)
+        if at < end:
+            pieces.append(Region(at, end, nid, flags))
+        self._regions[low:high] = _merged(pieces)
+
+    def remove(self, base: int, end: int) -> None:
+        """Take [base, end) out, whatever of it is there. C: memblock_remove_range()."""
+        low = bisect_right(self._regions, base, key=_end_of)
+        high = bisect_left(self._regions, end, key=_base_of)
+        pieces: list[Region] = []
+        for region in self._regions[low:high]:
+            if region.base < base:
+                pieces.append(region._replace(end=base))
+            if region.end > end:
+                pieces.append(region._replace(base=end))
+        self._regions[low:high] = pieces
+
+    def change(self, base: int, end: int, *, on: int = 0, off: int = 0) -> None:
+        """Set and clear flags on whatever of [base, end) is there. C: memblock_setclr_flag()."""
+        low = bisect_left(self._regions, base, key=_end_of)
+        high = bisect_right(self._regions, end, key=_base_of)
+        pieces: list[Region] = []
+        for region in self._regions[low:high]:
+            inner = max(region.base, base), min(region.end, end)
+            if inner[0] >= inner[1]:
+                pieces.append(region)
+                continue
+            if region.base < inner[0]:
+                pieces.append(region._replace(end=inner[0]))
+            pieces.append(Region(*inner, region.nid, region.flags & ~off | on))
+            if inner[1] < region.end:
+                pieces.append(region._replace(base=inner[1]))
+        self._regions[low:high] = _merged(pieces)
+
+    def set_node(self, base: int, end: int, nid: int) -> None:
+        """Give whatever of [base, end) is there this node. C: memblock_set_node()."""
+        for region in list(self.within(base, end)):
+            self.remove(region.base, region.end)
+            self.add(region.base, region.end, nid, region.flags)
+
+    def within(self, base: int, end: int) -> Iterator[Region]:
+        """The parts of regions that lie in [base, end), ascending."""
+        at = bisect_right(self._regions, base, key=_end_of)
+        while at < len(self._regions) and self._regions[at].base < end:
+            region = self._regions[at]
+            yield Region(max(region.base, base), min(region.end, end), region.nid, region.flags)
+            at += 1
+
+    def gaps_down(self, base: int, end: int) -> Iterator[tuple[int, int]]:
+        """The parts of [base, end) that no region covers, descending."""
+        regions = self._regions
+        at = bisect_left(regions, end, key=_base_of) - 1
+        while at >= 0 and regions[at].end > base:
+            if regions[at].end < end:
+                yield regions[at].end, end
+            end = regions[at].base
+            at -= 1
+        if base < end:
+            yield base, end
+
+
+class Memblock:
+    """The boot-time allocator of one kernel. C: struct memblock."""
+
+    __slots__ = ("current_limit", "kho_scratch_only", "memory", "reserved")
+
+    def __init__(self) -> None:
+        self.memory = RegionList()
+        self.reserved = RegionList()
+        #: Allocations that name no end stay below this. C: memblock.current_limit.
+        self.current_limit = 1 << 52
+        self.kho_scratch_only = False
+
+    # What exists.
+
+    def add(self, base: int, size: int, nid: int = 0) -> None:
+        """Memory that exists. C: memblock_add_node()."""
+        self.memory.add(base, base + size, nid, 0)
+
+    def mark_kho_scratch(self, base: int, size: int) -> None:
+        """Let scratch-only allocations use this memory. C: memblock_mark_kho_scratch()."""
+        self.memory.change(base, base + size, on=_KHO_SCRATCH)
+
+    def clear_kho_scratch(self, base: int, size: int) -> None:
+        """C: memblock_clear_kho_scratch()."""
+        self.memory.change(base, base + size, off=_KHO_SCRATCH)
+
+    def set_kho_scratch_only(self) -> None:
+        """From now on only marked memory is allocated. C: memblock_set_kho_scratch_only()."""
+        self.kho_scratch_only = True
+
+    def clear_kho_scratch_only(self) -> None:
+        """C: memblock_clear_kho_scratch_only()."""
+        self.kho_scratch_only = False
+
+    def kho_scratch(self) -> Iterator[tuple[int, int]]:
+        """Marked memory as (base, end), ascending; extended scratch included."""
+        for region in self.memory:
+            if region.flags & _KHO_SCRATCH:
+                yield region.base, region.end
+
+    # What is taken.
+
+    def reserve(
+        self, base: int, size: int, nid: int = NUMA_NO_NODE, flags: int = MemblockFlags.NONE
+    ) -> None:
+        """Take a range; parts already taken keep their reason. C: memblock_reserve()."""
+        self.reserved.add(base, base + size, nid, int(flags))
+
+    def free(self, base: int, size: int) -> None:
+        """Give a range back. C: memblock_phys_free()."""
+        self.reserved.remove(base, base + size)
+
+    phys_free = free
+
+    def is_reserved(self, base: int, size: int = 1) -> bool:
+        """Whether any of the range is taken. C: memblock_is_region_reserved()."""
+        return next(self.reserved.within(base, base + size), None) is not None
+
+    def reserved_kern_size(self, limit: int | None = None, nid: int = NUMA_NO_NODE) -> int:
+        """Bytes that the kernel itself allocated below `limit` (on `nid`); hugetlb left out.
+
+        C: memblock_reserved_kern_size(). The base of KHO's scratch size.
+        """
+        total = 0
+        for base, end, region_nid, flags in self.reserved:
+            if limit is not None and base > limit:
+                break
+            if not flags & _RSRV_KERN or flags & _RSRV_HUGETLB:
+                continue
+            if nid in (NUMA_NO_NODE, region_nid):
+                total += (end if limit is None else min(end, limit)) - base
+        return total
+
+    # Searching and allocating.
+
+    def free_ranges(self, nid: int | None = None) -> Iterator[tuple[int, int, int]]:
+        """Memory that is not reserved as (base, end, nid), ascending.
+
+        C: for_each_free_mem_range(). Scratch marks play no part here; memory without a kernel
+        mapping (NOMAP) is left out.
+        """
+        for region in self.memory:
+            if region.flags & _NOMAP or nid not in (None, region.nid):
+                continue
+            at = region.base
+            for taken in self.reserved.within(region.base, region.end):
+                if at < taken.base:
+                    yield at, taken.base, region.nid
+                at = taken.end
+            if at < region.end:
+                yield at, region.end, region.nid
+
+    def _free_down(self, start: int, end: int, nid: int) -> Iterator[tuple[int, int]]:
+        """Allocatable ranges in [start, end), descending. C: for_each_free_mem_range_reverse()."""
+        for region in reversed(self.memory):
+            if region.base >= end:
+                continue
+            if region.end <= start:
+                return
+            if nid not in (NUMA_NO_NODE, region.nid) or region.flags & _NOMAP:
+                continue
+            if self.kho_scratch_only and not region.flags & _KHO_SCRATCH:
+                continue
+            yield from self.reserved.gaps_down(max(region.base, start), min(region.end, end))
+
+    def find_in_range(
+        self, size: int, align: int, start: int, end: int | None, nid: int = NUMA_NO_NODE
+    ) -> int | None:
+        """The highest aligned free address, or None. C: memblock_find_in_range_node()."""
+        start = max(start, _LOWEST)
+        end = self.current_limit if end is None else min(end, self.current_limit)
+        for low, high in self._free_down(start, end, nid):
+            found = (high - size) & -align
+            if found >= low:
+                return found
+        return None
+
+    def alloc_range(
+        self,
+        size: int,
+        align: int,
+        start: int = 0,
+        end: int | None = None,
+        nid: int = NUMA_NO_NODE,
+        *,
+        exact_nid: bool = False,
+        flags: int = MemblockFlags.RSRV_KERN,
+    ) -> int:
+        """Allocate from the top down; returns the physical address.
+
+        Another node serves when `nid` is full unless `exact_nid`. C: memblock_alloc_range_nid().
+
+        Raises:
+            NoMemory: no free range of that size and alignment.
+        """
+        found = self.find_in_range(size, align, start, end, nid)
+        if found is None and nid != NUMA_NO_NODE and not exact_nid:
+            found = self.find_in_range(size, align, start, end)
+        if found is None:
+            raise NoMemory("memblock has no such range", size=size, align=align, nid=nid)
+        self.reserved.add(found, found + size, nid, int(flags))
+        return found
+
+    def alloc_hugetlb(
+        self, size: int, nr: int, nid: int, avoid: RangeSet | None = None
+    ) -> list[tuple[int, int]]:
+        """Up to `nr` naturally aligned pages of `size` bytes on exactly `nid`.
+
+        Returns runs (address, number of pages), highest first, as single top-down allocations
+        would have given them; fewer than `nr` pages when the node has no more room. `avoid`
+        holds KHO's real scratch areas (bytes): a page there could not be preserved later, so
+        hugetlb passes them over, while it may use scratch that was extended for this boot.
+        """
+        runs: list[tuple[int, int]] = []
+        ranges = list(self._free_down(_LOWEST, self.current_limit, nid))
+        for low, high in ranges:
+            for base, end in _outside(avoid, low, high):
+                first, last = -(-base // size), end // size
+                take = min(nr, last - first)
+                if take > 0:
+                    runs.append(((last - take) * size, take))
+                    nr -= take
+        flags = _RSRV_KERN | _RSRV_HUGETLB
+        for address, count in runs:
+            self.reserved.add(address, address + count * size, nid, flags)
+        return runs
+
+
+def _outside(avoid: RangeSet | None, low: int, high: int) -> list[tuple[int, int]]:
+    if not avoid:
+        return [(low, high)]
+    return list(avoid.gaps(low, high))[::-1]
+
+
+def validate_memblock(memblock: Memblock) -> None:
+    """Regions are sorted, disjoint, not empty, and equal neighbours are merged.
+
+    Raises:
+        ModelBug: they are not.
+    """
+    for name, regions in (("memory", memblock.memory), ("reserved", memblock.reserved)):
+        last: Region | None = None
+        for region in regions:
+            if region.base >= region.end:
+                raise ModelBug(f"memblock.{name}: empty region {region}")
+            if last and last.end > region.base:
+                raise ModelBug(f"memblock.{name}: {last} and {region} overlap")
+            if last and last.end == region.base and last[2:] == region[2:]:
+                raise ModelBug(f"memblock.{name}: {last} and {region} should be one")
+            last = region
