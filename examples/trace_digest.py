@@ -1,8 +1,15 @@
 """Recompute a run's digest from its trace file alone: python trace_digest.py FILE."""
-import hashlib, struct, sys
-data, at, states = open(sys.argv[1], "rb").read(), 8, {}
+
+import sys
+from hashlib import blake2b
+from pathlib import Path
+
+data, at, states = Path(sys.argv[1]).read_bytes(), 8, dict[bytes, bytes]()
 while at < len(data):
-    n, = struct.unpack_from(">H", data, at); name = data[at : at + 2 + n]; at += 2 + n
-    n, = struct.unpack_from(">I", data, at); record = data[at + 4 : at + 4 + n]; at += 4 + n
-    states[name] = hashlib.blake2b(states.get(name, bytes(32)) + record, digest_size=32).digest()
-print(hashlib.blake2b(b"".join(k + states[k] for k in sorted(states, key=lambda k: k[2:])), digest_size=32).hexdigest())
+    name = data[at : at + 2 + int.from_bytes(data[at : at + 2], "big")]
+    at += len(name) + 4
+    record = data[at : at + int.from_bytes(data[at - 4 : at], "big")]
+    at += len(record)
+    states[name] = blake2b(states.get(name, bytes(32)) + record, digest_size=32).digest()
+run = b"".join(name + states[name] for name in sorted(states, key=lambda name: name[2:]))
+print(blake2b(run, digest_size=32).hexdigest())

@@ -1,4 +1,4 @@
-"""Traces: what happened, in a canonical binary form, and the digest of it.
+r"""Traces: what happened, in a canonical binary form, and the digest of it.
 
 A `Trace` is one stream of events (one host's, or the coordinator's). Every event is encoded
 canonically and folded into a rolling hash, so a stream's digest is known without keeping its
@@ -16,24 +16,24 @@ Chain: ``state = blake2b(state + record, digest_size=32)``, starting from 32 zer
 Run: ``blake2b(for each stream by name: u16 length, name, 32-byte state; digest_size=32)``; streams
 that never emitted anything are left out, for a file does not show them either.
 
-File: the magic ``LUFTRC1\\n``, then frames ``u16 length, stream name | u32 length, record``. Frames
+File: the magic ``LUFTRC1\n``, then frames ``u16 length, stream name | u32 length, record``. Frames
 of one stream stand in its order; streams may be mixed in any way.
 
-Unhappy paths: a value of another type or a field twice is `ModelBug`; a file that is cut short or
-of another version is `TraceFormatError`.
+Unhappy paths: a field of another type and a time below 0 are `ModelBug`; a file that is cut short
+or of another version is `TraceFormatError`.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from struct import Struct
-from struct import error as StructError
 from types import TracebackType
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, Self
 
 from kernelmodel.errors import ModelBug
 
@@ -48,7 +48,6 @@ __all__ = [
     "run_digest",
 ]
 
-type_error = "int, str, bytes or bool"
 Value = int | str | bytes | bool
 
 MAGIC: Final = b"LUFTRC1\n"
@@ -122,7 +121,7 @@ class TraceFile:
     """A trace file being written; a context manager. `TraceFile.read` reads one."""
 
     def __init__(self, path: Path | str) -> None:
-        self._file: BinaryIO = open(path, "wb")  # noqa: SIM115 -- closed by close()
+        self._file: BinaryIO = Path(path).open("wb")  # noqa: SIM115 - closed by close()
         self._file.write(MAGIC)
 
     def write(self, stream: str, records: bytes) -> None:
@@ -136,7 +135,7 @@ class TraceFile:
         """Flush and close; further calls do nothing."""
         self._file.close()
 
-    def __enter__(self) -> TraceFile:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -147,7 +146,7 @@ class TraceFile:
     @staticmethod
     def read(path: Path | str) -> Iterator[tuple[str, Event]]:
         """(stream, event) of every frame, in the order of the file."""
-        with open(path, "rb") as file:
+        with Path(path).open("rb") as file:
             if file.read(len(MAGIC)) != MAGIC:
                 raise TraceFormatError(f"{path}: no {MAGIC!r} at the start")
             while length := file.read(_U16.size):
@@ -157,6 +156,8 @@ class TraceFile:
 
 
 def _encode(now_ns: int, event: str, fields: Mapping[str, Value]) -> bytes:
+    if now_ns < 0:
+        raise ModelBug(f"event {event!r} at {now_ns} ns")
     parts = [_HEAD.pack(_VERSION, now_ns), _short(event), _U16.pack(len(fields))]
     for name in sorted(fields):
         value = fields[name]
@@ -171,7 +172,9 @@ def _encode(now_ns: int, event: str, fields: Mapping[str, Value]) -> bytes:
         elif isinstance(value, bytes):
             tag, data = b"b", value
         else:
-            raise ModelBug(f"event {event!r}: field {name!r} is {value!r}, not {type_error}")
+            raise ModelBug(
+                f"event {event!r}: field {name!r} is {value!r}, not int, str, bytes or bool"
+            )
         parts += (_short(name), tag, _U32.pack(len(data)), data)
     return b"".join(parts)
 
@@ -198,7 +201,7 @@ def _decode(record: bytes) -> Event:
             at += 1 + _U32.size
             fields[field] = _value(tag, _whole(record[at : at + size], size))
             at += size
-    except (StructError, UnicodeDecodeError) as error:
+    except (struct.error, UnicodeDecodeError) as error:
         raise TraceFormatError(f"broken record: {error}") from None
     if at != len(record):
         raise TraceFormatError(f"{len(record) - at} bytes behind a record's last field")

@@ -1,0 +1,68 @@
+"""The values of a cost model: a row for each operation, and the spreads that give it a tail."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+from kernelmodel.errors import ModelBug
+
+__all__ = ["KINDS", "CostRow", "Spread"]
+
+#: Where a figure is from: public (or arithmetic on public figures that the source text shows and
+#: calls derived), somebody's own measurement, or an estimate.
+KINDS: Final = ("published", "measured", "estimate")
+
+_PERMILLE: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A quantile table: `points` are (quantile, multiplier), both in permille, both rising."""
+
+    name: str
+    points: tuple[tuple[int, int], ...]
+    kind: str
+    source: str
+
+    #: Draws are integers in [0, RESOLUTION): a thousand steps from one permille to the next.
+    RESOLUTION: ClassVar[int] = 1_000_000
+
+    def multiplier_permille(self, drawn: int) -> int:
+        """The multiplier at the quantile drawn / RESOLUTION, rounded down to a permille."""
+        scale = self.RESOLUTION // _PERMILLE
+        (left, low), *rest = self.points
+        for right, high in rest:
+            if drawn <= right * scale:
+                return low + (high - low) * (drawn - left * scale) // ((right - left) * scale)
+            left, low = right, high
+        raise ModelBug(f"the quantile {drawn} is beyond the spread {self.name!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class CostRow:
+    """What one operation costs, and how we know.
+
+    Attributes:
+        op: the operation's name, as model code charges it.
+        base_ns: nanoseconds for each charge, whatever the units.
+        per_unit_ps: picoseconds for each unit.
+        unit: what a unit is.
+        kind: one of `KINDS`.
+        source: where the figures are from; never empty.
+        spread: name of the `Spread` that multiplies each charge, or "".
+        stream: name of the group that a fault can slow as a whole, or "".
+    """
+
+    op: str
+    base_ns: int
+    per_unit_ps: int
+    unit: str
+    kind: str
+    source: str
+    spread: str = ""
+    stream: str = ""
+
+    def cost_ns(self, units: int) -> int:
+        """Nanoseconds for `units`, to the nearest (half up); without spread."""
+        return self.base_ns + (units * self.per_unit_ps + 500) // 1000
