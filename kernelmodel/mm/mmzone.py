@@ -82,7 +82,13 @@ class FreeArea:
         return self.top.total if order == MAX_PAGE_ORDER else len(self.low[order])
 
     def nr_available(self, order: int) -> int:
-        """Blocks of this order that could be allocated, larger ones being split."""
+        """Blocks of this order that could be allocated, larger ones being split.
+
+        An order above MAX_PAGE_ORDER counts aligned stretches of largest blocks.
+        """
+        if order > MAX_PAGE_ORDER:
+            shift = order - MAX_PAGE_ORDER
+            return sum(max(0, (high >> shift) - (-(-low >> shift))) for low, high in self.top)
         total = self.top.total << (MAX_PAGE_ORDER - order)
         for higher in range(order, MAX_PAGE_ORDER):
             total += len(self.low[higher]) << (higher - order)

@@ -83,16 +83,24 @@ class PageAllocator:
         if start_pfn % MAX_ORDER_NR_PAGES or nr_pages % MAX_ORDER_NR_PAGES:
             raise ModelBug(f"CMA range {start_pfn:#x}+{nr_pages:#x} cuts a largest-order block")
         for zone, start, end in self._by_zone(start_pfn, start_pfn + nr_pages):
-            if not _free_in(zone, start, end):
-                zone.cma.add(start, end)
-                continue
-            raise ModelBug(f"CMA range {start:#x}-{end:#x} has free pages already")
+            if _free_in(zone, start, end):
+                raise ModelBug(f"CMA range {start:#x}-{end:#x} has free pages already")
+            zone.cma.add(start, end)
 
     def free_range(self, start_pfn: int, nr_pages: int) -> None:
         """Hand over memory that the allocator never had. C: memblock_free_pages()."""
         for zone, start, end in self._by_zone(start_pfn, start_pfn + nr_pages):
             zone.managed += end - start
         self.free_run(start_pfn, nr_pages)
+
+    def adjust_managed(self, start_pfn: int, nr_pages: int) -> None:
+        """Count pages as the allocator's own that are in use: no boot ever freed them to it.
+
+        For pages restored from a handover and for gigantic boot pages, which may be freed like
+        any other later. C: adjust_managed_page_count().
+        """
+        for zone, start, end in self._by_zone(start_pfn, start_pfn + nr_pages):
+            zone.managed += end - start
 
     def setup_lowmem_reserve(self) -> None:
         """Protect low zones from those who need none. C: setup_per_zone_lowmem_reserve()."""
@@ -151,25 +159,37 @@ class PageAllocator:
                 break
         return runs, n
 
-    def alloc_contig(self, nr_pages: int, nid: int = 0, *, thisnode: bool = False) -> int:
-        """A free naturally aligned range of a power of two pages. C: alloc_contig_pages().
+    def alloc_contig(self, order: int, n: int, nid: int) -> tuple[list[tuple[int, int]], int]:
+        """Up to `n` naturally aligned stretches of 1 << order pages on exactly this node.
 
-        Only ranges that are free already serve: see *no migration*.
-
-        Raises:
-            NoMemory: there is none.
+        For orders above MAX_PAGE_ORDER, such as a 1 GiB huge page. Only ranges that are free
+        already serve: see *no migration*. Returns (runs, stretches missing) as `alloc_upto`.
+        C: alloc_contig_pages().
         """
-        order = nr_pages.bit_length() - 1
-        if nr_pages != 1 << order or order <= MAX_PAGE_ORDER:
-            raise ModelBug(f"alloc_contig of {nr_pages} pages")
-        blocks = nr_pages >> MAX_PAGE_ORDER
-        for zone in self._zonelist(nid, thisnode):
-            for low, high in zone.areas[MigrateType.OTHER].top.within(0, _LAST):
-                first = -(-low // blocks) * blocks
-                if first + blocks <= high:
-                    zone.areas[MigrateType.OTHER].top.remove(first, first + blocks)
-                    return first << MAX_PAGE_ORDER
-        raise NoMemory("no free contiguous range", nr_pages=nr_pages, nid=nid)
+        shift = order - MAX_PAGE_ORDER
+        if shift <= 0:
+            raise ModelBug(f"order {order} is the buddy allocator's own")
+        runs: list[tuple[int, int]] = []
+        for zone in self._zonelist(nid, thisnode=True):
+            top = zone.areas[MigrateType.OTHER].top
+            for low, high in top:
+                first = -(-low >> shift)
+                take = min(n, (high >> shift) - first)
+                if take > 0:
+                    top.remove(first << shift, (first + take) << shift)
+                    runs.append((first << order, take))
+                    n -= take
+        return runs, n
+
+    def nr_available(self, order: int, nid: int) -> int:
+        """Blocks of this order that unmovable allocations could get from exactly this node."""
+        total = 0
+        for zone in self._zonelist(nid, thisnode=True):
+            room = zone.areas[MigrateType.OTHER].nr_available(order)
+            if zone.protected and order <= MAX_PAGE_ORDER:
+                room = min(room, max(0, zone.nr_free_pages - zone.protected) >> order)
+            total += room
+        return total
 
     # Freeing.
 
@@ -226,6 +246,12 @@ class PageAllocator:
         return all(
             sum(high - low for low, high in _free_ranges(zone, start, end)) == end - start
             for zone, start, end in self._by_zone(pfn, pfn + nr_pages)
+        )
+
+    def any_free(self, pfn: int, nr_pages: int = 1) -> bool:
+        """Whether any of these page frames is free."""
+        return any(
+            _free_in(zone, start, end) for zone, start, end in self._by_zone(pfn, pfn + nr_pages)
         )
 
     def free_ranges(self) -> RangeSet:
