@@ -47,6 +47,7 @@ class MemblockFlags(IntFlag):
 
 # Plain integers for the hot paths: arithmetic on IntFlag members costs microseconds.
 _NOMAP: Final = int(MemblockFlags.NOMAP)
+_RSRV_NOINIT: Final = int(MemblockFlags.RSRV_NOINIT)
 _RSRV_KERN: Final = int(MemblockFlags.RSRV_KERN)
 _KHO_SCRATCH: Final = int(MemblockFlags.KHO_SCRATCH)
 _RSRV_HUGETLB: Final = int(MemblockFlags.RSRV_HUGETLB)
@@ -230,6 +231,13 @@ class Memblock:
     ) -> None:
         """Take a range; parts already taken keep their reason. C: memblock_reserve()."""
         self.reserved.add(base, base + size, nid, int(flags))
+
+    def mark_noinit(self, base: int, size: int) -> None:
+        """Tell boot to leave the page structures of a taken range alone.
+
+        C: memblock_reserved_mark_noinit().
+        """
+        self.reserved.change(base, base + size, on=_RSRV_NOINIT)
 
     def free(self, base: int, size: int) -> None:
         """Give a range back. C: memblock_phys_free()."""

@@ -407,7 +407,12 @@ def _free_ranges(zone: Zone, start: int, end: int) -> Iterator[tuple[int, int]]:
 
 
 def _free_in(zone: Zone, start: int, end: int) -> tuple[int, int] | None:
-    return next(_free_ranges(zone, start, end), None)
+    """Some free part of [start, end), or None. On the path of every free, hence without loops."""
+    first, last = start >> MAX_PAGE_ORDER, -(-end // MAX_ORDER_NR_PAGES)
+    for area in zone.areas:
+        if area.top.overlaps(first, last) or any(area.low):
+            return next(_free_ranges(zone, start, end), None)
+    return None
 
 
 def _all_free(zone: Zone) -> Iterator[tuple[int, int]]:

@@ -1,0 +1,324 @@
+"""Files of huge pages, and mappings of them: who was promised what.
+
+Reproduces the accounting of Linux 7.3's fs/hugetlbfs/inode.c and mm/hugetlb.c for memfds
+(MFD_HUGETLB) and private anonymous mappings, as recorded from the running kernel. No cgroup
+limits, no subpools.
+
+A file keeps two things by page index: the folios that it has, and its *reservation map*, the
+indices that were promised a folio or have one. Mapping a file promises folios to every index of
+the mapping that is not in the map; a fault or `fallocate` on a promised index uses the promise
+up, on another index it takes what is free beyond all promises, or a surplus page. A private
+mapping is promised all its pages when it is made and notes which promises it has used.
+
+Unhappy paths: a promise that cannot be made is ENOMEM from mmap, a page that cannot be had is
+ENOSPC from `fallocate` and a SIGBUS on touch, a size that is no multiple is EINVAL, and while
+`frozen` (preserved for a live update) the layout answers EPERM.
+
+All work goes by runs: populating a VM of 64 GiB is a handful of steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from kernelmodel.errors import (
+    BadAddress,
+    InvalidArgument,
+    ModelBug,
+    NoSpace,
+    NotPermitted,
+    NotSupported,
+)
+from kernelmodel.mm.hugetlb import Hstate, Runs
+from kernelmodel.mm.mmzone import PAGE_SHIFT
+from kernelmodel.mm.ranges import RangeMap, RangeSet
+
+__all__ = [
+    "FALLOC_FL_KEEP_SIZE",
+    "FALLOC_FL_PUNCH_HOLE",
+    "HugetlbInode",
+    "HugetlbMapping",
+    "HugetlbPrivateMapping",
+    "validate_hugetlb_inode",
+]
+
+FALLOC_FL_KEEP_SIZE: Final = 1
+FALLOC_FL_PUNCH_HOLE: Final = 2
+_FALLOC_MODES: Final = (0, FALLOC_FL_KEEP_SIZE, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE)
+_LAST: Final = 1 << 52
+
+
+class _Folios:
+    """Folios by page index, as runs. A run's value is its first folio less its first index."""
+
+    __slots__ = ("_map", "order", "total")
+
+    def __init__(self, order: int) -> None:
+        self.order = order
+        self.total = 0
+        self._map: RangeMap[int] = RangeMap()
+
+    def put(self, start: int, runs: Iterable[tuple[int, int]]) -> None:
+        """Give the indices from `start` on the folios of these runs."""
+        for pfn, n in runs:
+            self._map.put(start, start + n, (pfn >> self.order) - start)
+            self.total += n
+            start += n
+
+    def take(self, start: int, end: int) -> tuple[Runs, RangeSet]:
+        """Take out what [start, end) holds; returns the folios and their indices."""
+        runs: Runs = []
+        indices = RangeSet()
+        for low, high, shift in self._map.within(start, end):
+            runs.append(((low + shift) << self.order, high - low))
+            indices.add(low, high)
+        self._map.clear(start, end)
+        self.total -= indices.total
+        return runs, indices
+
+    def gaps(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """The parts of [start, end) without folios, ascending."""
+        for low, high, _ in list(self._map.within(start, end)):
+            if start < low:
+                yield start, low
+            start = high
+        if start < end:
+            yield start, end
+
+    def runs(self) -> Iterator[tuple[int, int, int]]:
+        """Everything as (index, pfn, number of folios), ascending by index."""
+        for low, high, shift in self._map:
+            yield low, (low + shift) << self.order, high - low
+
+
+class HugetlbInode:
+    """A huge page file. Born with one reference; its folios go with the last one.
+
+    C: struct hugetlbfs_inode_info with its inode's resv_map.
+    """
+
+    __slots__ = ("folios", "frozen", "hstate", "refs", "resv", "size")
+
+    def __init__(self, hstate: Hstate) -> None:
+        self.hstate = hstate
+        #: Bytes. Faults reach whole pages below it.
+        self.size = 0
+        #: Page indices that were promised a folio or have one.
+        self.resv = RangeSet()
+        self.folios = _Folios(hstate.order)
+        #: Layout is preserved: no change of size, no holes, no new pages by `fallocate`.
+        self.frozen = False
+        self.refs = 1
+
+    @property
+    def page_size(self) -> int:
+        """Bytes in one huge page."""
+        return 1 << (self.hstate.order + PAGE_SHIFT)
+
+    def get(self) -> None:
+        """One more descriptor or mapping refers to the file."""
+        self.refs += 1
+
+    def put(self) -> None:
+        """One less; the last one drops all folios and promises. C: hugetlbfs_evict_inode()."""
+        self.refs -= 1
+        if self.refs < 0:
+            raise ModelBug("a huge page file is dropped twice")
+        if self.refs == 0:
+            self._drop_from(0)
+
+    def ftruncate(self, size: int) -> None:
+        """Set the size in bytes; pages and promises from there on go. C: hugetlb_vmtruncate().
+
+        Raises:
+            InvalidArgument: no multiple of the page size.
+            NotPermitted: the file is frozen and its size would change.
+        """
+        if size % self.page_size or size < 0:
+            raise InvalidArgument("size is no multiple of the huge page size", size=size)
+        if self.frozen and size != self.size:
+            raise NotPermitted("file is frozen", size=size)
+        self.size = size
+        self._drop_from(size // self.page_size)
+
+    def _drop_from(self, start: int) -> None:
+        runs, dropped = self.folios.take(start, _LAST)
+        self.hstate.free_folios(runs)
+        promised = sum(high - low for low, high in self.resv.within(start, _LAST))
+        self.resv.remove(start, _LAST)
+        self.hstate.unreserve(promised - dropped.total)
+
+    def fallocate(self, mode: int, offset: int, length: int, nid: int = 0) -> None:
+        """Allocate or punch, in bytes. C: hugetlbfs_fallocate().
+
+        Raises:
+            NotSupported: a mode that huge page files do not have.
+            InvalidArgument: an empty or negative range.
+            NotPermitted: the file is frozen.
+            NoSpace: pages ran out; those allocated so far stay, the size does not change.
+        """
+        if offset < 0 or length <= 0:
+            raise InvalidArgument("fallocate range", offset=offset, length=length)
+        if mode not in _FALLOC_MODES:
+            raise NotSupported("fallocate mode", mode=mode)
+        if self.frozen:
+            raise NotPermitted("file is frozen")
+        end = offset + length
+        if mode & FALLOC_FL_PUNCH_HOLE:
+            self._punch_hole(-(-offset // self.page_size), end // self.page_size)
+            return
+        first, last = offset // self.page_size, -(-end // self.page_size)
+        done = self.populate(first, last, nid)
+        if done < last:
+            raise NoSpace("huge page pool exhausted", index=done)
+        if not mode & FALLOC_FL_KEEP_SIZE:
+            self.size = max(self.size, end)
+
+    def _punch_hole(self, start: int, end: int) -> None:
+        """Free the pages of a hole; promises without a page stay. C: hugetlbfs_punch_hole()."""
+        runs, indices = self.folios.take(start, end)
+        for low, high in indices:
+            self.resv.remove(low, high)
+        self.hstate.free_folios(runs)
+
+    def populate(self, start: int, end: int, nid: int = 0) -> int:
+        """Give every index of [start, end) a folio; returns the first index left without.
+
+        Just what a fault on each index in turn would do. C: alloc_hugetlb_folio().
+        """
+        for low, high in self.folios.gaps(start, end):
+            for first, last, promised in _by_promise(self.resv, low, high):
+                runs, missing = self.hstate.alloc_upto(last - first, nid, reserved=promised)
+                self.folios.put(first, runs)
+                self.resv.add(first, last - missing)
+                if missing:
+                    return last - missing
+        return end
+
+    def reserve(self, start: int, end: int) -> None:
+        """Promise folios to the indices that have no promise. C: hugetlb_reserve_pages().
+
+        Raises:
+            NoMemory: they cannot be promised; nothing is changed.
+        """
+        self.hstate.reserve(sum(high - low for low, high in self.resv.gaps(start, end)))
+        self.resv.add(start, end)
+
+    def add_preserved(self, index: int, runs: Runs) -> None:
+        """Put folios that came back from a handover in; each counts as used and promised."""
+        self.hstate.add_preserved(runs)
+        self.folios.put(index, runs)
+        self.resv.add(index, index + sum(n for _, n in runs))
+
+    def mmap(self, start: int, nr: int, *, noreserve: bool = False) -> HugetlbMapping:
+        """Map `nr` pages from page `start` on, shared and writable. C: hugetlbfs_file_mmap().
+
+        Such a mapping extends the file when it reaches beyond its end.
+
+        Raises:
+            InvalidArgument: an empty mapping.
+            NoMemory: the pages cannot be promised.
+        """
+        if start < 0 or nr <= 0:
+            raise InvalidArgument("mapping", start=start, nr=nr)
+        if not noreserve:
+            self.reserve(start, start + nr)
+        self.size = max(self.size, (start + nr) * self.page_size)
+        return HugetlbMapping(self, start, nr)
+
+
+class HugetlbMapping:
+    """A shared mapping of a huge page file, which it keeps alive."""
+
+    __slots__ = ("inode", "nr", "start")
+
+    def __init__(self, inode: HugetlbInode, start: int, nr: int) -> None:
+        inode.get()
+        self.inode = inode
+        self.start = start
+        self.nr = nr
+
+    def touch(self, page: int, nr: int, nid: int = 0) -> int:
+        """Write to pages one after the other; returns how many before a SIGBUS (or all)."""
+        _check_inside(page, nr, self.nr)
+        first = self.start + page
+        last = min(first + nr, self.inode.size // self.inode.page_size)
+        return max(0, self.inode.populate(first, last, nid) - first) if first < last else 0
+
+    def munmap(self) -> None:
+        """Unmap. Promises stay with the file."""
+        self.inode.put()
+
+
+class HugetlbPrivateMapping:
+    """A private anonymous mapping of huge pages (MAP_HUGETLB)."""
+
+    __slots__ = ("folios", "hstate", "nr", "reserved", "used")
+
+    def __init__(self, hstate: Hstate, nr: int, *, noreserve: bool = False) -> None:
+        """Map `nr` pages.
+
+        Raises:
+            InvalidArgument: an empty mapping.
+            NoMemory: the pages cannot be promised.
+        """
+        if nr <= 0:
+            raise InvalidArgument("mapping", nr=nr)
+        if not noreserve:
+            hstate.reserve(nr)
+        self.hstate = hstate
+        self.nr = nr
+        #: Whether promises were made, and the indices whose promise is used up.
+        self.reserved = not noreserve
+        self.used = RangeSet()
+        self.folios = _Folios(hstate.order)
+
+    def touch(self, page: int, nr: int, nid: int = 0) -> int:
+        """Write to pages one after the other; returns how many before a SIGBUS (or all)."""
+        _check_inside(page, nr, self.nr)
+        for low, high in self.folios.gaps(page, page + nr):
+            runs, missing = self.hstate.alloc_upto(high - low, nid, reserved=self.reserved)
+            self.folios.put(low, runs)
+            self.used.add(low, high - missing)
+            if missing:
+                return high - missing - page
+        return nr
+
+    def munmap(self) -> None:
+        """Free the pages, then give back the promises never used. C: hugetlb_vm_op_close()."""
+        runs, _ = self.folios.take(0, self.nr)
+        self.hstate.free_folios(runs)
+        if self.reserved:
+            self.hstate.unreserve(self.nr - self.used.total)
+
+
+def _check_inside(page: int, nr: int, mapped: int) -> None:
+    if page < 0 or nr < 0 or page + nr > mapped:
+        raise BadAddress("beyond the mapping", page=page, nr=nr, mapped=mapped)
+
+
+def _by_promise(resv: RangeSet, start: int, end: int) -> list[tuple[int, int, bool]]:
+    """Cut [start, end) into parts that have a promise and parts that have none."""
+    parts = [(low, high, True) for low, high in resv.within(start, end)]
+    parts += [(low, high, False) for low, high in resv.gaps(start, end)]
+    return sorted(parts)
+
+
+def validate_hugetlb_inode(inode: HugetlbInode) -> None:
+    """Every page that the file has is in its reservation map and in use in the pool.
+
+    Raises:
+        ModelBug: it is not.
+    """
+    total = 0
+    for index, pfn, n in inode.folios.runs():
+        total += n
+        if not inode.resv.contains(index, index + n):
+            raise ModelBug(f"pages {index}+{n} are not in the reservation map")
+        folio = pfn >> inode.hstate.order
+        for node in inode.hstate.nodes.values():
+            if node.free.overlaps(folio, folio + n):
+                raise ModelBug(f"pages {index}+{n} are free in the pool")
+    if total != inode.folios.total:
+        raise ModelBug(f"{inode.folios.total} pages counted, {total} held")
