@@ -16,6 +16,7 @@ __all__ = [
     "MIN_UPDATE_NS",
     "Backing",
     "FaultSpec",
+    "HostCall",
     "HostGauges",
     "HostOutcome",
     "HostSpec",
@@ -145,6 +146,19 @@ class UpdateCommand(Struct, frozen=True):
     policy: UpdatePolicy
 
 
+class HostCall(Struct, frozen=True):
+    """One call of `HostService` that changes a host, as it is journaled and replayed.
+
+    The host acts on it at `at_ns`, or at its own time if that is later. With the commands of that
+    host, in the order in which both were acted on, it determines the host.
+    """
+
+    host: str
+    at_ns: int
+    method: str  # name of the rpc, e.g. "PauseVm"
+    request: bytes  # the request message, serialised
+
+
 class VmResult(Struct, frozen=True):
     """One VM's share of one host update.
 
@@ -205,4 +219,5 @@ class ShardConfig(Struct, frozen=True):
     faults: tuple[FaultSpec, ...] = ()  # only those of its hosts
     cost_profile: str = ""  # TOML text of overriding rows, "" for the built-in profile
     record_events: bool = False
-    commands: tuple[UpdateCommand, ...] = field(default=())  # already done: replay lazily
+    #: Already done, of each host in its order: replay lazily.
+    commands: tuple[UpdateCommand | HostCall, ...] = field(default=())
