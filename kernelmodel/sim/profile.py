@@ -97,12 +97,17 @@ def format_profile(tables: Mapping[str, object]) -> str:
 def _format_table(path: tuple[str, ...], table: Mapping[str, object]) -> Iterator[str]:
     plain = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
     if path and (plain or not table):
-        yield f"[{'.'.join(json.dumps(key) for key in path)}]\n"
+        yield f"[{'.'.join(map(_format_value, path))}]\n"
     for key in sorted(plain):
-        yield f"{json.dumps(key)} = {json.dumps(plain[key])}\n"
+        yield f"{_format_value(key)} = {_format_value(plain[key])}\n"
     for key, value in sorted(table.items()):
         if isinstance(value, Mapping):
             yield from _format_table((*path, key), value)
+
+
+def _format_value(value: object) -> str:
+    # JSON is TOML here, but for one control character that only TOML wants escaped.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _tables(
