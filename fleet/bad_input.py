@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from msgspec import Struct
 
-__all__ = ["BadInput", "Faults", "InputFault", "did_you_mean"]
+__all__ = ["ALIKE_SHOWN", "BadInput", "Faults", "InputFault", "Place", "did_you_mean"]
 
 
 class InputFault(Struct, frozen=True, order=True):
@@ -43,24 +43,50 @@ class BadInput(Exception):
         return type(self), (self.faults,)
 
 
+#: Where something stands: a file and a line.
+Place = tuple[str, int]
+
+#: A column that is wrong in every row of a long table is not worth a hundred thousand lines.
+ALIKE_SHOWN = 20
+
+
 class Faults:
     """Collects mistakes while reading goes on; the same one is kept once."""
 
     def __init__(self) -> None:
         self._found: dict[InputFault, None] = {}
+        self._alike: dict[str, int] = {}
+        self._first_left_out: dict[str, Place] = {}
 
-    def add(self, place: tuple[str, int], what: str, right: str = "") -> None:
-        """Note a mistake at `place`, which is a file and a line."""
+    def add(self, place: Place, what: str, right: str = "", *, alike: str = "") -> None:
+        """Note a mistake at `place`.
+
+        Of those that share the same `alike` only the first ALIKE_SHOWN are kept, and how many
+        more there were.
+        """
+        if alike:
+            self._alike[alike] = self._alike.get(alike, 0) + 1
+            if self._alike[alike] > ALIKE_SHOWN:
+                self._first_left_out.setdefault(alike, place)
+                return
         self._found[InputFault(*place, what, right)] = None
 
     def __len__(self) -> int:
         return len(self._found)
 
+    def all(self) -> tuple[InputFault, ...]:
+        """Every mistake, in the order of files and lines."""
+        found = list(self._found)
+        for alike, place in self._first_left_out.items():
+            more = self._alike[alike] - ALIKE_SHOWN
+            found.append(InputFault(*place, f"{alike}: {more} more like those above, from here on"))
+        files = list(dict.fromkeys(fault.file for fault in found))
+        return tuple(sorted(found, key=lambda fault: (files.index(fault.file), fault.line)))
+
     def raise_if_any(self) -> None:
-        """Raise `BadInput` with everything found so far, in the order of files and lines."""
+        """Raise `BadInput` with everything found so far."""
         if self._found:
-            order = {file: nr for nr, file in enumerate(dict.fromkeys(f.file for f in self._found))}
-            raise BadInput(sorted(self._found, key=lambda f: (order[f.file], f.line)))
+            raise BadInput(self.all())
 
 
 def did_you_mean(given: str, known: Iterable[str], *, noun: str = "") -> str:

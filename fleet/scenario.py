@@ -1,26 +1,51 @@
 """A scenario: the fleet, the update, how it is rolled out and what goes wrong.
 
-These are the values that everything else in `fleet` works on. They come from
-`load_scenario`, which has checked them, so that nobody further down has to. Times are
-integer nanoseconds, sizes bytes; fractions ("25%") are already resolved to hosts.
+`Scenario` is the value that everything else in `fleet` works on; `load_scenario` makes it from a
+TOML file and the tables that this names, and raises `BadInput` with every mistake in them. Once
+there is a `Scenario` nobody further down has to check it. Times are integer nanoseconds, sizes
+bytes; shares ("25%") are resolved to hosts. `docs/scenarios.md` describes every key.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+from hashlib import blake2b
 from pathlib import Path
+from typing import Final
 
+import msgspec
 from msgspec import Struct
 
-from fleet.bad_input import BadInput, InputFault
+from fleet.bad_input import BadInput, Faults, InputFault, did_you_mean
+from fleet.classes import read_host_classes, read_vm_classes
+from fleet.columns import read_column_map
+from fleet.costs import read_costs
+from fleet.feasibility import check_crossings, check_memory
+from fleet.fields import Fields
+from fleet.injected import read_faults
+from fleet.inventory import HOST_COLUMNS, VM_COLUMNS, Inventory, parse_release, read_hosts, read_vms
+from fleet.tables import read_table
+from fleet.toml_source import TomlSource
+from fleet.units import shown
 from node.api import FaultSpec, HostSpec, UpdatePolicy, VmSpec
 
 __all__ = [
     "BadInput",
     "GateSpec",
     "InputFault",
+    "Reading",
     "RolloutSpec",
     "Scenario",
+    "load_scenario",
+    "read_scenario",
 ]
+
+_LARGEST_SEED: Final = (1 << 63) - 1
+_MOST: Final = 1_000_000_000
+_DEFAULT_BUDGET_NS: Final = 30_000_000_000
+_ON_FREEZE_FAILURE: Final = ("give-up", "cold-reboot")
+_ON_PANIC: Final = ("cold-reboot-old", "cold-reboot-new")
 
 
 class GateSpec(Struct, frozen=True):
@@ -57,4 +82,186 @@ class Scenario(Struct, frozen=True):
     faults: tuple[FaultSpec, ...]
     cost_profile: str  # TOML text of overriding rows, "" for the built-in profile
     downtime_budget_ns: int  # what a VM's downtime is held against in reports
-    digest: str  # hex over everything above but `source`, the seed included
+    digest: str  # hex over all of the above but `source`, the seed included
+
+
+class Reading(Struct, frozen=True):
+    """A scenario and what was found out on the way to it."""
+
+    scenario: Scenario
+    inventory: Inventory
+    asked: tuple[str, ...]  # every key that a scenario file could have had
+
+
+def load_scenario(path: Path, overrides: Sequence[str] = (), seed: int | None = None) -> Scenario:
+    """Read a scenario, its tables and its cost rows, and check that it can be run.
+
+    `overrides` are `a.b=v` as `--set` takes them, `seed` replaces that of the file.
+
+    Raises:
+        BadInput: with every mistake that was found.
+    """
+    return read_scenario(path, overrides, seed).scenario
+
+
+def read_scenario(path: Path, overrides: Sequence[str] = (), seed: int | None = None) -> Reading:
+    """`load_scenario` with what `lufleet check` shows beside the scenario."""
+    faults = Faults()
+    source = TomlSource.read(path, overrides, faults)
+    if len(faults) and not source.values:
+        faults.raise_if_any()
+    root = Fields(source, source.values, faults)
+    name = root.text("name", path.stem)
+    own_seed = root.integer("seed", 1, 0, _LARGEST_SEED)
+    if seed is not None and not 0 <= seed <= _LARGEST_SEED:
+        faults.add(("--seed", 0), f"{shown(seed)} is no seed", f"0 to {_LARGEST_SEED}")
+    inventory = _read_fleet(root, path.parent, faults)
+    check_memory(inventory, faults)
+    target, update = _read_update(root, inventory, faults)
+    rollout, budget_ns = _read_rollout(root, inventory)
+    injected = read_faults(root, inventory, faults)
+    costs = read_costs(root.table("costs"), path.parent, faults)
+    root.close()
+    faults.raise_if_any()
+    scenario = Scenario(
+        name=name,
+        source=path,
+        seed=own_seed if seed is None else seed,
+        hosts=tuple(inventory.hosts.values()),
+        vms=tuple(inventory.vms.values()),
+        target_release=target,
+        rollout=rollout,
+        update=update,
+        faults=injected,
+        cost_profile=costs,
+        downtime_budget_ns=budget_ns,
+        digest="",
+    )
+    scenario = msgspec.structs.replace(scenario, digest=_digest(scenario))
+    return Reading(scenario, inventory, tuple(root.asked))
+
+
+def _digest(scenario: Scenario) -> str:
+    """Hex over the content, wherever its files lie and however they are written."""
+    content = msgspec.structs.replace(scenario, source=Path())
+    encoder = msgspec.json.Encoder(enc_hook=str, order="deterministic")
+    return blake2b(encoder.encode(content), digest_size=16).hexdigest()
+
+
+def _read_fleet(root: Fields, folder: Path, faults: Faults) -> Inventory:
+    """Hosts and VMs, from tables or from classes."""
+    inventory = Inventory()
+    fleet = root.table("fleet")
+    if fleet is None:
+        root.missing("fleet", 'hosts = "hosts.csv" and vms = "vms.csv", or [[fleet.host_class]]')
+        return inventory
+    columns = fleet.table("columns")
+    host_columns = read_column_map(columns and columns.table("hosts"), HOST_COLUMNS)
+    vm_columns = read_column_map(columns and columns.table("vms"), VM_COLUMNS)
+    if columns is not None:
+        columns.close()
+    before = len(faults)
+    if fleet.given("hosts"):
+        table = read_table(folder / fleet.text("hosts"), fleet.place("hosts"), faults)
+        if table is not None:
+            read_hosts(table, host_columns, inventory, faults)
+    classes = read_host_classes(fleet, inventory, faults)
+    if not inventory.host_places and len(faults) == before:
+        fleet.missing(
+            "hosts", 'a table with hosts, as hosts = "hosts.csv", or [[fleet.host_class]]'
+        )
+    if fleet.given("vms"):
+        inventory.alike.clear()
+        table = read_table(folder / fleet.text("vms"), fleet.place("vms"), faults)
+        if table is not None:
+            read_vms(table, vm_columns, inventory, faults)
+    read_vm_classes(fleet, classes, inventory, faults)
+    fleet.close()
+    return inventory
+
+
+def _read_update(root: Fields, inventory: Inventory, faults: Faults) -> tuple[str, UpdatePolicy]:
+    """The target release, and what a host does about trouble."""
+    fields = root.table("update")
+    if fields is None:
+        root.missing("update", '[update] with target = "7.3.4+hugetlb"')
+        return "", UpdatePolicy()
+    given = UpdatePolicy()
+    target = fields.parsed("target", parse_release, "", "the release to update to")
+    check_crossings(inventory, target, fields.place("target"), faults)
+    policy = UpdatePolicy(
+        freeze_retries=fields.integer("freeze_retries", given.freeze_retries, 0, 1000),
+        freeze_retry_delay_ns=fields.duration_ns("freeze_retry_delay", given.freeze_retry_delay_ns),
+        boot_timeout_ns=fields.duration_ns("boot_timeout", given.boot_timeout_ns, zero=False),
+        on_freeze_failure=fields.text(
+            "on_freeze_failure", given.on_freeze_failure, _ON_FREEZE_FAILURE
+        ),
+        on_panic=fields.text("on_panic", given.on_panic, _ON_PANIC),
+        restart_lost_vms=fields.boolean("restart_lost_vms", given.restart_lost_vms),
+    )
+    fields.close()
+    return target, policy
+
+
+def _read_rollout(root: Fields, inventory: Inventory) -> tuple[RolloutSpec, int]:
+    """How the update goes over the fleet, and the downtime budget."""
+    fields = root.table("rollout")
+    if fields is None:
+        root.missing("rollout", "[rollout] with canary, wave_size and [rollout.gate]")
+        return RolloutSpec(), _DEFAULT_BUDGET_NS
+    # Hosts that could not be read leave shares of nothing, which is not the share's fault.
+    hosts = len(inventory.host_places) or _MOST
+    budget_ns = fields.duration_ns("downtime_budget", _DEFAULT_BUDGET_NS, zero=False)
+    domains = _domain_sizes(inventory)
+    spread = fields.text("spread", "rack")
+    if spread and domains and spread not in domains:
+        right = did_you_mean(spread, domains, noun="failure domains")
+        fields.complain("spread", f"{shown(spread)} is no failure domain of the hosts", right)
+    rollout = RolloutSpec(
+        canary=fields.share("canary", 1, hosts, 0),
+        wave_size=fields.share("wave_size", max(1, hosts // 10), hosts, 1),
+        max_unavailable=_read_limits(fields.table("max_unavailable"), domains),
+        soak_ns=fields.duration_ns("soak", 0),
+        canary_soak_ns=fields.duration_ns("canary_soak", 0),
+        spread=spread,
+        gate=_read_gate(fields.table("gate"), hosts, len(inventory.vm_places) or _MOST),
+    )
+    fields.close()
+    return rollout, budget_ns
+
+
+def _domain_sizes(inventory: Inventory) -> dict[str, int]:
+    """Failure domain -> hosts in the smallest of its values."""
+    counts: dict[str, Counter[str]] = {}
+    for host in inventory.hosts.values():
+        for domain, value in host.domains.items():
+            counts.setdefault(domain, Counter())[value] += 1
+    return {domain: min(values.values()) for domain, values in counts.items()}
+
+
+def _read_limits(fields: Fields | None, domains: dict[str, int]) -> dict[str, int]:
+    if fields is None:
+        return {}
+    limits: dict[str, int] = {}
+    for domain in fields.free_keys():
+        if domains and domain not in domains:
+            right = did_you_mean(domain, domains, noun="failure domains")
+            fields.complain(domain, "no failure domain of the hosts", right)
+        # With a limit of 0 no host could ever be taken down.
+        limits[domain] = fields.share(domain, None, domains.get(domain, _MOST), 1)
+    return limits
+
+
+def _read_gate(fields: Fields | None, hosts: int, vms: int) -> GateSpec:
+    if fields is None:
+        return GateSpec()
+    longest = None
+    if fields.given("max_downtime"):
+        longest = fields.duration_ns("max_downtime", None, zero=False)
+    gate = GateSpec(
+        max_failed_hosts=fields.share("max_failed_hosts", 0, hosts, 0),
+        max_lost_vms=fields.share("max_lost_vms", 0, vms, 0),
+        max_downtime_ns=longest,
+    )
+    fields.close()
+    return gate
