@@ -1,0 +1,377 @@
+"""The driver: one seeded run of one scenario, from the first tick to the `RunRecord`.
+
+It stands between the pure coordinator and the shards. Virtual time advances from event to event
+(a host's update that ends, a soak that ends, a request), always in the same order: by time, then
+kind, then host. How many shards there are and where they run cannot change that order, so neither
+can it change the digest.
+
+Batching: no update ends sooner than `MIN_UPDATE_NS` after its start, so every event that lies
+before (earliest start not sent yet + `MIN_UPDATE_NS`) can be handled before anything is sent.
+What piles up meanwhile goes out together, and all shards compute at once.
+
+Unhappy paths: a driver that is cancelled or killed leaves a journal from which a later one goes
+on. A shard that breaks its promises is `ModelBug`. A request that makes no sense in the current
+state is `RolloutRefused` for whoever asked, and nothing happens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from fleet.api import FleetSnapshot, RolloutState, RunRecord
+from fleet.coordinator import (
+    Coordinator,
+    HostDone,
+    Observation,
+    Refused,
+    Request,
+    RequestKind,
+    StartHosts,
+    Tick,
+    WakeAt,
+)
+from fleet.journal import Header, Journal
+from fleet.launcher import Backend, ShardHandle, partition
+from fleet.pace import FreeRunning, Pace
+from fleet.plan import make_plan
+from fleet.scenario import Scenario
+from fleet.snapshot import Books
+from kernelmodel.errors import ModelBug
+from kernelmodel.sim.cost import CostModel
+from kernelmodel.sim.trace import Trace, TraceFile, run_digest
+from node.api import (
+    MIN_UPDATE_NS,
+    HostOutcome,
+    UpdateCommand,
+    UpdateResult,
+    VmOutcome,
+)
+
+__all__ = ["Experiment", "RolloutRefused", "journal_header", "run_rollout"]
+
+#: Wall seconds between two snapshots while nothing but single hosts changes.
+_SNAPSHOT_SECONDS = 0.1
+
+_Event = tuple[int, int, str, Observation]  # time, kind (a host's end before a tick), host, itself
+
+
+class RolloutRefused(Exception):
+    """A request that makes no sense in the rollout's current state."""
+
+
+def journal_header(scenario: Scenario, *, records_events: bool) -> Header:
+    """What a journal of this scenario is recognised by."""
+    return Header(
+        scenario=scenario.name,
+        scenario_digest=scenario.digest,
+        cost_digest=CostModel.load(scenario.cost_profile).digest(),
+        records_events=records_events,
+    )
+
+
+class Experiment:
+    """One run. Call `open`, then `run` once; backend and journal belong to the caller.
+
+    `snapshot` is replaced, never changed, whenever something has happened; `results` grows in the
+    order in which updates end. Both may be read at any time.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        backend: Backend,
+        journal: Journal,
+        *,
+        actors: int | str | None = None,
+        pace: Pace | None = None,
+        trace_path: Path | None = None,
+        on_change: Callable[[Experiment], None] | None = None,
+    ) -> None:
+        self.scenario = scenario
+        self.plan = make_plan(scenario)
+        self.results: list[UpdateResult] = []
+        self.record: RunRecord | None = None
+        self.shards: list[ShardHandle] = []
+        self._began = time.monotonic()
+        self._backend = backend
+        self._journal = journal
+        self._actors = actors
+        self._pace = pace or FreeRunning()
+        self._trace_file = None if trace_path is None else TraceFile(trace_path)
+        self._log = Trace("fleet", record=trace_path is not None)
+        self._on_change = on_change
+        self.coordinator = Coordinator(self.plan, scenario.rollout.gate, self._log)
+        self._books = Books(scenario)
+        self._shard_of: dict[str, ShardHandle] = {}
+        self._unsent: list[UpdateCommand] = []
+        self._events: list[_Event] = []
+        self._steps = 0
+        self._asked: list[tuple[RequestKind, str, asyncio.Future[str]]] = []
+        self._wakeup = asyncio.Event()  # somebody has asked for something
+        self._changed = asyncio.Event()
+        self._is_running = False
+        self._update_wall: tuple[float, float] | None = None  # first batch sent, last answered
+        self._snapshot_at = 0.0
+        self._old_results = journal.results()
+        self._old_requests = journal.requests()
+        self.snapshot: FleetSnapshot = self._books.snapshot(0, self.coordinator)
+
+    async def open(self, *, gauges: bool = False) -> None:
+        """Spawn the shards; with `gauges`, boot every host and read its counters."""
+        configs = partition(
+            self.scenario,
+            self.plan,
+            shards=self._actors,
+            records_events=self._trace_file is not None,
+            done=self._journal.history(),
+            processors=1 if self._backend.name == "local" else os.cpu_count() or 1,
+        )
+        self.shards = [self._backend.spawn(config) for config in configs]
+        self._shard_of = {host: shard for shard in self.shards for host in shard.hosts}
+        if gauges:
+            for counters in await asyncio.gather(*(s.call("gauges") for s in self.shards)):
+                self._books.gauged(counters)
+            self._refresh()
+
+    def shard_of(self, host: str) -> ShardHandle:
+        """The shard that a host lives in; KeyError if there is no such host."""
+        return self._shard_of[host]
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the rollout has begun and not ended."""
+        return self._is_running
+
+    async def request(self, kind: RequestKind, why: str = "") -> None:
+        """Pause, resume or abort the rollout; returns when it has obeyed.
+
+        Raises:
+            RolloutRefused: the rollout's state forbids it.
+        """
+        if not self._is_running:
+            ended = f"is {self.coordinator.state} already"
+            raise RolloutRefused(
+                f"the rollout {ended if self.coordinator.state.is_final else 'has not started'}"
+            )
+        answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._asked.append((kind, why, answer))
+        self._wakeup.set()
+        if refusal := await answer:
+            raise RolloutRefused(refusal)
+
+    async def changed(self) -> None:
+        """Return when the snapshot has been replaced."""
+        await self._changed.wait()
+
+    async def run(self) -> RunRecord:
+        """The rollout, from its first tick to the record of it.
+
+        Raises:
+            ModelBug: the simulator is wrong.
+            HostUnreachable: a shard cannot be kept alive.
+        """
+        self._is_running = True
+        try:
+            self._emit_header()
+            self._step(Tick(0))
+            while not self.coordinator.is_finished:
+                await self._advance()
+            self._books.over()
+            self.record = await self._make_record()
+        finally:
+            self._is_running = False
+            self._refuse_the_rest()
+            if self._trace_file is not None:
+                self._trace_file.close()
+            self._refresh()
+        return self.record
+
+    async def _advance(self) -> None:
+        """One step of the coordinator, or one thing that has to come before the next."""
+        if (old := self._old_requests.pop(self._steps, None)) is not None:
+            self._step(old)
+            return
+        due = self._events[0] if self._events else None
+        if self._unsent and (due is None or due[0] >= self._unsent[0].start_ns + MIN_UPDATE_NS):
+            await self._send()
+        elif self._asked:
+            self._obey()
+        elif due is None and self.coordinator.state is not RolloutState.PAUSED:
+            raise ModelBug(f"{self.coordinator.state} with nothing left that could happen")
+        elif await self._pace.glance(None if due is None else due[0], self._wakeup):
+            if not self._asked:
+                self._step(heapq.heappop(self._events)[-1])
+        else:
+            self._refresh()
+
+    def _step(self, observation: Observation) -> str:
+        """Feed the coordinator and do as it says; why it refused, "" if it did not."""
+        state = self.coordinator.state
+        actions = self.coordinator.step(observation)
+        for action in actions:
+            if isinstance(action, Refused):
+                return action.why
+        if isinstance(observation, Request):
+            self._journal.obeyed(self._steps, observation)
+        elif isinstance(observation, HostDone):
+            self._end_update(observation.result)
+        self._steps += 1
+        for action in actions:
+            if isinstance(action, StartHosts):
+                self._unsent += action.commands
+                for command in action.commands:
+                    self._books.started(command.host)
+            elif isinstance(action, WakeAt):
+                heapq.heappush(self._events, (action.at_ns, 1, "", Tick(action.at_ns)))
+        if self._trace_file is not None:
+            self._trace_file.write("fleet", self._log.take_events())
+        self._refresh(at_once=self.coordinator.state is not state)
+        return ""
+
+    def _obey(self) -> None:
+        """Put what people asked for to the coordinator, at the present virtual instant."""
+        self._wakeup.clear()
+        asked, self._asked = self._asked, []
+        now_ns = self._now_ns()
+        for kind, why, answer in asked:
+            refusal = self._step(Request(now_ns, kind, why))
+            if not answer.done():  # who asked may have gone
+                answer.set_result(refusal)
+
+    def _refuse_the_rest(self) -> None:
+        for _, _, answer in self._asked:
+            if not answer.done():
+                answer.set_result(f"the rollout is {self.coordinator.state} already")
+        self._asked.clear()
+
+    async def _send(self) -> None:
+        """Have everything computed that was started and not sent; one message a shard."""
+        batch, self._unsent = self._unsent, []
+        self._journal.sent(batch)
+        messages: dict[int, list[UpdateCommand]] = {}
+        shards = {id(shard): shard for shard in self.shards}
+        for command in batch:
+            old = self._old_results.pop((command.host, command.seq), None)
+            if old is None:
+                messages.setdefault(id(self._shard_of[command.host]), []).append(command)
+            else:
+                self._take(command, old)
+        if not messages:
+            return
+        began = time.monotonic() if self._update_wall is None else self._update_wall[0]
+        with self._pace.held():
+            await asyncio.gather(
+                *(self._ask_shard(shards[key], commands) for key, commands in messages.items())
+            )
+        self._update_wall = (began, time.monotonic())
+
+    async def _ask_shard(self, shard: ShardHandle, commands: Sequence[UpdateCommand]) -> None:
+        for at in range(0, len(commands), self._backend.batch):
+            part = list(commands[at : at + self._backend.batch])
+            results: list[UpdateResult] = await shard.call("update", part, history=part)
+            self._journal.answered(results)
+            for command, result in zip(part, results, strict=True):
+                self._take(command, result)
+
+    def _take(self, command: UpdateCommand, result: UpdateResult) -> None:
+        """Hold a shard to its promises and put the end of the update on the agenda."""
+        asked = (command.host, command.seq, command.start_ns)
+        if (result.host, result.seq, result.start_ns) != asked:
+            raise ModelBug(f"asked for {asked}, got {(result.host, result.seq, result.start_ns)}")
+        if result.end_ns < result.start_ns + MIN_UPDATE_NS:
+            raise ModelBug(f"{result.host}: updated in {result.end_ns - result.start_ns} ns")
+        heapq.heappush(self._events, (result.end_ns, 0, result.host, HostDone(result)))
+        self._books.answered(result)
+        self._refresh()
+
+    def _end_update(self, result: UpdateResult) -> None:
+        self._books.ended(result)
+        if self._trace_file is not None:
+            self._trace_file.write(f"host/{result.host}", result.events)
+        self.results.append(replace(result, events=b""))
+
+    def _now_ns(self) -> int:
+        """The present virtual instant: never beyond an event that is still to come."""
+        if self.coordinator.is_finished or not self._is_running:
+            return self.coordinator.now_ns
+        now_ns = self._pace.now_ns(self.coordinator.now_ns)
+        return min(now_ns, self._events[0][0]) if self._events else now_ns
+
+    def _refresh(self, *, at_once: bool = True) -> None:
+        """Replace the snapshot and tell whoever waits for that."""
+        if not at_once and time.monotonic() < self._snapshot_at + _SNAPSHOT_SECONDS:
+            return
+        self._snapshot_at = time.monotonic()
+        self.snapshot = self._books.snapshot(self._now_ns(), self.coordinator)
+        self._changed.set()
+        self._changed = asyncio.Event()
+        if self._on_change is not None:
+            self._on_change(self)
+
+    def _emit_header(self) -> None:
+        """What the digest rests on besides the events themselves."""
+        self._log.emit(
+            0,
+            "plan",
+            scenario=self.scenario.digest,
+            costs=CostModel.load(self.scenario.cost_profile).digest(),
+            target=self.plan.target_release,
+            hosts=len(self.plan.hosts),
+            waves=len(self.plan.waves),
+        )
+
+    async def _make_record(self) -> RunRecord:
+        scenario = self.scenario
+        hosts = {host.name: HostOutcome.SKIPPED for host in scenario.hosts}
+        vms = {vm.name: VmOutcome.PRESERVED for vm in scenario.vms}
+        streams = {"fleet": self._log.hexdigest()}
+        for result in self.results:
+            hosts[result.host] = result.outcome
+            vms |= {vm.name: vm.outcome for vm in result.vms}
+            streams[f"host/{result.host}"] = result.digest
+        first, last = self._update_wall or (0.0, 0.0)
+        return RunRecord(
+            scenario=scenario,
+            seed=scenario.seed,
+            state=self.coordinator.state,
+            why=self.coordinator.why,
+            results=tuple(sorted(self.results, key=lambda r: (r.end_ns, r.host))),
+            hosts=hosts,
+            vms=vms,
+            waves=self.coordinator.wave_records,
+            virtual_ns=self.coordinator.now_ns,
+            digest=run_digest(streams),
+            cost_digest=CostModel.load(scenario.cost_profile).digest(),
+            wall_seconds=time.monotonic() - self._began,
+            peak_rss_bytes=await self._backend.peak_rss_bytes(),
+            backend=self._backend.name,
+            actors=len(self.shards),
+            host_updates_wall_seconds=last - first,
+        )
+
+
+async def run_rollout(
+    scenario: Scenario,
+    backend: Backend,
+    journal: Journal | None = None,
+    *,
+    actors: int | str | None = None,
+    trace_path: Path | None = None,
+    on_change: Callable[[Experiment], None] | None = None,
+) -> RunRecord:
+    """One free-running rollout to its end; the journal is kept in memory unless given."""
+    if journal is None:
+        header = journal_header(scenario, records_events=trace_path is not None)
+        journal = Journal.create(None, header)
+    experiment = Experiment(
+        scenario, backend, journal, actors=actors, trace_path=trace_path, on_change=on_change
+    )
+    await experiment.open()
+    return await experiment.run()

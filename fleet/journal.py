@@ -1,0 +1,172 @@
+"""The durable record of a run: what was sent, what came back, what people asked for.
+
+One SQLite file per run. A command is in it before it is sent, a result before the coordinator
+hears of it, a request with the number of the step at which it was obeyed. Hosts are deterministic,
+so this is all it takes to go on after the driver died: the coordinator is stepped from the
+beginning, gets journaled results instead of fresh ones, and arrives where it was, on the same
+digest.
+
+The file is in WAL mode with `synchronous=NORMAL`: it survives the death of the process at any
+point; the last moments may be missing after a power cut, and are then simply run again.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import msgspec
+from msgspec import Struct
+
+from fleet.coordinator import Request
+from node.api import HostCall, UpdateCommand, UpdateResult
+
+__all__ = ["Header", "Journal", "JournalError"]
+
+_FORMAT: Final = 1
+
+_SCHEMA: Final = """
+CREATE TABLE header (body BLOB NOT NULL);
+CREATE TABLE deed (  -- an UpdateCommand, or without a seq a HostCall
+    nr INTEGER PRIMARY KEY, host TEXT NOT NULL, seq INTEGER, body BLOB NOT NULL,
+    UNIQUE (host, seq)
+);
+CREATE TABLE result (
+    host TEXT NOT NULL, seq INTEGER NOT NULL, body BLOB NOT NULL, PRIMARY KEY (host, seq)
+);
+CREATE TABLE request (step INTEGER NOT NULL, body BLOB NOT NULL);
+"""
+
+_encode = msgspec.msgpack.encode
+
+
+class JournalError(Exception):
+    """There is no run to go on with, or it is not a run of this scenario."""
+
+
+class Header(Struct, frozen=True):
+    """What must be the same for a run to go on from a journal."""
+
+    scenario: str
+    scenario_digest: str  # the seed is in it
+    cost_digest: str
+    records_events: bool  # results carry their events
+    format: int = _FORMAT
+
+
+class Journal:
+    """One run's journal, open for writing; a context manager. Made by `create` or `resume`."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._db = database
+
+    @classmethod
+    def create(cls, path: Path | None, header: Header) -> Journal:
+        """A journal for a new run; one that lies at `path` already is replaced.
+
+        Without a path it is kept in memory and dies with the process.
+        """
+        if path is not None:
+            for suffix in ("", "-wal", "-shm"):
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
+        db = _connect(path)
+        db.executescript(_SCHEMA)
+        with db:
+            db.execute("INSERT INTO header VALUES (?)", [_encode(header)])
+        return cls(db)
+
+    @classmethod
+    def resume(cls, path: Path, header: Header) -> Journal:
+        """The journal of a run that was interrupted.
+
+        Raises:
+            JournalError: there is none, or it belongs to another scenario, seed or cost profile.
+        """
+        if not path.is_file():
+            raise JournalError(f"{path}: there is no run to resume")
+        found = _read_header(path)
+        for name in header.__struct_fields__:
+            ours, theirs = getattr(header, name), getattr(found, name)
+            if ours != theirs:
+                what = name.replace("_", " ")
+                raise JournalError(f"{path}: belongs to another run, its {what} is {theirs!r}")
+        return cls(_connect(path))
+
+    def sent(self, commands: Iterable[UpdateCommand]) -> None:
+        """Note commands; to be called before they go out."""
+        self._insert("deed", [(None, c.host, c.seq, _encode(c)) for c in commands])
+
+    def called(self, call: HostCall) -> None:
+        """Note a call of `HostService`; to be called before it is acknowledged."""
+        self._insert("deed", [(None, call.host, None, _encode(call))])
+
+    def answered(self, results: Iterable[UpdateResult]) -> None:
+        """Note results; to be called before anyone acts on them."""
+        self._insert("result", [(r.host, r.seq, _encode(r)) for r in results])
+
+    def obeyed(self, step: int, request: Request) -> None:
+        """Note a request that was obeyed as the coordinator's observation number `step`."""
+        self._insert("request", [(step, _encode(request))])
+
+    def results(self) -> dict[tuple[str, int], UpdateResult]:
+        """Every journaled result by host and sequence number."""
+        decode = msgspec.msgpack.Decoder(UpdateResult).decode
+        rows = self._db.execute("SELECT body FROM result ORDER BY host, seq")
+        results = (decode(body) for (body,) in rows)
+        return {(result.host, result.seq): result for result in results}
+
+    def history(self) -> list[UpdateCommand | HostCall]:
+        """What was done to hosts, in the order in which it was; unanswered commands left out."""
+        command = msgspec.msgpack.Decoder(UpdateCommand).decode
+        call = msgspec.msgpack.Decoder(HostCall).decode
+        rows = self._db.execute(
+            "SELECT deed.seq, deed.body FROM deed LEFT JOIN result USING (host, seq)"
+            " WHERE deed.seq IS NULL OR result.body IS NOT NULL ORDER BY nr"
+        )
+        return [call(body) if seq is None else command(body) for seq, body in rows]
+
+    def requests(self) -> dict[int, Request]:
+        """The requests by the step at which each was obeyed."""
+        decode = msgspec.msgpack.Decoder(Request).decode
+        rows = self._db.execute("SELECT step, body FROM request")
+        return {step: decode(body) for step, body in rows}
+
+    def close(self) -> None:
+        """Close the file; further calls do nothing."""
+        self._db.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _insert(self, table: str, rows: list[tuple[object, ...]]) -> None:
+        """Write rows in one transaction; a command that is sent again replaces itself."""
+        if rows:
+            marks = ", ".join("?" * len(rows[0]))
+            with self._db:
+                self._db.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", rows)  # noqa: S608 - our own table names
+
+
+def _connect(path: Path | None) -> sqlite3.Connection:
+    db = sqlite3.connect(":memory:" if path is None else path)
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = NORMAL")
+    return db
+
+
+def _read_header(path: Path) -> Header:
+    db = sqlite3.connect(path)
+    try:
+        row = db.execute("SELECT body FROM header").fetchone()
+        return msgspec.msgpack.decode(row[0] if row else b"", type=Header)
+    except (sqlite3.DatabaseError, msgspec.DecodeError) as error:
+        raise JournalError(f"{path}: not the journal of a run ({error})") from None
+    finally:
+        db.close()
