@@ -153,6 +153,10 @@ class Hstate:
         self._bootmem.setdefault(nid, []).extend(runs)
         return n - sum(count for _, count in runs)
 
+    def bootmem_runs(self) -> Mapping[int, Runs]:
+        """Gigantic pages taken at boot and not yet in the pool: (address, pages) by node."""
+        return self._bootmem
+
     def init(self, allocator: PageAllocator) -> int:
         """Fill the pool at its initcall; returns the pages taken from the page allocator.
 

@@ -124,7 +124,12 @@ class _Parser:
             self.warnings.append(f"hugepages={value} is no number and no list of nodes, ignored")
 
     def result(self) -> HugetlbRequest:
-        """What stands after the last parameter. C: the start of hugetlb_init()."""
+        """What stands after the last parameter.
+
+        Both sizes exist in the end. C: gigantic_pages_init(), the start of hugetlb_init().
+        """
+        self.size(GIGANTIC_ORDER)
+        self.size(HPAGE_ORDER)
         if self.default is None:
             self.default = self.size(HPAGE_ORDER)
             if self.early.nr and self.default.nr:

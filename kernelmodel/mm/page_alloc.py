@@ -194,8 +194,24 @@ class PageAllocator:
     # Freeing.
 
     def free_pages(self, pfn: int, order: int) -> None:
-        """Give one block back. C: __free_pages()."""
-        self.free_run(pfn, 1 << order)
+        """Give one block back. C: __free_pages().
+
+        Raises:
+            ModelBug: a page of it is free already, or does not exist.
+        """
+        zone, start, end = next(self._by_zone(pfn, pfn + (1 << order)))
+        area = zone.areas[MigrateType.CMA if zone.cma and pfn in zone.cma else MigrateType.OTHER]
+        size = 1 << order
+        if end - start < size or pfn % size or order > MAX_PAGE_ORDER or any(area.low[:order]):
+            self.free_run(pfn, 1 << order)
+            return
+        # No smaller block is free, so only one that is as large could hold this one.
+        for larger in range(order, MAX_PAGE_ORDER):
+            if pfn & -(1 << larger) in area.low[larger]:
+                raise ModelBug(f"double free of page frame {pfn:#x}, order {order}")
+        if pfn >> MAX_PAGE_ORDER in area.top:
+            raise ModelBug(f"double free of page frame {pfn:#x}, order {order}")
+        _put_one(area, pfn, order)
 
     def free_run(self, pfn: int, nr_pages: int) -> None:
         """Give a run of pages back, however they were allocated.
@@ -308,6 +324,8 @@ class PageAllocator:
         """
         left = end - start
         for node in self.nodes.values():
+            if not left:
+                return
             for low, high in node.spans.within(start, end):
                 for zone in node.zones:
                     first, last = max(low, zone.start_pfn), min(high, zone.end_pfn)
@@ -407,12 +425,7 @@ def _free_ranges(zone: Zone, start: int, end: int) -> Iterator[tuple[int, int]]:
 
 
 def _free_in(zone: Zone, start: int, end: int) -> tuple[int, int] | None:
-    """Some free part of [start, end), or None. On the path of every free, hence without loops."""
-    first, last = start >> MAX_PAGE_ORDER, -(-end // MAX_ORDER_NR_PAGES)
-    for area in zone.areas:
-        if area.top.overlaps(first, last) or any(area.low):
-            return next(_free_ranges(zone, start, end), None)
-    return None
+    return next(_free_ranges(zone, start, end), None)
 
 
 def _all_free(zone: Zone) -> Iterator[tuple[int, int]]:
