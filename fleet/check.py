@@ -1,0 +1,216 @@
+"""`lufleet check`: what a scenario says, in tables that a person can read.
+
+`read_scenario` has refused whatever cannot be run; this shows what it understood, so that one sees
+before a run that the memory column was taken for bytes, that a rack is nearly full, or in which
+wave a host comes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from fleet.host_memory import estimate, memfd_need
+from fleet.plan import PlannedWave, make_plan
+from fleet.scenario import Reading, Scenario
+from fleet.units import show_duration, show_size
+from kernelmodel.releases import CATALOGUE
+from node.api import Backing, FaultSpec, HostSpec, VmSpec
+
+__all__ = ["summary"]
+
+_MOST_WAVES_SHOWN = 12
+_MOST_FAULTS_SHOWN = 20
+_HUGE = (Backing.HUGETLB_2M, Backing.HUGETLB_1G)
+
+
+def summary(reading: Reading) -> RenderableType:
+    """The whole of it, for a rich console."""
+    scenario = reading.scenario
+    parts: list[RenderableType] = [_head(scenario), _racks(scenario)]
+    if scenario.vms:
+        parts.append(_backings(scenario.vms))
+    parts.append(_waves(scenario))
+    if scenario.faults:
+        parts.append(_faults(scenario.faults))
+    parts += [Text(note) for note in _notes(reading)]
+    return Group(*parts)
+
+
+def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
+    """A table with columns of text and then columns of figures."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for name in left:
+        table.add_column(name)
+    for name in right:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _head(scenario: Scenario) -> Text:
+    releases = ", ".join(dict.fromkeys(host.release for host in scenario.hosts))
+    rows = {
+        "scenario": f"{scenario.name}, seed {scenario.seed}, digest {scenario.digest}",
+        "fleet": f"{len(scenario.hosts)} hosts, {len(scenario.vms)} VMs",
+        "update": f"{releases} → {CATALOGUE[scenario.target_release].title}",
+        "budget": f"{show_duration(scenario.downtime_budget_ns)} of downtime per VM",
+    }
+    return Text("\n".join(f"{name:9} {value}" for name, value in rows.items()) + "\n")
+
+
+def _racks(scenario: Scenario) -> Table:
+    """Hosts, memory and pools by rack; use is that of the fullest host."""
+    racks: dict[str, list[HostSpec]] = {}
+    for host in scenario.hosts:
+        racks.setdefault(host.domains["rack"], []).append(host)
+    vms: dict[str, list[VmSpec]] = {}
+    for vm in scenario.vms:
+        vms.setdefault(vm.host, []).append(vm)
+    table = _table(
+        "Hosts by rack (pages and room: used of all, and on the fullest host)",
+        ("rack", "releases"),
+        ("hosts", "memory", "VMs", "2MiB pages", "1GiB pages", "room for memfds"),
+    )
+    for rack, hosts in racks.items():
+        on_rack = [vms.get(host.name, []) for host in hosts]
+        table.add_row(
+            rack,
+            ", ".join(dict.fromkeys(host.release for host in hosts)),
+            str(len(hosts)),
+            show_size(sum(sum(host.node_bytes) for host in hosts)),
+            str(sum(map(len, on_rack))),
+            *(_use(_pool_use(hosts, on_rack, b), str) for b in _HUGE),
+            _use(_memfd_use(hosts, on_rack), show_size),
+        )
+    return table
+
+
+def _pool_use(
+    hosts: list[HostSpec], vms: list[list[VmSpec]], backing: Backing
+) -> list[tuple[int, int]]:
+    """Pages used and pages there, host by host."""
+    page = backing.page_bytes
+    return [
+        (
+            sum(-(-vm.memory_bytes // page) for vm in held if vm.backing is backing),
+            sum(pool.count for pool in host.hugepages if pool.page_bytes == page),
+        )
+        for host, held in zip(hosts, vms, strict=True)
+    ]
+
+
+def _memfd_use(hosts: list[HostSpec], vms: list[list[VmSpec]]) -> list[tuple[int, int]]:
+    """Bytes that plain memfd VMs need and bytes that are left for them, host by host."""
+    return [
+        (
+            sum(memfd_need(vm.memory_bytes) for vm in held if vm.backing is Backing.MEMFD),
+            estimate(host).left,
+        )
+        for host, held in zip(hosts, vms, strict=True)
+    ]
+
+
+def _use(pairs: list[tuple[int, int]], show: Callable[[int], str]) -> str:
+    used, there = sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)
+    if not there:
+        return "–"
+    fullest = max(used * 100 // there for used, there in pairs if there)
+    return f"{show(used)} of {show(there)}, {fullest}%"
+
+
+def _backings(vms: Sequence[VmSpec]) -> Table:
+    table = _table(
+        "VMs by backing",
+        ("backing", "pages"),
+        ("VMs", "memory", "smallest", "median", "90%", "largest", "vCPUs"),
+    )
+    for backing in Backing:
+        sizes = sorted(vm.memory_bytes for vm in vms if vm.backing is backing)
+        if sizes:
+            table.add_row(
+                backing.value,
+                backing.page_label,
+                str(len(sizes)),
+                show_size(sum(sizes)),
+                *(show_size(_quantile(sizes, percent)) for percent in (0, 50, 90, 100)),
+                str(sum(vm.vcpus for vm in vms if vm.backing is backing)),
+            )
+    return table
+
+
+def _quantile(values: Sequence[int], percent: int) -> int:
+    """Nearest rank, as in results."""
+    return values[max(-(-len(values) * percent // 100), 1) - 1]
+
+
+def _waves(scenario: Scenario) -> Table:
+    plan = make_plan(scenario)
+    limits = ", ".join(f"{most} per {key}" for key, most in plan.max_unavailable.items())
+    racks = {host.name: host.domains["rack"] for host in scenario.hosts}
+    title = f"Waves (at once at most: {limits})" if limits else "Waves"
+    table = _table(title, ("wave", "first hosts", "by rack"), ("hosts", "soak"))
+    shown: list[PlannedWave | None] = list(plan.waves)
+    if len(shown) > _MOST_WAVES_SHOWN:
+        shown[_MOST_WAVES_SHOWN - 2 : -1] = [None]
+    for wave in shown:
+        if wave is None:
+            table.add_row("…", f"{len(plan.waves) - _MOST_WAVES_SHOWN + 1} more")
+            continue
+        by_rack = Counter(racks[host] for host in wave.hosts)
+        table.add_row(
+            wave.name,
+            _some(wave.hosts, 4),
+            _some([f"{rack} {n}" for rack, n in sorted(by_rack.items())], 6),
+            str(len(wave.hosts)),
+            show_duration(wave.soak_ns),
+        )
+    return table
+
+
+def _some(names: Iterable[str], most: int) -> str:
+    listed = list(names)
+    return ", ".join(listed[:most]) + (", …" if len(listed) > most else "")
+
+
+def _faults(faults: Sequence[FaultSpec]) -> Table:
+    table = _table("Injected faults", ("host", "kind", "details"), ("times",))
+    for fault in faults[:_MOST_FAULTS_SHOWN]:
+        details = {
+            "VM": fault.vm,
+            "factor": f"{fault.factor:g}" if fault.factor != 1.0 else "",
+            "errno": fault.errno,
+        }
+        table.add_row(
+            fault.host,
+            fault.kind,
+            ", ".join(f"{name} {value}" for name, value in details.items() if value),
+            str(fault.times) if fault.times else "always",
+        )
+    if len(faults) > _MOST_FAULTS_SHOWN:
+        table.add_row("…", f"{len(faults) - _MOST_FAULTS_SHOWN} more")
+    return table
+
+
+def _notes(reading: Reading) -> list[str]:
+    """What is allowed, and worth knowing."""
+    scenario = reading.scenario
+    notes = [
+        f"{file}: columns not used: {', '.join(columns)}"
+        for file, columns in reading.inventory.unused.items()
+        if columns
+    ]
+    plan = make_plan(scenario)
+    if plan.up_to_date:
+        count = len(plan.up_to_date)
+        notes.append(f"{count} hosts run {scenario.target_release} already and are left alone")
+    empty = len(scenario.hosts) - len({vm.host for vm in scenario.vms})
+    if empty:
+        notes.append(f"{empty} hosts have no VMs")
+    if CATALOGUE[scenario.target_release].proposal:
+        name = scenario.target_release
+        notes.append(f"{name} is a proposal: Linux 7.3 as released preserves plain memfds only")
+    return notes
