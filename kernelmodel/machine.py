@@ -103,13 +103,16 @@ class Firmware:
     """All that reaches a booting kernel beside the bytes in memory.
 
     `fdt` and `scratch` are (physical address, size in bytes) of KHO's root FDT and of its
-    scratch array, None on a cold boot. C: struct kho_data, SETUP_KEXEC_KHO.
+    scratch array, None on a cold boot (C: struct kho_data, SETUP_KEXEC_KHO); `kernel` and
+    `initrd` say where the loader put those two (C: struct boot_params).
     """
 
     cmdline: str
     memory_map: tuple[MemoryRange, ...]
     fdt: tuple[int, int] | None = None
     scratch: tuple[int, int] | None = None
+    kernel: tuple[int, int] | None = None
+    initrd: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +232,17 @@ class PhysicalMemory:
             for frame in [f for f in self._pages if pfn <= f < pfn + nr_pages]:
                 del self._pages[frame]
         self._runs.clear(pfn, pfn + nr_pages)
+
+    def copy(self, source: int, target: int, nr_pages: int) -> None:
+        """Copy whole frames; the two ranges do not overlap."""
+        pieces = list(self.segments(source, nr_pages))
+        self.zero(target, nr_pages)
+        for pfn, frames, content, first in pieces:
+            at = target + pfn - source
+            if content is not None:
+                self._runs.put(at, at + frames, (content, at - first))
+            elif pfn in self._pages:
+                self._pages[at] = bytes(self._pages[pfn])
 
     def segments(self, pfn: int, nr_pages: int) -> Iterator[tuple[int, int, Content | None, int]]:
         """What frames [pfn, pfn + nr_pages) hold, ascending, in as few pieces as there are.

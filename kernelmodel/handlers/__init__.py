@@ -1,0 +1,29 @@
+"""File handlers: which files a kernel can preserve, one file each.
+
+Linux 7.3 has one, for plain memfds. A release with the hugetlb proposal has a second.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kernelmodel.handlers.hugetlb_memfd import HugetlbMemfdHandler
+from kernelmodel.handlers.memfd import MemfdHandler
+from kernelmodel.hugetlb_designs.flb_counts import FlbCounts
+
+if TYPE_CHECKING:
+    from kernelmodel.kernel import Kernel
+
+__all__ = ["HugetlbMemfdHandler", "MemfdHandler", "register_handlers"]
+
+
+def register_handlers(kernel: Kernel) -> None:
+    """The late initcalls of the handlers that this release has. Raises: NotSupported, …"""
+    release = kernel.release
+    if release.memfd is not None:
+        kernel.luo.register_file_handler(MemfdHandler(kernel, release.memfd))
+    if release.hugetlb is not None and release.hugemfd is not None:
+        counts = FlbCounts(kernel, release.hugetlb)
+        handler = HugetlbMemfdHandler(kernel, release.hugemfd, counts)
+        kernel.luo.register_file_handler(handler)
+        kernel.luo.flbs.register(handler, counts.flb)

@@ -86,10 +86,14 @@ class _Folios:
         if start < end:
             yield start, end
 
+    def within(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """What [start, end) holds as (index, pfn, number of folios), ascending by index."""
+        for low, high, shift in self._map.within(start, end):
+            yield low, (low + shift) << self.order, high - low
+
     def runs(self) -> Iterator[tuple[int, int, int]]:
         """Everything as (index, pfn, number of folios), ascending by index."""
-        for low, high, shift in self._map:
-            yield low, (low + shift) << self.order, high - low
+        return self.within(0, _LAST)
 
 
 class HugetlbInode:

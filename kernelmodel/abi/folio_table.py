@@ -1,0 +1,179 @@
+"""Tables of folio entries: 16 bytes each, {u64 pfn:52, flags:12; u64 index}.
+
+memfd (struct memfd_luo_folio_ser) and the hugetlb proposal (struct hugemfd_folio_ser, whose
+upper 12 bits are reserved) share the layout. A VM's table has an entry per folio, a quarter of
+a million for a gigabyte of 4 KiB pages, but its entries come in runs in which pfn and index
+grow evenly. `FolioRun` is such a run, `FolioTable` the memory content that a list of them
+yields, and `parse_folio_table` the way back: from content rules where memory still holds them,
+from plain bytes everywhere else, with the same result.
+"""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+import numpy as np
+
+from kernelmodel.machine import PAGE_SIZE, PhysicalMemory
+
+__all__ = ["FOLIO_SER_SIZE", "FolioRun", "FolioTable", "parse_folio_table"]
+
+FOLIO_SER_SIZE = 16
+_PER_PAGE = PAGE_SIZE // FOLIO_SER_SIZE
+_PFN_MASK = (1 << 52) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class FolioRun:
+    """`nr` entries: pfn, pfn + step, … at index, index + index_step, …, all with `flags`."""
+
+    pfn: int
+    index: int
+    nr: int
+    step: int
+    index_step: int
+    flags: int = 0
+
+    def cut(self, first: int, last: int) -> FolioRun:
+        """Entries [first, last) of the run."""
+        return FolioRun(
+            self.pfn + first * self.step,
+            self.index + first * self.index_step,
+            last - first,
+            self.step,
+            self.index_step,
+            self.flags,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FolioTable:
+    """The table as memory content; behind the last entry its pages are zero."""
+
+    runs: tuple[FolioRun, ...]
+    _ends: tuple[int, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_ends", tuple(accumulate(run.nr for run in self.runs)))
+
+    def slice(self, first: int, last: int) -> Iterator[FolioRun]:
+        """The runs of entries [first, last), cut to it."""
+        at = bisect_right(self._ends, first)
+        while at < len(self.runs) and first < last:
+            run, end = self.runs[at], self._ends[at]
+            base = end - run.nr
+            yield run.cut(first - base, min(last, end) - base)
+            first, at = end, at + 1
+
+    def page(self, index: int) -> bytes:
+        """The bytes of the table's page `index`."""
+        out = np.zeros((_PER_PAGE, 2), dtype="<u8")
+        at = 0
+        for run in self.slice(index * _PER_PAGE, (index + 1) * _PER_PAGE):
+            steps = np.arange(run.nr, dtype=np.uint64)
+            entry = np.uint64(run.pfn | run.flags << 52)
+            out[at : at + run.nr, 0] = entry + steps * np.uint64(run.step)
+            out[at : at + run.nr, 1] = np.uint64(run.index) + steps * np.uint64(run.index_step)
+            at += run.nr
+        return out.tobytes()
+
+    def key(self) -> bytes:
+        """All fields of all runs."""
+        return b"folios" + b"".join(
+            struct.pack("<QQQQQQ", r.pfn, r.index, r.nr, r.step, r.index_step, r.flags)
+            for r in self.runs
+        )
+
+
+def parse_folio_table(
+    memory: PhysicalMemory, extents: list[tuple[int, int]], nr_folios: int
+) -> list[FolioRun]:
+    """Read `nr_folios` entries from a table that lies in `extents` (pfn, nr_pages).
+
+    Returns runs in table order; how entries are gathered into runs depends on how memory holds
+    them and is not part of the result's meaning.
+    """
+    runs: list[FolioRun] = []
+    left = nr_folios
+    for pfn, nr_pages in extents:
+        for frame, frames, content, first in memory.segments(pfn, nr_pages):
+            take = min(left, frames * _PER_PAGE)
+            if take <= 0:
+                return runs
+            if isinstance(content, FolioTable):
+                got = 0
+                for run in content.slice(first * _PER_PAGE, first * _PER_PAGE + take):
+                    _append(runs, run)
+                    got += run.nr
+                if got < take:  # the zeroes behind the last entry, read as entries
+                    _append(runs, FolioRun(0, 0, take - got, 0, 0))
+            elif content is None and frames > 1:
+                _append(runs, FolioRun(0, 0, take, 0, 0))
+            else:
+                for page in range(frames):
+                    part = min(take - page * _PER_PAGE, _PER_PAGE)
+                    if part > 0:
+                        for run in _parse_page(memory.page(frame + page), part):
+                            _append(runs, run)
+            left -= take
+    return runs
+
+
+def _append(runs: list[FolioRun], run: FolioRun) -> None:
+    """Add a run, joined to the last one where it goes on as that did."""
+    if runs:
+        last = runs[-1]
+        step = last.step if last.nr > 1 else run.pfn - last.pfn
+        index_step = last.index_step if last.nr > 1 else run.index - last.index
+        if (
+            last.flags == run.flags
+            and run.pfn == last.pfn + step * last.nr
+            and run.index == last.index + index_step * last.nr
+            and (run.nr == 1 or (run.step, run.index_step) == (step, index_step))
+            and step > 0
+            and index_step > 0
+        ):
+            runs[-1] = FolioRun(last.pfn, last.index, last.nr + run.nr, step, index_step, run.flags)
+            return
+    runs.append(run)
+
+
+def _parse_page(page: bytes | bytearray, nr: int) -> Iterator[FolioRun]:
+    entries = np.frombuffer(bytes(page), dtype="<u8").reshape(_PER_PAGE, 2)[:nr]
+    words, indexes = entries[:, 0], entries[:, 1]
+    if nr == 1:
+        cuts = np.zeros(0, dtype=np.intp)
+    else:
+        word_steps, index_steps = np.diff(words), np.diff(indexes)
+        changes = (word_steps[1:] != word_steps[:-1]) | (index_steps[1:] != index_steps[:-1])
+        cuts = np.flatnonzero(changes) + 2
+    first = 0
+    for last in [*cuts.tolist(), nr]:
+        if last <= first:
+            continue
+        word, index = int(words[first]), int(indexes[first])
+        steps = (0, 0)
+        if last - first > 1:
+            # u64 wraps round; an entry that runs backwards makes a negative step
+            steps = (
+                _signed(int(words[first + 1]) - word),
+                _signed(int(indexes[first + 1]) - index),
+            )
+        flags = word >> 52
+        end_word = word + steps[0] * (last - first - 1)
+        if 0 <= end_word < 1 << 64 and end_word >> 52 == flags:
+            yield FolioRun(word & _PFN_MASK, index, last - first, steps[0], steps[1], flags)
+        else:  # the step runs through the flag bits: no even run, entry by entry
+            for at in range(first, last):
+                word = int(words[at])
+                yield FolioRun(word & _PFN_MASK, int(indexes[at]), 1, 0, 0, word >> 52)
+        first = last
+
+
+def _signed(value: int) -> int:
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >> 63 else value

@@ -1,0 +1,200 @@
+"""From the entry point to the first process: `boot` brings a kernel up from bytes and firmware.
+
+The order is that of x86-64 in Linux 7.3: setup_arch (memory map, kho_populate), early mm (extend
+scratch, gigantic pages, memory map), kho_memory_init, the page allocator, LUO's early initcall,
+the other CPUs, deferred struct pages, then initcalls: the pools of smaller huge pages (subsys),
+KHO's outgoing side (fs), LUO's outgoing side and the file handlers (late).
+
+It states the work in phases that a live update's blackout is made of: kho, hugetlb, memmap, init.
+
+Unhappy paths: a handover that KHO refuses makes an ordinary boot; one that LUO refuses, memory
+that early boot cannot allocate, or a fault in reading what was handed over panics.
+
+Simplifications, and what a test could notice: page tables, per-CPU areas and hash tables are
+blocks of plausible size, so that free memory is right to a few per mille and no further.
+"""
+
+from __future__ import annotations
+
+from kernelmodel.errors import KernelError, KernelPanic, NoMemory
+from kernelmodel.handlers import register_handlers
+from kernelmodel.hugetlb_designs import incoming_hugetlb_pages
+from kernelmodel.kernel import FailFunction, Kernel, KernelConfig, no_failures
+from kernelmodel.machine import GIB, KIB, MIB, PAGE_SHIFT, PAGE_SIZE, Firmware, Machine
+from kernelmodel.mm.memblock import MemblockFlags
+from kernelmodel.mm.mmzone import MAX_ORDER_NR_PAGES
+from kernelmodel.mm.ranges import RangeSet
+from kernelmodel.releases import Release
+from kernelmodel.sim.clock import Clock
+
+__all__ = ["STRUCT_PAGE_SIZE", "boot"]
+
+STRUCT_PAGE_SIZE = 64
+#: struct pages of a node's last zone that are initialised early: one section.
+_PAGES_PER_SECTION = 1 << 15
+_COLD_KERNEL_BASE = 16 * MIB
+_PERCPU_BYTES = 512 * KIB
+_NODE_DATA_BYTES = 256 * KIB
+
+
+def boot(
+    machine: Machine,
+    release: Release,
+    firmware: Firmware,
+    clock: Clock,
+    *,
+    config: KernelConfig | None = None,
+    fail_function: FailFunction = no_failures,
+) -> Kernel:
+    """Boot `release`; memory and `firmware` are all it has to go by. C: start_kernel().
+
+    Raises:
+        KernelPanic: it does not come up.
+    """
+    kernel = Kernel(
+        machine,
+        release,
+        firmware,
+        clock,
+        config=config or KernelConfig(),
+        fail_function=fail_function,
+    )
+    try:
+        with clock.phase("kho"):
+            kernel.charge("start_kernel_early")
+            _setup_arch(kernel)
+            kernel.kho.memory_init_early()
+        with clock.phase("hugetlb"):
+            _hugetlb_bootmem_alloc(kernel)
+        with clock.phase("memmap"):
+            _mm_core_init(kernel)
+        with clock.phase("init"):
+            kernel.luo.early_startup()
+            kernel.charge("smp_bringup", machine.spec.cpus - 1)
+        with clock.phase("memmap"):
+            _page_alloc_init_late(kernel)
+        with clock.phase("init"):
+            _do_initcalls(kernel)
+    except NoMemory as error:
+        raise KernelPanic(f"out of memory while booting: {error}") from error
+    return kernel
+
+
+def _setup_arch(kernel: Kernel) -> None:
+    """Memory map, what is in use already, KHO's handover. C: setup_arch()."""
+    memblock, firmware = kernel.memblock, kernel.firmware
+    for ram in firmware.memory_map:
+        memblock.add(ram.base, ram.size, ram.nid)
+    memblock.reserve(0, MIB)
+    kern = MemblockFlags.RSRV_KERN
+    if firmware.kernel is not None:
+        memblock.reserve(*firmware.kernel, flags=kern)
+    else:
+        memblock.reserve(_COLD_KERNEL_BASE, kernel.config.kernel_bytes, flags=kern)
+    if firmware.initrd is not None:
+        memblock.reserve(*firmware.initrd, flags=kern)
+    kernel.kho.populate(firmware)
+    kernel.fail_function("start_kernel")
+    total = sum(ram.size for ram in firmware.memory_map)
+    _alloc(kernel, PAGE_SIZE * (2 + total // GIB), PAGE_SIZE)  # page tables of the direct map
+    for nid in sorted(kernel.page_alloc.nodes):
+        _alloc(kernel, _NODE_DATA_BYTES, PAGE_SIZE, nid)
+
+
+def _alloc(kernel: Kernel, size: int, align: int, nid: int = -1) -> int:
+    """Allocate early memory and clear it. C: memblock_alloc_node()."""
+    size = -(-size // PAGE_SIZE) * PAGE_SIZE
+    pa = kernel.memblock.alloc_range(size, align, nid=nid)
+    kernel.memory.zero(pa >> PAGE_SHIFT, size >> PAGE_SHIFT)
+    return pa
+
+
+def _hugetlb_bootmem_alloc(kernel: Kernel) -> None:
+    """Gigantic pages from memblock, less what a handover brings. C: hugetlb_bootmem_alloc()."""
+    preserved = incoming_hugetlb_pages(kernel)
+    if preserved:
+        kernel.hugetlb.subtract_preserved(preserved)
+    real_scratch: RangeSet | None = None
+    if kernel.kho.incoming is not None:
+        real_scratch = RangeSet((a.addr, a.addr + a.size) for a in kernel.kho.scratch)
+    got = kernel.hugetlb.bootmem_alloc(kernel.memblock, real_scratch)
+    kernel.charge("hugetlb_alloc_gigantic", got)
+
+
+def _mm_core_init(kernel: Kernel) -> None:
+    """Struct pages of early memory, KHO, the page allocator. C: sparse_init(), mm_core_init()."""
+    memblock = kernel.memblock
+    for nid, node in kernel.page_alloc.nodes.items():
+        # one table for each span; vmemmap comes in pieces of 2 MiB from wherever there is room
+        for _ in range(-(-node.spans.total * STRUCT_PAGE_SIZE // GIB)):
+            _alloc(kernel, min(GIB, node.spans.total * STRUCT_PAGE_SIZE), 2 * MIB, nid)
+    _alloc(kernel, _PERCPU_BYTES * kernel.machine.spec.cpus, PAGE_SIZE)
+    kernel.charge("memmap_init_page", _early_pages(kernel))
+    kernel.kho.memory_init()
+    incoming = kernel.kho.incoming is not None
+    if incoming:
+        for area in kernel.kho.scratch:
+            _set_cma(kernel, area.addr, area.size)
+    blocks = 0
+    for base, end, _ in memblock.free_ranges():
+        start, stop = -(-base // PAGE_SIZE), end >> PAGE_SHIFT
+        if start < stop:
+            kernel.page_alloc.free_range(start, stop - start)
+            blocks += -(-(stop - start) // MAX_ORDER_NR_PAGES)
+    memblock.clear_kho_scratch_only()
+    kernel.page_alloc.setup_lowmem_reserve()
+    kernel.charge("memblock_free_pages", blocks)
+
+
+def _early_pages(kernel: Kernel) -> int:
+    """Struct pages that are not deferred: low zones and a section of each node's last zone."""
+    early = 0
+    for node in kernel.page_alloc.nodes.values():
+        spans = list(node.spans)
+        total = node.spans.total
+        last_zone_start = max((1 << 20) if spans[-1][1] > 1 << 20 else 0, spans[0][0])
+        below = sum(min(high, last_zone_start) - low for low, high in spans if low < last_zone_start)
+        early += min(total, below + _PAGES_PER_SECTION)
+    return early
+
+
+def _set_cma(kernel: Kernel, base: int, size: int) -> None:
+    kernel.page_alloc.set_cma(base >> PAGE_SHIFT, size >> PAGE_SHIFT)
+
+
+def _page_alloc_init_late(kernel: Kernel) -> None:
+    """Deferred struct pages and gigantic pages, a thread for each node. C: page_alloc_init_late().
+
+    Preserved pages gain nothing: theirs were initialised serially.
+    """
+    preserved = sum(end - start for start, end, _ in kernel.kho.tags)
+    gigantic = {
+        nid: sum(n << hstate.order for _, n in runs)
+        for hstate in kernel.hugetlb.hstates.values()
+        for nid, runs in hstate.bootmem_runs().items()
+    }
+    total = sum(node.spans.total for node in kernel.page_alloc.nodes.values())
+    left = max(0, total - preserved - sum(gigantic.values()) - _early_pages(kernel))
+    for nid, node in kernel.page_alloc.nodes.items():
+        with kernel.clock.lane(f"pgdatinit{nid}"):
+            kernel.charge("memmap_init_page", left * node.spans.total // total)
+            if gigantic.get(nid):
+                kernel.charge("hugetlb_gather_bootmem", gigantic[nid] * PAGE_SIZE // GIB)
+
+
+def _do_initcalls(kernel: Kernel) -> None:
+    """Everything that registers itself, in the kernel's order. C: do_initcalls()."""
+    kernel.charge("initcalls")
+    kernel.charge("hugetlb_alloc_pool", kernel.hugetlb.init(kernel.page_alloc))
+    for warning in kernel.hugetlb.warnings:
+        kernel.printk(f"HugeTLB: {warning}")
+    kernel.kho.init()
+    if kernel.kho.incoming is None:
+        for area in kernel.kho.scratch if kernel.kho.enabled else ():
+            _set_cma(kernel, area.addr, area.size)
+            kernel.page_alloc.free_range(area.addr >> PAGE_SHIFT, area.size >> PAGE_SHIFT)
+    kernel.luo.late_startup()
+    try:
+        register_handlers(kernel)
+    except KernelError as error:
+        kernel.printk(f"file handlers are not registered: {error}")

@@ -1,0 +1,238 @@
+"""Preserving plain memfds. C: mm/memfd_luo.c, Linux 7.3, `memfd-v2`: its only file handler.
+
+Happy path: preserve freezes the inode, pins and fills every page up to the size, writes the folio
+table and preserves folios and table; freeze notes the last position; retrieve makes a new memfd
+from the entry and puts the folios into its page cache; finish frees what nobody retrieved.
+
+Unhappy paths: unknown seals are EOPNOTSUPP, more than UINT_MAX pages EFBIG. A retrieve that
+fails before its table is restored leaks table and folios: they stay reserved until the next
+kexec. One that fails at a folio frees that folio and the later ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kernelmodel.abi.folio_table import FolioRun
+from kernelmodel.abi.kexec_handover import KhoVmalloc
+from kernelmodel.abi.memfd import MEMFD_LUO_FOLIO_DIRTY, MEMFD_LUO_FOLIO_UPTODATE, MemfdLuoSer
+from kernelmodel.errors import (
+    Exists,
+    FileTooBig,
+    InvalidArgument,
+    IoError,
+    KernelError,
+    NotSupported,
+)
+from kernelmodel.fs import File
+from kernelmodel.handlers.folio_table import (
+    folio_heads,
+    preserve_folio_table,
+    restore_folio_table,
+)
+from kernelmodel.luo.handler import FileHandler, LuoFile
+from kernelmodel.mm.memfd import memfd_file
+from kernelmodel.mm.shmem import F_ALL_SEALS, PG_DIRTY, PG_UPTODATE, ShmemInode, add_seals
+from kernelmodel.mm.vmalloc import VmallocArea, vfree
+
+if TYPE_CHECKING:
+    from kernelmodel.kernel import Kernel
+
+__all__ = ["MemfdHandler"]
+
+_UINT_MAX = (1 << 32) - 1
+_FLAGS = MEMFD_LUO_FOLIO_DIRTY | MEMFD_LUO_FOLIO_UPTODATE
+
+
+@dataclass(frozen=True, slots=True)
+class _Private:
+    """What the outgoing side keeps for unpreserve."""
+
+    runs: list[FolioRun]
+    table: VmallocArea | None
+    vmalloc: KhoVmalloc
+
+
+class MemfdHandler(FileHandler):
+    """C: memfd_luo_file_ops."""
+
+    def __init__(self, kernel: Kernel, compatible: str) -> None:
+        super().__init__(compatible)
+        self.kernel = kernel
+
+    def can_preserve(self, file: File) -> bool:
+        """A tmpfs file without a link: a memfd, or an unlinked file. C: memfd_luo_can_preserve()."""
+        return isinstance(file.inode, ShmemInode) and file.inode.nlink == 0
+
+    def get_id(self, file: File) -> int:
+        """The inode: two descriptors of one memfd are one object."""
+        return file.inode.ino
+
+    def preserve(self, luo_file: LuoFile) -> None:
+        """C: memfd_luo_preserve()."""
+        kernel, inode = self.kernel, _inode(luo_file)
+        file = luo_file.file
+        assert file is not None
+        inode.frozen = True
+        try:
+            ser_pa = kernel.kho.alloc_preserve(MemfdLuoSer.SIZE)
+        except KernelError:
+            inode.frozen = False
+            raise
+        try:
+            seals = inode.seals or 0
+            if seals & ~F_ALL_SEALS:
+                raise NotSupported("unknown seals", seals=seals)
+            if inode.nr_size_pages > _UINT_MAX:
+                raise FileTooBig("too many pages", size=inode.size)
+            private = self._preserve_folios(inode)
+        except KernelError:
+            kernel.kho.unpreserve_free(ser_pa)
+            inode.frozen = inode.pinned = False
+            raise
+        nr_folios = sum(run.nr for run in private.runs)
+        area = private.vmalloc
+        ser = MemfdLuoSer(
+            file.f_pos,
+            inode.size,
+            seals,
+            0,
+            nr_folios,
+            area.first,
+            area.total_pages,
+            area.flags,
+            area.order,
+        )
+        kernel.memory.write(ser_pa, ser.pack())
+        luo_file.data, luo_file.private = ser_pa, private
+
+    def _preserve_folios(self, inode: ShmemInode) -> _Private:
+        """Pin, fill, write down, preserve. C: memfd_luo_preserve_folios()."""
+        nr_pages = inode.nr_size_pages
+        if inode.size == 0:
+            return _Private([], None, KhoVmalloc(0, 0, 0, 0))
+        kernel = self.kernel
+        inode.allocate(0, nr_pages, PG_DIRTY | PG_UPTODATE)
+        inode.migrate_from_scratch()
+        inode.pinned = True
+        kernel.charge("memfd_pin_folios", nr_pages)
+        runs: list[FolioRun] = []
+        for index, pfn, nr, flags in inode.extents(0, nr_pages):
+            if not flags & PG_UPTODATE:
+                kernel.memory.zero(pfn, nr)
+            inode.pages.put(index, index + nr, (pfn - index, PG_DIRTY | PG_UPTODATE))
+            runs.append(FolioRun(pfn, index, nr, 1, 1, _FLAGS))
+        kernel.charge("memfd_luo_folio_ser", nr_pages)
+        table, vmalloc = preserve_folio_table(kernel, runs, 0)
+        return _Private(runs, table, vmalloc)
+
+    def freeze(self, luo_file: LuoFile) -> None:
+        """The position as it is now. C: memfd_luo_freeze()."""
+        if luo_file.data == 0 or luo_file.file is None:
+            raise InvalidArgument("nothing is preserved")
+        self.kernel.memory.write_u64(luo_file.data, luo_file.file.f_pos)
+
+    def unpreserve(self, luo_file: LuoFile) -> None:
+        """C: memfd_luo_unpreserve()."""
+        kernel, inode = self.kernel, _inode(luo_file)
+        private = luo_file.private
+        assert isinstance(private, _Private)
+        inode.frozen = inode.pinned = False
+        if private.table is not None:
+            kernel.kho.unpreserve_vmalloc(private.vmalloc, private.table)
+            for run in private.runs:
+                kernel.kho.unpreserve_folios(run.pfn, 0, run.nr)
+            vfree(kernel.page_alloc, private.table)
+        kernel.kho.unpreserve_free(luo_file.data)
+
+    def _ser(self, luo_file: LuoFile) -> MemfdLuoSer:
+        return MemfdLuoSer.unpack(self.kernel.memory.read(luo_file.data, MemfdLuoSer.SIZE))
+
+    def retrieve(self, luo_file: LuoFile) -> File:
+        """C: memfd_luo_retrieve()."""
+        kernel = self.kernel
+        ser = self._ser(luo_file)
+        try:
+            if ser.seals & ~F_ALL_SEALS:
+                raise NotSupported("unknown seals", seals=ser.seals)
+            file, inode = memfd_file(kernel)
+            add_seals(file, inode, ser.seals)
+            if ser.pos < 1 << 63:
+                file.f_pos = ser.pos
+            inode.size = ser.size
+            try:
+                self._retrieve_folios(ser, inode)
+            except KernelError:
+                file.put()
+                raise
+        finally:
+            kernel.kho.restore_free(luo_file.data)
+        return file
+
+    def _retrieve_folios(self, ser: MemfdLuoSer, inode: ShmemInode) -> None:
+        """C: memfd_luo_retrieve_folios()."""
+        if ser.nr_folios == 0:
+            return
+        kernel = self.kernel
+        runs = restore_folio_table(kernel, _vmalloc_of(ser), ser.nr_folios)
+        if runs is None:
+            raise InvalidArgument("cannot restore the folio table")
+        pending = folio_heads(runs, 1)
+        for at, run in enumerate(pending):
+            if run.pfn == 0:
+                continue
+            restored = kernel.kho.restore_folios(run.pfn, 0, run.nr)
+            taken = next(iter(inode.extents(run.index, run.index + restored)), None)
+            if taken is not None or restored != run.nr:
+                room = restored if taken is None else taken[0] - run.index
+                _insert(inode, run, room)
+                kernel.page_alloc.free_run(run.pfn + room, restored - room)
+                self._discard(pending[at + 1 :])
+                if taken is not None:
+                    raise Exists("two folios at one index", index=taken[0])
+                raise IoError("folio is not preserved", pfn=run.pfn + restored)
+            _insert(inode, run, run.nr)
+        kernel.charge("shmem_add_to_page_cache", ser.nr_folios)
+
+    def _discard(self, runs: list[FolioRun]) -> None:
+        """Free folios that nobody will get."""
+        for run in runs:
+            for at in range(0, run.nr):
+                if run.pfn and self.kernel.kho.restore_folios(run.pfn + at * run.step, 0):
+                    self.kernel.page_alloc.free_run(run.pfn + at * run.step, 1)
+
+    def finish(self, luo_file: LuoFile) -> None:
+        """Free what was not retrieved. C: memfd_luo_finish()."""
+        if luo_file.retrieve_status:
+            return
+        kernel = self.kernel
+        ser = self._ser(luo_file)
+        if ser.nr_folios:
+            runs = restore_folio_table(kernel, _vmalloc_of(ser), ser.nr_folios)
+            for run in folio_heads(runs or [], 1):
+                restored = kernel.kho.restore_folios(run.pfn, 0, run.nr) if run.pfn else 0
+                kernel.page_alloc.free_run(run.pfn, restored)
+                kernel.charge("kho_unpreserve_free", restored)
+        kernel.kho.restore_free(luo_file.data)
+
+
+def _insert(inode: ShmemInode, run: FolioRun, nr: int) -> None:
+    if nr:
+        flags = (PG_DIRTY if run.flags & MEMFD_LUO_FOLIO_DIRTY else 0) | (
+            PG_UPTODATE if run.flags & MEMFD_LUO_FOLIO_UPTODATE else 0
+        )
+        inode.add_to_page_cache(run.index, run.pfn, nr, flags)
+
+
+def _inode(luo_file: LuoFile) -> ShmemInode:
+    assert luo_file.file is not None
+    inode = luo_file.file.inode
+    assert isinstance(inode, ShmemInode)
+    return inode
+
+
+def _vmalloc_of(ser: MemfdLuoSer) -> KhoVmalloc:
+    return KhoVmalloc(
+        ser.folios_first, ser.folios_total_pages, ser.folios_flags, ser.folios_order
+    )

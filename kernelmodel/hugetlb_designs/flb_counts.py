@@ -1,0 +1,97 @@
+"""`flb-counts`: the FLB carries only how many pages of each size are preserved.
+
+Proposal: RFC of Dec 2025 (P. Yadav, 20251206230222.853493), on the LUO of 7.3. Not in Linux 7.3.
+
+Happy path: the first preserved hugetlb file allocates one page with a `HugetlbSer`; each file
+adds its folios to the count of its page size, in place, under the FLB's lock. The next kernel
+reads the counts before it allocates huge pages and takes that many fewer; the preserved ones
+join their pool when their file is retrieved, or free when it finishes unretrieved.
+
+Unhappy paths: a fifth page size has no slot and is ENOSPC. More pages preserved than asked for
+raise the pool, with a warning. If the file is never retrieved nor finished, the pool stays short
+of its pages until the next kexec.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kernelmodel.abi.hugetlb import HUGETLB_SER_MAX_HSTATES, HugetlbHstateSer, HugetlbSer
+from kernelmodel.errors import NoSpace
+from kernelmodel.luo.handler import Flb
+
+if TYPE_CHECKING:
+    from kernelmodel.kernel import Kernel
+
+__all__ = ["FlbCounts", "incoming_counts"]
+
+
+class FlbCounts:
+    """The FLB's operations and the counting. C: the RFC's hugetlb_flb_ops."""
+
+    def __init__(self, kernel: Kernel, compatible: str) -> None:
+        self.kernel = kernel
+        self.flb = Flb(compatible, self)
+
+    # Outgoing.
+
+    def preserve(self) -> tuple[int, object]:
+        """An empty HugetlbSer in preserved memory."""
+        pa = self.kernel.kho.alloc_preserve(HugetlbSer.SIZE)
+        return pa, pa
+
+    def unpreserve(self, data: int, obj: object) -> None:
+        """Nobody preserves huge pages any more."""
+        self.kernel.kho.unpreserve_free(data)
+
+    def add(self, order: int, nr_pages: int) -> None:
+        """Count pages in, or out with a negative number.
+
+        Raises:
+            NoSpace: no slot for another page size.
+        """
+        with self.kernel.clock.lock(f"luo_flb:{self.flb.name}"):
+            pa = self.flb.outgoing_data
+            ser = HugetlbSer.unpack(self.kernel.memory.read(pa, HugetlbSer.SIZE))
+            hstates = list(ser.hstates)
+            at = next((i for i, h in enumerate(hstates) if h.order == order), len(hstates))
+            if at == HUGETLB_SER_MAX_HSTATES:
+                raise NoSpace("too many huge page sizes", order=order)
+            if at == len(hstates):
+                hstates.append(HugetlbHstateSer(0, order))
+            hstates[at] = HugetlbHstateSer(hstates[at].nr_pages + nr_pages, order)
+            self.kernel.memory.write(pa, HugetlbSer(tuple(hstates)).pack())
+
+    # Incoming.
+
+    def retrieve(self, data: int) -> object:
+        """The address is all there is; the counts were read while booting."""
+        return data
+
+    def finish(self, data: int, obj: object) -> None:
+        """The last file is done: free the page."""
+        self.kernel.kho.restore_free(data)
+
+    def load_incoming(self) -> None:
+        """Make LUO load the FLB's count before a file of it is finished.
+
+        Without a look at it, LUO of 7.3 decrements a count of 0 and never calls finish.
+        """
+        self.kernel.luo.flbs.get_incoming(self.flb)
+        self.kernel.luo.flbs.put_incoming(self.flb)
+
+
+def incoming_counts(kernel: Kernel) -> dict[int, int]:
+    """Preserved pages by order, straight from memory; before LUO is up.
+
+    C: the RFC's liveupdate_flb_incoming_early(). Empty if nothing readable came over.
+    """
+    pa = kernel.luo.flbs.incoming_early(kernel.release.hugetlb or "")
+    if not pa:
+        return {}
+    ser = HugetlbSer.unpack(kernel.memory.read(pa, HugetlbSer.SIZE))
+    counts: dict[int, int] = {}
+    for hstate in ser.hstates:
+        if hstate.nr_pages and hstate.order in kernel.hugetlb.hstates:
+            counts[hstate.order] = counts.get(hstate.order, 0) + hstate.nr_pages
+    return counts

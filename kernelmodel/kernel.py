@@ -1,0 +1,123 @@
+"""One booted kernel: the owner of everything that dies at the jump.
+
+Nothing in it outlives a kexec but what it wrote to physical memory. Kernels share no state, so a
+process can hold as many hosts as it has memory for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kernelmodel.kho.kexec_handover import Kho
+from kernelmodel.luo.core import Luo
+from kernelmodel.machine import PAGE_SHIFT, Firmware, Machine, PhysicalMemory
+from kernelmodel.mm.hugetlb import HugetlbState
+from kernelmodel.mm.memblock import Memblock
+from kernelmodel.mm.page_alloc import PageAllocator
+from kernelmodel.params import KernelParams
+from kernelmodel.releases import Release
+from kernelmodel.sim.clock import Clock
+
+if TYPE_CHECKING:
+    from kernelmodel.kexec import Kimage
+
+__all__ = ["FailFunction", "Kernel", "KernelConfig", "no_failures"]
+
+#: Called at named kernel functions; raises the KernelError or KernelPanic to be injected there.
+#: C: the kernel's own fault injection, CONFIG_FAIL_FUNCTION.
+FailFunction = Callable[..., None]
+
+
+def no_failures(function: str, **context: object) -> None:
+    """Injects nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class KernelConfig:
+    """Build options that change behaviour."""
+
+    kexec_handover_debug: bool = False  # CONFIG_KEXEC_HANDOVER_DEBUG
+    liveupdate_test: bool = False  # CONFIG_LIVEUPDATE_TEST
+    kernel_bytes: int = 64 << 20  # the bzImage header's init_size
+    initrd_bytes: int = 96 << 20
+
+
+class Kernel:
+    """One kernel from its entry point to its last jump."""
+
+    __slots__ = (
+        "_ino",
+        "charge",
+        "clock",
+        "config",
+        "fail_function",
+        "firmware",
+        "hugetlb",
+        "kexec_image",
+        "kho",
+        "luo",
+        "machine",
+        "memblock",
+        "messages",
+        "page_alloc",
+        "params",
+        "release",
+        "tainted",
+    )
+
+    def __init__(
+        self,
+        machine: Machine,
+        release: Release,
+        firmware: Firmware,
+        clock: Clock,
+        *,
+        config: KernelConfig,
+        fail_function: FailFunction,
+    ) -> None:
+        self.machine = machine
+        self.release = release
+        self.firmware = firmware
+        self.clock = clock
+        self.charge = clock.charge
+        self.config = config
+        self.fail_function = fail_function
+        self.params = KernelParams(firmware.cmdline)
+        #: What printk wrote, oldest first.
+        self.messages: list[str] = []
+        self.tainted = False
+        self._ino = 0
+        self.memblock = Memblock()
+        ram = [(r.base >> PAGE_SHIFT, r.size >> PAGE_SHIFT, r.nid) for r in firmware.memory_map]
+        self.page_alloc = PageAllocator(ram)
+        self.hugetlb = HugetlbState(firmware.cmdline, sorted({r.nid for r in firmware.memory_map}))
+        self.kexec_image: Kimage | None = None
+        self.kho = Kho(self)
+        self.luo = Luo(self)
+
+    @property
+    def memory(self) -> PhysicalMemory:
+        """Physical memory, the machine's."""
+        return self.machine.memory
+
+    def printk(self, message: str) -> None:
+        """Log a line."""
+        self.messages.append(message)
+
+    def warn_on(self, message: str) -> None:
+        """Log a warning, taint, go on. C: WARN_ON()."""
+        self.messages.append(f"WARNING: {message}")
+        self.tainted = True
+
+    def new_ino(self) -> int:
+        """A fresh inode number."""
+        self._ino += 1
+        return self._ino
+
+    def get_zeroed_page(self) -> int:
+        """Address of a zeroed page. C: get_zeroed_page(). Raises: NoMemory."""
+        pfn = self.page_alloc.alloc_pages(0)
+        self.memory.zero(pfn, 1)
+        return pfn << PAGE_SHIFT

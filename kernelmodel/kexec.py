@@ -1,0 +1,178 @@
+"""Loading the next kernel and jumping into it.
+
+Happy path: `kexec_file_load` chooses a place for every segment, inside KHO's scratch when KHO is
+on, and keeps the image; `reboot` lets LUO freeze and serialise, `jump` shuts devices down, copies
+the segments to their places and enters the new kernel, which knows memory and `Firmware`.
+
+Unhappy paths: segments that fit no scratch area are EADDRNOTAVAIL, an image that is no
+relocatable kernel ENOEXEC, a reboot without an image EINVAL; a freeze that fails returns its
+error from the reboot, and the old kernel goes on.
+
+C: kernel/kexec_file.c, kernel/kexec_core.c, arch/x86/kernel/kexec-bzimage64.c, 7.3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from kernelmodel.abi.kexec_handover import KhoScratch
+from kernelmodel.errors import AddressNotAvailable, InvalidArgument, KernelPanic, NoExec
+from kernelmodel.kernel import Kernel
+from kernelmodel.machine import MIB, PAGE_SHIFT, PAGE_SIZE, Firmware, Machine
+from kernelmodel.releases import CATALOGUE, Release
+
+__all__ = ["Kimage", "KernelImageContent", "Segment", "jump", "kexec_file_load", "kernel_kexec"]
+
+_MAGIC: Final = b"HdrS"
+#: Offsets in the first page of a bzImage's setup header. C: struct setup_header.
+_MAGIC_AT: Final = 0x202
+_VERSION_AT: Final = 0x400
+
+
+@dataclass(frozen=True, slots=True)
+class KernelImageContent:
+    """A kernel or initrd in memory: a header page that names it, then code nobody reads."""
+
+    name: str
+
+    def page(self, index: int) -> bytes:
+        """The header on page 0; other pages repeat their number."""
+        if index:
+            return index.to_bytes(8, "little") * (PAGE_SIZE // 8)
+        page = bytearray(PAGE_SIZE)
+        page[_MAGIC_AT : _MAGIC_AT + 4] = _MAGIC
+        text = self.name.encode() + b"\0"
+        page[_VERSION_AT : _VERSION_AT + len(text)] = text
+        return bytes(page)
+
+    def key(self) -> bytes:
+        """The image's name."""
+        return b"image\0" + self.name.encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Where a piece of the image goes: [pa, pa + size)."""
+
+    what: str
+    pa: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kimage:
+    """A loaded image. C: struct kimage."""
+
+    release: Release
+    cmdline: str
+    segments: tuple[Segment, ...]
+
+    def segment(self, what: str) -> Segment | None:
+        """The segment of that name."""
+        return next((s for s in self.segments if s.what == what), None)
+
+
+def kexec_file_load(kernel: Kernel, release: Release, cmdline: str) -> None:
+    """kexec_file_load(2). C: kimage_file_alloc_init(), bzImage64_load().
+
+    Raises:
+        NoExec: not a kernel that can be loaded. AddressNotAvailable: no room in scratch.
+    """
+    kernel.fail_function("kexec_file_load")
+    if release.name not in CATALOGUE:
+        raise NoExec("not a kernel image", release=release.name)
+    config = kernel.config
+    kernel.charge("kexec_file_load", (config.kernel_bytes + config.initrd_bytes) // MIB)
+    placed: list[Segment] = []
+    if kernel.kho.enabled:
+        size = KhoScratch.SIZE * len(kernel.kho.scratch)
+        _place(kernel, placed, "scratch", size, 64 << 10, 0)
+    _place(kernel, placed, "purgatory", 5 * PAGE_SIZE, PAGE_SIZE, 0x3000)
+    _place(kernel, placed, "boot_params", 4 * PAGE_SIZE, PAGE_SIZE, 0x3000)
+    _place(kernel, placed, "kernel", config.kernel_bytes, 2 * MIB, 16 * MIB)
+    _place(kernel, placed, "initrd", config.initrd_bytes, PAGE_SIZE, 16 * MIB)
+    kernel.kexec_image = Kimage(release, cmdline, tuple(placed))
+
+
+def _place(
+    kernel: Kernel, placed: list[Segment], what: str, size: int, align: int, low: int
+) -> None:
+    """Find a hole and add the segment. C: kexec_locate_mem_hole(), kho_locate_mem_hole()."""
+    size = -(-size // PAGE_SIZE) * PAGE_SIZE
+    if kernel.kho.enabled:
+        areas = [(area.addr, area.addr + area.size) for area in kernel.kho.scratch]
+    else:
+        areas = [(ram.base, ram.end) for ram in kernel.firmware.memory_map]
+    for start, end in areas:
+        floor = max(start, low)
+        at = end - size & -align
+        while at >= floor:
+            clash = next((s for s in placed if s.pa < at + size and at < s.pa + s.size), None)
+            if clash is None:
+                placed.append(Segment(what, at, size))
+                return
+            at = clash.pa - size & -align
+    raise AddressNotAvailable("segment fits no scratch area", segment=what, size=size)
+
+
+def kernel_kexec(kernel: Kernel) -> Kimage:
+    """reboot(LINUX_REBOOT_CMD_KEXEC) up to the point of no return. C: kernel_kexec().
+
+    Raises:
+        InvalidArgument: nothing is loaded. Others: what a file's freeze said; nothing changed.
+    """
+    if kernel.kexec_image is None:
+        raise InvalidArgument("no image is loaded")
+    kernel.luo.reboot()
+    return kernel.kexec_image
+
+
+def jump(kernel: Kernel, image: Kimage) -> tuple[Release, Firmware]:
+    """Shut down, copy the segments, enter the new kernel; what it is given.
+
+    C: kernel_restart_prepare(), machine_kexec(), purgatory. The release is read back from the
+    bytes at the entry point: whatever lies there is what runs.
+
+    Raises:
+        KernelPanic: what lies at the entry point is no kernel.
+    """
+    memory, clock = kernel.memory, kernel.clock
+    clock.charge("kernel_restart_prepare")
+    for segment in image.segments:
+        pfn, nr_pages = segment.pa >> PAGE_SHIFT, segment.size >> PAGE_SHIFT
+        if segment.what == "kernel":
+            memory.fill(pfn, nr_pages, KernelImageContent(image.release.name))
+        elif segment.what == "initrd":
+            memory.fill(pfn, nr_pages, KernelImageContent(f"initrd of {image.release.name}"))
+        else:
+            memory.zero(pfn, nr_pages)
+    scratch = image.segment("scratch")
+    firmware = Firmware(image.cmdline, kernel.firmware.memory_map)
+    if scratch is not None and kernel.kho.fdt_pa:
+        array = b"".join(area.pack() for area in kernel.kho.scratch)
+        memory.write(scratch.pa, array)
+        firmware = replace(
+            firmware, fdt=(kernel.kho.fdt_pa, PAGE_SIZE), scratch=(scratch.pa, len(array))
+        )
+    clock.charge("machine_kexec")
+    if scratch is None:  # with KHO the purgatory skips its checksum
+        clock.charge("purgatory_sha256", sum(s.size for s in image.segments) // MIB)
+    clock.charge("decompress_kernel", kernel.config.kernel_bytes // MIB)
+    entry, initrd = image.segment("kernel"), image.segment("initrd")
+    assert entry is not None and initrd is not None
+    firmware = replace(firmware, kernel=(entry.pa, entry.size), initrd=(initrd.pa, initrd.size))
+    return release_at(kernel.machine, entry.pa), firmware
+
+
+def release_at(machine: Machine, pa: int) -> Release:
+    """The kernel whose image lies at `pa`.
+
+    Raises:
+        KernelPanic: no kernel that this machine could run.
+    """
+    page = machine.memory.read(pa, PAGE_SIZE)
+    name = page[_VERSION_AT:].split(b"\0", 1)[0].decode("ascii", "replace")
+    if page[_MAGIC_AT : _MAGIC_AT + 4] != _MAGIC or name not in CATALOGUE:
+        raise KernelPanic("triple fault: no kernel at the entry point")
+    return CATALOGUE[name]

@@ -1,0 +1,151 @@
+"""Chains of one-page blocks in which variable numbers of equal entries cross kexec.
+
+A block is {u64 next, u64 count} and then entries back to back, as many as the page holds. A set
+grows before its owner adds an entry and shrinks after it took one away, so that at freeze time
+there is room for all; `count` stays 0 until an entry is written there.
+
+Unhappy paths on the incoming side: a cycle, a count of 0 or above the capacity is EINVAL, more
+than 10,000 blocks ENOSPC, and whatever of the chain can be reached is given back. A chain whose
+last block nobody filled (a set that grew for an entry that was then refused) has count 0 and is
+refused like any other.
+
+C: kernel/liveupdate/kho_block.c, 7.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kernelmodel.abi.kexec_handover import KhoBlockHeaderSer
+from kernelmodel.errors import InvalidArgument, KernelError, NoSpace
+from kernelmodel.kho.kexec_handover import Kho
+from kernelmodel.machine import PAGE_SIZE
+
+__all__ = ["KHO_MAX_BLOCKS", "KhoBlockSet"]
+
+KHO_MAX_BLOCKS = 10_000
+_HEADER = KhoBlockHeaderSer.SIZE
+
+
+class KhoBlockSet:
+    """One chain, outgoing until it is `restore`d from memory. C: struct kho_block_set."""
+
+    __slots__ = ("_kho", "blocks", "capacity", "entry_size", "incoming")
+
+    def __init__(self, kho: Kho, entry_size: int) -> None:
+        self._kho = kho
+        self.entry_size = entry_size
+        self.capacity = (PAGE_SIZE - _HEADER) // entry_size
+        self.blocks: list[int] = []
+        self.incoming = False
+
+    @property
+    def head_pa(self) -> int:
+        """Address of the first block, 0 if there is none."""
+        return self.blocks[0] if self.blocks else 0
+
+    def grow(self, nr_entries: int) -> None:
+        """Make room for so many entries. C: kho_block_set_grow().
+
+        Raises:
+            NoSpace: that would be more than 10,000 blocks. NoMemory. In both cases the blocks
+                added by this call are gone again.
+        """
+        before = len(self.blocks)
+        try:
+            while nr_entries > len(self.blocks) * self.capacity:
+                if len(self.blocks) >= KHO_MAX_BLOCKS:
+                    raise NoSpace("too many blocks")
+                block = self._kho.alloc_preserve(PAGE_SIZE)
+                if self.blocks:
+                    self._kho.kernel.memory.write_u64(self.blocks[-1], block)
+                self.blocks.append(block)
+        except KernelError:
+            while len(self.blocks) > before:
+                self._drop_tail()
+            raise
+
+    def shrink(self, nr_entries: int) -> None:
+        """Free the blocks that so many entries do not need. C: kho_block_set_shrink()."""
+        while self.blocks and nr_entries <= (len(self.blocks) - 1) * self.capacity:
+            self._drop_tail()
+
+    def destroy(self) -> None:
+        """Free all blocks. C: kho_block_set_destroy()."""
+        while self.blocks:
+            self._drop_tail()
+
+    def _drop_tail(self) -> None:
+        block = self.blocks.pop()
+        if self.incoming:
+            self._kho.restore_free(block)
+        else:
+            self._kho.unpreserve_free(block)
+        if self.blocks:
+            self._kho.kernel.memory.write_u64(self.blocks[-1], 0)
+
+    def write(self, index: int, entry: bytes) -> None:
+        """Fill slot `index`; its block's count then ends with it."""
+        block, slot = divmod(index, self.capacity)
+        if block >= len(self.blocks):
+            raise NoSpace("no block for this entry", index=index)
+        memory = self._kho.kernel.memory
+        memory.write_u64(self.blocks[block] + 8, slot + 1)
+        memory.write(self.blocks[block] + _HEADER + slot * self.entry_size, entry)
+
+    def clear(self) -> None:
+        """Empty every block; the chain stays."""
+        for block in self.blocks:
+            self._kho.kernel.memory.write(block + 8, bytes(PAGE_SIZE - 8))
+
+    def restore(self, head_pa: int) -> None:
+        """Take over a chain from the previous kernel. C: kho_block_set_restore().
+
+        Raises:
+            InvalidArgument, NoSpace: see the module's text.
+        """
+        memory = self._kho.kernel.memory
+        self.incoming = True
+        if head_pa == 0:
+            return
+        self._check_cycle(head_pa)
+        at = head_pa
+        while at:
+            header = KhoBlockHeaderSer.unpack(memory.read(at, _HEADER))
+            try:
+                if not 1 <= header.count <= self.capacity:
+                    raise InvalidArgument("absurd entry count", count=header.count)
+                if len(self.blocks) >= KHO_MAX_BLOCKS:
+                    raise NoSpace("too many blocks")
+            except KernelError:
+                self.destroy()
+                while at:
+                    following = memory.u64(at)
+                    self._kho.restore_free(at)
+                    at = following
+                raise
+            self.blocks.append(at)
+            at = header.next
+
+    def _check_cycle(self, head_pa: int) -> None:
+        memory = self._kho.kernel.memory
+        slow = fast = head_pa
+        for _ in range(KHO_MAX_BLOCKS):
+            if not fast:
+                return
+            fast = memory.u64(fast)
+            if not fast:
+                return
+            fast, slow = memory.u64(fast), memory.u64(slow)
+            if fast and fast == slow:
+                break
+        raise InvalidArgument("block chain never ends")
+
+    def entries(self) -> Iterator[bytes]:
+        """All entries in order, each block's count as it says."""
+        memory = self._kho.kernel.memory
+        for block in self.blocks:
+            page = memory.read(block, PAGE_SIZE)
+            count = KhoBlockHeaderSer.unpack(page).count
+            for at in range(_HEADER, _HEADER + count * self.entry_size, self.entry_size):
+                yield page[at : at + self.entry_size]

@@ -1,0 +1,197 @@
+"""Flattened device trees, as far as KHO needs them: two levels, written once, grown, read.
+
+The bytes come out as the kernel's own library writes them, because order and sizes show in a
+memory dump: a new subnode is placed before the older ones, a new property before the node's
+older ones, the strings block grows downward under construction and upward afterwards, and a
+packed tree has no slack. Reading is strict about what a reader must be strict about (magic, bounds,
+known tokens) and lenient about the rest. Source: the Devicetree Specification v0.4, chapter 5.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+
+__all__ = ["FDT_MAGIC", "Fdt", "FdtError", "FdtNode"]
+
+FDT_MAGIC = 0xD00DFEED
+_BEGIN_NODE, _END_NODE, _PROP, _NOP, _END = 1, 2, 3, 4, 9
+_VERSION, _LAST_COMPATIBLE = 17, 16
+_HEADER = struct.Struct(">10I")
+_MAX_DEPTH = 8
+
+
+class FdtError(ValueError):
+    """The bytes are not a flattened device tree that a reader accepts."""
+
+
+@dataclass(slots=True)
+class FdtNode:
+    """One node: properties and subnodes in the order in which they stand in the tree."""
+
+    name: str
+    props: dict[str, bytes] = field(default_factory=dict)
+    subnodes: list[FdtNode] = field(default_factory=list)
+
+    def subnode(self, name: str) -> FdtNode | None:
+        """The subnode of that name."""
+        return next((node for node in self.subnodes if node.name == name), None)
+
+    def u64(self, prop: str) -> int | None:
+        """A property that holds one u64 in the CPU's byte order; None if it is no such thing."""
+        raw = self.props.get(prop)
+        return struct.unpack("<Q", raw)[0] if raw is not None and len(raw) == 8 else None
+
+
+@dataclass(slots=True)
+class Fdt:
+    """A tree and its strings block (names of properties)."""
+
+    root: FdtNode = field(default_factory=lambda: FdtNode(""))
+    strings: list[str] = field(default_factory=list)
+
+    def append_prop(self, node: FdtNode, name: str, value: bytes) -> None:
+        """Write a property behind the others, as a tree under construction does.
+
+        Its name goes before the names collected so far: that writer's strings grow downward.
+        """
+        if name not in self.strings:
+            self.strings.insert(0, name)
+        node.props[name] = value
+
+    def set_prop(self, node: FdtNode, name: str, value: bytes) -> None:
+        """Set a property of a finished tree; a new one goes before the older ones."""
+        if name not in self.strings:
+            self.strings.append(name)
+        if name in node.props:
+            node.props[name] = value
+        else:
+            node.props = {name: value, **node.props}
+
+    def add_subnode(self, parent: FdtNode, name: str) -> FdtNode:
+        """Add a subnode to a finished tree: before the older ones."""
+        node = FdtNode(name)
+        parent.subnodes.insert(0, node)
+        return node
+
+    def pack(self) -> bytes:
+        """The tree's bytes, packed."""
+        offsets: dict[str, int] = {}
+        strings = b""
+        for name in self.strings:
+            offsets[name] = len(strings)
+            strings += name.encode() + b"\0"
+        out = bytearray()
+        _write_node(out, self.root, offsets)
+        out += struct.pack(">I", _END)
+        off_rsvmap = _HEADER.size
+        off_struct = off_rsvmap + 16
+        off_strings = off_struct + len(out)
+        total = off_strings + len(strings)
+        header = _HEADER.pack(
+            FDT_MAGIC,
+            total,
+            off_struct,
+            off_strings,
+            off_rsvmap,
+            _VERSION,
+            _LAST_COMPATIBLE,
+            0,
+            len(strings),
+            len(out),
+        )
+        return header + bytes(16) + bytes(out) + strings
+
+    @classmethod
+    def parse(cls, data: bytes) -> Fdt:
+        """Read a tree.
+
+        Raises:
+            FdtError: the header, the bounds or the structure are wrong.
+        """
+        if len(data) < _HEADER.size:
+            raise FdtError("shorter than a header")
+        header = _HEADER.unpack_from(data)
+        magic, total, off_struct, off_strings, _, version, compatible, _, n_strings, n_struct = header
+        if magic != FDT_MAGIC:
+            raise FdtError(f"bad magic {magic:#x}")
+        if version < _LAST_COMPATIBLE or compatible > _VERSION:
+            raise FdtError(f"version {version}, compatible to {compatible}")
+        if total > len(data) or off_struct + n_struct > total or off_strings + n_strings > total:
+            raise FdtError("a block reaches beyond the tree")
+        if off_struct % 4:
+            raise FdtError("structure block is not aligned")
+        reader = _Reader(
+            data[off_struct : off_struct + n_struct], data[off_strings : off_strings + n_strings]
+        )
+        if reader.token() != _BEGIN_NODE:
+            raise FdtError("no root node")
+        tree = cls(root=reader.node(0))
+        if reader.token() != _END:
+            raise FdtError("structure block does not end")
+        tree.strings = [s.decode("ascii", "replace") for s in reader.strings.split(b"\0")[:-1]]
+        return tree
+
+
+def _write_node(out: bytearray, node: FdtNode, offsets: dict[str, int]) -> None:
+    out += struct.pack(">I", _BEGIN_NODE)
+    out += _padded(node.name.encode() + b"\0")
+    for name, value in node.props.items():
+        out += struct.pack(">III", _PROP, len(value), offsets[name])
+        out += _padded(value)
+    for sub in node.subnodes:
+        _write_node(out, sub, offsets)
+    out += struct.pack(">I", _END_NODE)
+
+
+def _padded(raw: bytes) -> bytes:
+    return raw + bytes(-len(raw) % 4)
+
+
+class _Reader:
+    """A cursor over the structure block."""
+
+    def __init__(self, block: bytes, strings: bytes) -> None:
+        self.block = block
+        self.strings = strings
+        self.at = 0
+
+    def u32(self) -> int:
+        if self.at + 4 > len(self.block):
+            raise FdtError("structure block is cut off")
+        value: int = struct.unpack_from(">I", self.block, self.at)[0]
+        self.at += 4
+        return value
+
+    def token(self) -> int:
+        while (token := self.u32()) == _NOP:
+            pass
+        return token
+
+    def cstring(self, block: bytes, at: int) -> bytes:
+        end = block.find(b"\0", at)
+        if at >= len(block) or end < 0:
+            raise FdtError("unterminated string")
+        return block[at:end]
+
+    def node(self, depth: int) -> FdtNode:
+        if depth > _MAX_DEPTH:
+            raise FdtError("nested too deeply")
+        raw = self.cstring(self.block, self.at)
+        self.at += (len(raw) + 4) & ~3
+        node = FdtNode(raw.decode("ascii", "replace"))
+        while True:
+            token = self.token()
+            if token == _PROP:
+                size, offset = self.u32(), self.u32()
+                if self.at + size > len(self.block):
+                    raise FdtError("property is cut off")
+                name = self.cstring(self.strings, offset).decode("ascii", "replace")
+                node.props.setdefault(name, self.block[self.at : self.at + size])
+                self.at += (size + 3) & ~3
+            elif token == _BEGIN_NODE:
+                node.subnodes.append(self.node(depth + 1))
+            elif token == _END_NODE:
+                return node
+            else:
+                raise FdtError(f"unknown token {token:#x}")

@@ -1,0 +1,221 @@
+"""Sessions: named sets of files, each with a descriptor that decides over its life.
+
+Happy path: an agent creates a session, preserves descriptors in it and keeps its descriptor open.
+The jump freezes the files of every session and writes the sessions into a block chain. In the
+next kernel the first open of the device reads them back; each session is retrieved by name and
+finished, explicitly or by closing it.
+
+Unhappy paths: a session closed before the jump is gone, files and all. A freeze that fails is
+undone session by session, last first, and the reboot fails. A chain that cannot be read panics
+the booting kernel; a session whose files cannot be read makes every open of the device fail.
+
+Locks, outermost first: luo_serialize_rwsem, the list's rwsem, the session's mutex.
+
+C: kernel/liveupdate/luo_session.c, 7.3.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kernelmodel.abi.luo import (
+    LIVEUPDATE_SESSION_NAME_LENGTH,
+    LuoFileSetSer,
+    LuoSessionSer,
+)
+from kernelmodel.errors import Exists, InvalidArgument, KernelError, ModelBug, NoEntry
+from kernelmodel.fs import File, Inode
+from kernelmodel.kho.block import KhoBlockSet
+from kernelmodel.luo.file import LuoFileSet
+
+if TYPE_CHECKING:
+    from kernelmodel.luo.core import Luo
+    from kernelmodel.syscalls import Task
+
+__all__ = ["LuoSession", "LuoSessions"]
+
+
+class LuoSession:
+    """C: struct luo_session. `name` is the 64-byte buffer."""
+
+    __slots__ = ("file_set", "name", "retrieved")
+
+    def __init__(self, luo: Luo, name: bytes) -> None:
+        self.name = name
+        self.retrieved = False
+        self.file_set = LuoFileSet(luo)
+
+    def __repr__(self) -> str:
+        return f"LuoSession({self.name.rstrip(bytes(1))!r}, files={len(self.file_set.files)})"
+
+
+class LuoSessions:
+    """Both lists of one kernel. C: struct luo_session_global."""
+
+    __slots__ = (
+        "_deserialize_error",
+        "_deserialized",
+        "incoming",
+        "incoming_blocks",
+        "luo",
+        "outgoing",
+        "outgoing_blocks",
+        "serialized",
+    )
+
+    def __init__(self, luo: Luo) -> None:
+        self.luo = luo
+        self.outgoing: list[LuoSession] = []
+        self.outgoing_blocks = KhoBlockSet(luo.kernel.kho, LuoSessionSer.SIZE)
+        self.incoming: list[LuoSession] = []
+        self.incoming_blocks: KhoBlockSet | None = None
+        #: Once true, the serialize lock is held for writing until the kernel dies.
+        self.serialized = False
+        self._deserialized = False
+        self._deserialize_error: KernelError | None = None
+
+    # Outgoing.
+
+    def create(self, name: bytes) -> File:
+        """A new session; its file. C: luo_session_create().
+
+        Raises:
+            InvalidArgument: empty or without NUL. Exists: another outgoing session has the name;
+                the block set has grown for it all the same. NoSpace, NoMemory.
+        """
+        self._check_alive()
+        if name[:1] == b"\0" or b"\0" not in name:
+            raise InvalidArgument("bad session name")
+        name = name.split(b"\0", 1)[0].ljust(LIVEUPDATE_SESSION_NAME_LENGTH, b"\0")
+        self.luo.kernel.charge("luo_session_create")
+        self.outgoing_blocks.grow(len(self.outgoing) + 1)
+        if any(session.name == name for session in self.outgoing):
+            raise Exists("session exists", name=name.rstrip(b"\0").decode(errors="replace"))
+        session = LuoSession(self.luo, name)
+        self.outgoing.append(session)
+        return self._getfile(session)
+
+    def _getfile(self, session: LuoSession) -> File:
+        return File(Inode(self.luo.kernel.new_ino()), self.luo.session_ops, session)
+
+    def release(self, session: LuoSession) -> None:
+        """The session's last descriptor is gone. C: luo_session_release()."""
+        self._check_alive()
+        if session.retrieved:
+            try:
+                self.luo.kernel.charge("luo_session_finish")
+                session.file_set.finish()
+            except KernelError as error:
+                self.luo.kernel.printk(f"luo: session cannot finish: {error}")
+                return
+            self.incoming.remove(session)
+            return
+        session.file_set.unpreserve_files()
+        self.outgoing.remove(session)
+        self.outgoing_blocks.shrink(len(self.outgoing))
+
+    def serialize(self) -> int:
+        """Freeze everything; address of the first session block, 0 without sessions.
+
+        C: luo_session_serialize(). On success no session changes any more.
+
+        Raises what a file's freeze raises; all sessions are then as they were.
+        """
+        for index, session in enumerate(self.outgoing):
+            try:
+                self.luo.kernel.charge("luo_session_freeze")
+                file_set = session.file_set.freeze()
+            except KernelError:
+                self._unfreeze(index)
+                raise
+            self.luo.kernel.charge("luo_session_serialize")
+            entry = LuoSessionSer(session.name, file_set.files, file_set.count)
+            self.outgoing_blocks.write(index, entry.pack())
+        self.serialized = True
+        return self.outgoing_blocks.head_pa if self.outgoing else 0
+
+    def _unfreeze(self, nr_sessions: int) -> None:
+        for index in range(nr_sessions - 1, -1, -1):
+            self.outgoing[index].file_set.unfreeze()
+            self.outgoing_blocks.write(index, bytes(LuoSessionSer.SIZE))
+
+    # Incoming.
+
+    def setup_incoming(self, sessions_pa: int) -> None:
+        """Take over the chain, at early init. C: luo_session_setup_incoming().
+
+        Raises what a broken chain raises; the caller panics.
+        """
+        if sessions_pa:
+            self.incoming_blocks = KhoBlockSet(self.luo.kernel.kho, LuoSessionSer.SIZE)
+            self.incoming_blocks.restore(sessions_pa)
+
+    def deserialize(self) -> None:
+        """Read all sessions and their files, once; the result is kept. C: luo_session_deserialize().
+
+        Raises:
+            KernelError: the first attempt's error, at every call.
+        """
+        if self._deserialized:
+            if self._deserialize_error is not None:
+                raise self._deserialize_error
+            return
+        self._deserialized = True
+        if self.incoming_blocks is None:
+            return
+        try:
+            for raw in self.incoming_blocks.entries():
+                self._deserialize_one(LuoSessionSer.unpack(raw))
+        except KernelError as error:
+            self._deserialize_error = error
+            raise
+        finally:
+            self.incoming_blocks.destroy()
+
+    def _deserialize_one(self, entry: LuoSessionSer) -> None:
+        if any(session.name == entry.name for session in self.incoming):
+            raise Exists("incoming session twice")
+        self.luo.kernel.charge("luo_deserialize_session")
+        session = LuoSession(self.luo, entry.name)
+        self.incoming.append(session)
+        session.file_set.deserialize(LuoFileSetSer(entry.files, entry.count))
+
+    def retrieve(self, name: bytes) -> File:
+        """The descriptor of an incoming session, given out once. C: luo_session_retrieve().
+
+        Raises:
+            NoEntry: there is none of that name. InvalidArgument: it was retrieved already.
+        """
+        self._check_alive()
+        session = next((s for s in self.incoming if _same(s.name, name)), None)
+        if session is None:
+            raise NoEntry("no such session")
+        if session.retrieved:
+            raise InvalidArgument("session is retrieved already")
+        self.luo.kernel.charge("luo_retrieve_session")
+        session.retrieved = True
+        return self._getfile(session)
+
+    # What a descriptor can do.
+
+    def preserve_fd(self, task: Task, session: LuoSession, fd: int, token: int) -> None:
+        """C: luo_session_preserve_fd()."""
+        self._check_alive()
+        session.file_set.preserve_file(task, token, fd)
+
+    def finish(self, session: LuoSession) -> None:
+        """C: luo_session_finish()."""
+        self._check_alive()
+        self.luo.kernel.charge("luo_session_finish")
+        session.file_set.finish()
+
+    def _check_alive(self) -> None:
+        if self.serialized:
+            raise ModelBug("a system call after serialisation would block until the jump")
+
+
+def _same(one: bytes, other: bytes) -> bool:
+    """Bounded comparison of two name buffers up to the first NUL. C: strncmp()."""
+    return one.split(b"\0", 1)[0] == other.split(b"\0", 1)[0]
+
+

@@ -1,0 +1,113 @@
+"""memfd_create(2): unlinked files on tmpfs or on huge pages. C: mm/memfd.c, 7.3."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from kernelmodel.errors import InvalidArgument, NoDevice
+from kernelmodel.fs import File, Inode, PlainFileOperations
+from kernelmodel.machine import PAGE_SHIFT, Content
+from kernelmodel.mm.hugetlbfs import HugetlbInode
+from kernelmodel.mm.shmem import F_SEAL_EXEC, F_SEAL_SEAL, ShmemFileOperations, ShmemInode
+
+if TYPE_CHECKING:
+    from kernelmodel.kernel import Kernel
+
+__all__ = [
+    "MFD_ALLOW_SEALING",
+    "MFD_CLOEXEC",
+    "MFD_HUGETLB",
+    "MFD_HUGE_SHIFT",
+    "MFD_NOEXEC_SEAL",
+    "HugetlbMemfdInode",
+    "hugetlb_memfd_file",
+    "memfd_create",
+    "memfd_file",
+]
+
+MFD_CLOEXEC: Final = 0x1
+MFD_ALLOW_SEALING: Final = 0x2
+MFD_HUGETLB: Final = 0x4
+MFD_NOEXEC_SEAL: Final = 0x8
+MFD_EXEC: Final = 0x10
+MFD_HUGE_SHIFT: Final = 26
+_MFD_HUGE_MASK: Final = 0x3F
+_ALL_FLAGS: Final = 0x1F
+
+
+class HugetlbMemfdInode(Inode):
+    """A hugetlb memfd: its books are `hugetlb`, its seals its own."""
+
+    __slots__ = ("hugetlb", "kernel", "seals")
+
+    def __init__(self, kernel: Kernel, hugetlb: HugetlbInode, seals: int) -> None:
+        super().__init__(kernel.new_ino())
+        self.kernel = kernel
+        self.hugetlb = hugetlb
+        self.seals = seals
+
+    def guest_write(self, first: int, nr: int, content: Content, content_page: int) -> None:
+        """Stores through a mapping to huge pages [first, first + nr), which are there.
+
+        `content_page` counts 4 KiB pages, as content does.
+        """
+        order = self.hugetlb.hstate.order
+        for index, pfn, count in self.hugetlb.folios.within(first, first + nr):
+            at = content_page + (index - first << order)
+            self.kernel.memory.fill(pfn, count << order, content, at)
+
+    def clear(self, first: int, last: int) -> None:
+        """Zero the huge pages of [first, last), as a first fault does."""
+        order = self.hugetlb.hstate.order
+        for _, pfn, count in self.hugetlb.folios.within(first, last):
+            self.kernel.memory.zero(pfn, count << order)
+
+
+class HugetlbFileOperations(PlainFileOperations):
+    """Files of huge pages."""
+
+    def release(self, file: File) -> None:
+        """The last descriptor is gone."""
+        if isinstance(file.inode, HugetlbMemfdInode):
+            file.inode.hugetlb.put()
+
+
+_SHMEM_OPS = ShmemFileOperations()
+_HUGETLB_OPS = HugetlbFileOperations()
+
+
+def memfd_file(kernel: Kernel, seals: int = 0) -> tuple[File, ShmemInode]:
+    """An empty plain memfd. C: memfd_alloc_file()."""
+    inode = ShmemInode(kernel, seals)
+    return File(inode, _SHMEM_OPS), inode
+
+
+def hugetlb_memfd_file(
+    kernel: Kernel, order: int, seals: int = 0
+) -> tuple[File, HugetlbMemfdInode]:
+    """An empty memfd on huge pages of `order`. Raises: NoDevice if there are none such."""
+    if order not in kernel.hugetlb.hstates:
+        raise NoDevice("no huge pages of this size", order=order)
+    inode = HugetlbMemfdInode(kernel, HugetlbInode(kernel.hugetlb.hstates[order]), seals)
+    return File(inode, _HUGETLB_OPS), inode
+
+
+def memfd_create(kernel: Kernel, flags: int) -> File:
+    """memfd_create(2).
+
+    Raises:
+        InvalidArgument: unknown flags. NoDevice: no huge pages of the wanted size.
+    """
+    size_log2 = flags >> MFD_HUGE_SHIFT & _MFD_HUGE_MASK
+    known = _ALL_FLAGS | (_MFD_HUGE_MASK << MFD_HUGE_SHIFT if flags & MFD_HUGETLB else 0)
+    if flags & ~known or flags & MFD_EXEC and flags & MFD_NOEXEC_SEAL:
+        raise InvalidArgument("bad flags", flags=flags)
+    seals = 0 if flags & (MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL) else F_SEAL_SEAL
+    if flags & MFD_NOEXEC_SEAL:
+        seals |= F_SEAL_EXEC
+    if flags & MFD_HUGETLB:
+        order = size_log2 - PAGE_SHIFT if size_log2 else kernel.hugetlb.default_order
+        return hugetlb_memfd_file(kernel, order, seals)[0]
+    file, inode = memfd_file(kernel, seals)
+    inode.executable = not flags & MFD_NOEXEC_SEAL
+    return file

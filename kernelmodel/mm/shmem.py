@@ -1,0 +1,308 @@
+"""tmpfs inodes and the memfds on them: page cache, seals, size, and what freezing forbids.
+
+The page cache holds runs: page index → frame, with the flags that preservation cares about.
+Folios are single pages, as with the default policy `huge=never` of the internal mount.
+
+Unhappy paths: seals refuse with EPERM, F_SEAL_WRITE on pinned pages with EBUSY; a frozen inode
+(its file is preserved) refuses every change of layout with EPERM and takes writes in place.
+
+C: mm/shmem.c, mm/memfd.c, 7.3.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from kernelmodel.errors import Busy, InvalidArgument, NotPermitted, NotSupported
+from kernelmodel.fs import File, Inode, PlainFileOperations
+from kernelmodel.machine import PAGE_SHIFT, PAGE_SIZE, Content
+from kernelmodel.mm.ranges import RangeMap
+
+if TYPE_CHECKING:
+    from kernelmodel.kernel import Kernel
+
+__all__ = [
+    "F_ALL_SEALS",
+    "F_SEAL_EXEC",
+    "F_SEAL_FUTURE_WRITE",
+    "F_SEAL_GROW",
+    "F_SEAL_SEAL",
+    "F_SEAL_SHRINK",
+    "F_SEAL_WRITE",
+    "PG_DIRTY",
+    "PG_UPTODATE",
+    "ShmemFileOperations",
+    "ShmemInode",
+    "add_seals",
+]
+
+F_SEAL_SEAL: Final = 0x01
+F_SEAL_SHRINK: Final = 0x02
+F_SEAL_GROW: Final = 0x04
+F_SEAL_WRITE: Final = 0x08
+F_SEAL_FUTURE_WRITE: Final = 0x10
+F_SEAL_EXEC: Final = 0x20
+F_ALL_SEALS: Final = 0x3F
+
+PG_DIRTY: Final = 1
+PG_UPTODATE: Final = 2
+
+_FALLOC_KEEP_SIZE: Final = 1
+_FALLOC_PUNCH_HOLE: Final = 2
+#: The write path hands the filesystem pieces of at most the largest folio it could allocate.
+_WRITE_CHUNK: Final = 2 << 20
+
+
+class ShmemInode(Inode):
+    """C: struct shmem_inode_info and its inode.
+
+    `pages` maps page indexes to (frame minus index, PG_* flags). `seals` is None for a file that
+    is no memfd. `frozen` while a live update holds the file, `pins` while its pages are pinned.
+    """
+
+    __slots__ = ("executable", "frozen", "kernel", "pages", "pinned", "seals", "size")
+
+    def __init__(self, kernel: Kernel, seals: int | None, *, nlink: int = 0) -> None:
+        super().__init__(kernel.new_ino(), nlink)
+        self.kernel = kernel
+        self.seals = seals
+        self.size = 0
+        self.executable = True
+        self.frozen = False
+        self.pinned = False
+        self.pages: RangeMap[tuple[int, int]] = RangeMap()
+
+    @property
+    def nr_size_pages(self) -> int:
+        """Pages up to the size, the last one counted whole."""
+        return -(-self.size // PAGE_SIZE)
+
+    def _sealed(self, seals: int) -> bool:
+        return bool((self.seals or 0) & seals)
+
+    # Page cache.
+
+    def extents(self, first: int, last: int) -> list[tuple[int, int, int, int]]:
+        """(index, frame, pages, flags) of the pages in [first, last), ascending."""
+        return [
+            (low, low + delta, high - low, flags)
+            for low, high, (delta, flags) in self.pages.within(first, last)
+        ]
+
+    def holes(self, first: int, last: int) -> list[tuple[int, int]]:
+        """Index ranges in [first, last) without a page."""
+        out: list[tuple[int, int]] = []
+        for low, high, _ in self.pages.within(first, last):
+            if first < low:
+                out.append((first, low))
+            first = high
+        if first < last:
+            out.append((first, last))
+        return out
+
+    def allocate(
+        self, first: int, last: int, flags: int, *, zeroed: bool = True, nid: int = 0
+    ) -> int:
+        """Fill the holes of [first, last); how many pages that took. Raises: NoMemory."""
+        taken = 0
+        for low, high in self.holes(first, last):
+            index = low
+            for pfn, nr_pages in self.kernel.page_alloc.alloc_bulk(
+                0, high - low, nid, movable=True
+            ):
+                if zeroed:
+                    self.kernel.memory.zero(pfn, nr_pages)
+                self.pages.put(index, index + nr_pages, (pfn - index, flags))
+                index += nr_pages
+            taken += high - low
+        return taken
+
+    def add_to_page_cache(self, index: int, pfn: int, nr_pages: int, flags: int) -> None:
+        """Put frames that are there already at an index."""
+        self.pages.put(index, index + nr_pages, (pfn - index, flags))
+
+    def drop_pages(self, first: int, last: int) -> None:
+        """Free the pages of an index range."""
+        for _, pfn, nr_pages, _ in self.extents(first, last):
+            self.kernel.page_alloc.free_run(pfn, nr_pages)
+        self.pages.clear(first, last)
+
+    def migrate_from_scratch(self) -> None:
+        """Move pages out of memory that cannot be pinned for long.
+
+        C: memfd_pin_folios() through migrate_longterm_unpinnable_folios(). Raises: NoMemory.
+        """
+        kernel = self.kernel
+        for index, pfn, nr_pages, flags in self.extents(0, self.nr_size_pages):
+            for area in kernel.kho.scratch:
+                low = max(pfn, area.addr >> PAGE_SHIFT)
+                high = min(pfn + nr_pages, area.addr + area.size >> PAGE_SHIFT)
+                if low >= high:
+                    continue
+                at, source = index + low - pfn, low
+                for new, count in kernel.page_alloc.alloc_bulk(0, high - low):
+                    kernel.memory.copy(source, new, count)
+                    self.pages.put(at, at + count, (new - at, flags))
+                    at, source = at + count, source + count
+                kernel.page_alloc.free_run(low, high - low)
+
+    # System calls on the file.
+
+    def truncate(self, size: int) -> None:
+        """ftruncate(2). C: shmem_setattr()."""
+        if size == self.size:
+            return
+        if (size < self.size and self._sealed(F_SEAL_SHRINK)) or (
+            size > self.size and self._sealed(F_SEAL_GROW)
+        ):
+            raise NotPermitted("sealed")
+        if self.frozen:
+            raise NotPermitted("file is preserved")
+        if size < self.size:
+            self._zero_tail(size)
+            self.drop_pages(-(-size // PAGE_SIZE), 1 << 52)
+        self.size = size
+
+    def _zero_tail(self, size: int) -> None:
+        """Clear what of the last page lies beyond the size."""
+        offset = size % PAGE_SIZE
+        for _, pfn, _, _ in self.extents(size >> PAGE_SHIFT, (size >> PAGE_SHIFT) + 1):
+            if offset:
+                self.kernel.memory.write((pfn << PAGE_SHIFT) + offset, bytes(PAGE_SIZE - offset))
+
+    def write(self, offset: int, data: bytes) -> int:
+        """pwrite(2); bytes written, fewer if a later piece is refused. C: shmem_write_begin()."""
+        done = 0
+        while done < len(data):
+            at = offset + done
+            take = min(len(data) - done, _WRITE_CHUNK - at % _WRITE_CHUNK)
+            try:
+                self._write_piece(at, data[done : done + take])
+            except NotPermitted:
+                if done == 0:
+                    raise
+                break
+            done += take
+        return done
+
+    def _write_piece(self, offset: int, data: bytes) -> None:
+        if self._sealed(F_SEAL_WRITE | F_SEAL_FUTURE_WRITE):
+            raise NotPermitted("sealed against writing")
+        end = offset + len(data)
+        if end > self.size and (self.frozen or self._sealed(F_SEAL_GROW)):
+            raise NotPermitted("write would grow the file")
+        first, last = offset >> PAGE_SHIFT, -(-end // PAGE_SIZE)
+        self.allocate(first, last, PG_DIRTY | PG_UPTODATE)
+        self._make_uptodate(first, last)
+        at = 0
+        for index, pfn, nr_pages, _ in self.extents(first, last):
+            start = max(offset, index << PAGE_SHIFT)
+            take = min(end, index + nr_pages << PAGE_SHIFT) - start
+            target = (pfn << PAGE_SHIFT) + start - (index << PAGE_SHIFT)
+            self.kernel.memory.write(target, data[at : at + take])
+            at += take
+        self.size = max(self.size, end)
+
+    def _make_uptodate(self, first: int, last: int) -> None:
+        for index, pfn, nr_pages, flags in self.extents(first, last):
+            if not flags & PG_UPTODATE:
+                self.kernel.memory.zero(pfn, nr_pages)
+            if flags != PG_DIRTY | PG_UPTODATE:
+                value = (pfn - index, PG_DIRTY | PG_UPTODATE)
+                self.pages.put(index, index + nr_pages, value)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """pread(2): up to the file's size, holes and pages never written read as zero."""
+        end = min(offset + size, self.size)
+        if end <= offset:
+            return b""
+        out = bytearray(end - offset)
+        for index, pfn, nr_pages, flags in self.extents(offset >> PAGE_SHIFT, -(-end // PAGE_SIZE)):
+            if not flags & PG_UPTODATE:
+                continue
+            start = max(offset, index << PAGE_SHIFT)
+            take = min(end, index + nr_pages << PAGE_SHIFT) - start
+            source = (pfn << PAGE_SHIFT) + start - (index << PAGE_SHIFT)
+            out[start - offset : start - offset + take] = self.kernel.memory.read(source, take)
+        return bytes(out)
+
+    def fallocate(self, mode: int, offset: int, length: int) -> None:
+        """fallocate(2). C: shmem_fallocate()."""
+        if length <= 0 or offset < 0:
+            raise InvalidArgument("bad range")
+        if mode & ~(_FALLOC_KEEP_SIZE | _FALLOC_PUNCH_HOLE):
+            raise NotSupported("unsupported mode", mode=mode)
+        if mode & _FALLOC_PUNCH_HOLE and not mode & _FALLOC_KEEP_SIZE:
+            raise NotSupported("a hole needs KEEP_SIZE", mode=mode)
+        if self.frozen:
+            raise NotPermitted("file is preserved")
+        end = offset + length
+        if mode & _FALLOC_PUNCH_HOLE:
+            self._punch(offset, end)
+            return
+        if end > self.size and not mode & _FALLOC_KEEP_SIZE and self._sealed(F_SEAL_GROW):
+            raise NotPermitted("sealed against growing")
+        self.allocate(offset >> PAGE_SHIFT, -(-end // PAGE_SIZE), 0, zeroed=False)
+        if not mode & _FALLOC_KEEP_SIZE:
+            self.size = max(self.size, end)
+
+    def _punch(self, offset: int, end: int) -> None:
+        if self._sealed(F_SEAL_WRITE | F_SEAL_FUTURE_WRITE):
+            raise NotPermitted("sealed against writing")
+        first, last = -(-offset // PAGE_SIZE), end // PAGE_SIZE
+        for edge, stop in (
+            (offset, min(end, first * PAGE_SIZE)),
+            (max(offset, last * PAGE_SIZE), end),
+        ):
+            for index, pfn, _, _ in self.extents(edge >> PAGE_SHIFT, (edge >> PAGE_SHIFT) + 1):
+                if edge < stop:
+                    target = (pfn << PAGE_SHIFT) + edge - (index << PAGE_SHIFT)
+                    self.kernel.memory.write(target, bytes(stop - edge))
+        if first < last:
+            self.drop_pages(first, last)
+
+    def guest_write(self, first: int, nr_pages: int, content: Content, content_page: int) -> None:
+        """Stores through a mapping: whole pages get `content`. Raises: NoMemory."""
+        self.allocate(first, first + nr_pages, PG_DIRTY | PG_UPTODATE, zeroed=False)
+        for index, pfn, count, _ in self.extents(first, first + nr_pages):
+            self.kernel.memory.fill(pfn, count, content, content_page + index - first)
+
+    def evict(self) -> None:
+        """The inode is gone. C: shmem_evict_inode()."""
+        self.drop_pages(0, 1 << 52)
+
+
+class ShmemFileOperations(PlainFileOperations):
+    """Regular files on tmpfs, memfds among them."""
+
+    def release(self, file: File) -> None:
+        """An unlinked file's pages go with its last descriptor."""
+        inode = file.inode
+        if isinstance(inode, ShmemInode) and inode.nlink == 0:
+            inode.evict()
+
+
+def add_seals(file: File, inode: ShmemInode, seals: int) -> None:
+    """fcntl(F_ADD_SEALS). C: memfd_add_seals().
+
+    Raises:
+        NotPermitted: descriptor not writable, or F_SEAL_SEAL is set. InvalidArgument: no memfd,
+            or unknown seals. Busy: F_SEAL_WRITE while pages are pinned.
+    """
+    if not file.writable:
+        raise NotPermitted("not open for writing")
+    if seals & ~F_ALL_SEALS or inode.seals is None:
+        raise InvalidArgument("bad seals", seals=seals)
+    if inode.seals & F_SEAL_SEAL:
+        raise NotPermitted("sealed against sealing")
+    if seals & F_SEAL_EXEC and inode.executable:
+        # sealing an executable seals its content with it
+        seals |= F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_FUTURE_WRITE
+    if (
+        seals & F_SEAL_WRITE
+        and not inode.seals & F_SEAL_WRITE
+        and inode.pinned
+        and len(inode.pages)
+    ):
+        raise Busy("pages are pinned")
+    inode.seals |= seals

@@ -1,0 +1,42 @@
+"""vmalloc areas: virtually contiguous memory whose pages lie where the page allocator had some.
+
+Only what a user can tell apart is kept: which frames, in which order, mapped in blocks of which
+order. C: mm/vmalloc.c, 7.3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kernelmodel.machine import PAGE_SIZE
+from kernelmodel.mm.page_alloc import PageAllocator
+
+__all__ = ["VmallocArea", "vfree", "vmalloc"]
+
+
+@dataclass(frozen=True, slots=True)
+class VmallocArea:
+    """Frames of the area in mapping order as runs (pfn, pages); `order` of its blocks."""
+
+    extents: tuple[tuple[int, int], ...]
+    order: int = 0
+
+    @property
+    def nr_pages(self) -> int:
+        """Pages of the area."""
+        return sum(nr for _, nr in self.extents)
+
+
+def vmalloc(allocator: PageAllocator, size: int, nid: int = 0) -> VmallocArea:
+    """Allocate `size` bytes in single pages; the caller zeroes or fills them.
+
+    Raises:
+        NoMemory: there are not enough pages.
+    """
+    return VmallocArea(tuple(allocator.alloc_bulk(0, -(-size // PAGE_SIZE), nid)))
+
+
+def vfree(allocator: PageAllocator, area: VmallocArea) -> None:
+    """Give the pages back."""
+    for pfn, nr_pages in area.extents:
+        allocator.free_run(pfn, nr_pages)

@@ -1,0 +1,172 @@
+"""The border between a process and the kernel: descriptors go in, errno comes out.
+
+Everything that the model is asked from outside goes through a `Task`: the agent, the VMMs, the
+gRPC services, scripts. Refusals are `KernelError`s.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Final
+
+from kernelmodel import kexec
+from kernelmodel.abi.luo import (
+    LIVEUPDATE_CREATE_SESSION,
+    LIVEUPDATE_RETRIEVE_SESSION,
+    LIVEUPDATE_SESSION_FINISH,
+    LIVEUPDATE_SESSION_GET_NAME,
+    LIVEUPDATE_SESSION_NAME_LENGTH,
+    LIVEUPDATE_SESSION_PRESERVE_FD,
+    LIVEUPDATE_SESSION_RETRIEVE_FD,
+)
+from kernelmodel.errors import InvalidArgument, NoEntry
+from kernelmodel.fs import FdTable, File, check_size
+from kernelmodel.mm.memfd import HugetlbMemfdInode, memfd_create
+from kernelmodel.mm.shmem import ShmemInode, add_seals
+
+if TYPE_CHECKING:
+    from kernelmodel.kernel import Kernel
+    from kernelmodel.releases import Release
+
+__all__ = ["DEV_LIVEUPDATE", "Task"]
+
+DEV_LIVEUPDATE: Final = "/dev/liveupdate"
+
+
+class Task:
+    """A process: a descriptor table and the system calls it can make."""
+
+    __slots__ = ("files", "kernel", "name")
+
+    def __init__(self, kernel: Kernel, name: str) -> None:
+        self.kernel = kernel
+        self.name = name
+        self.files = FdTable()
+
+    # Descriptors.
+
+    def open(self, path: str) -> int:
+        """open(2) of a device."""
+        if path != DEV_LIVEUPDATE:
+            raise NoEntry("no such file", path=path)
+        return self.files.install(self.kernel.luo.open())
+
+    def close(self, fd: int) -> None:
+        """close(2)."""
+        self.files.close(fd)
+
+    def dup(self, fd: int) -> int:
+        """dup(2)."""
+        return self.files.install(self.files.fget(fd).get())
+
+    def send_fd(self, fd: int, other: Task) -> int:
+        """Pass a descriptor to another process, as SCM_RIGHTS does; its number there."""
+        return other.files.install(self.files.fget(fd).get())
+
+    def exit(self) -> None:
+        """exit(2): every descriptor is closed."""
+        self.files.close_all()
+
+    def ioctl(self, fd: int, cmd: int, arg: bytearray) -> int:
+        """ioctl(2); `arg` is read and written like the caller's memory."""
+        file = self.files.fget(fd)
+        return file.f_op.ioctl(self, file, cmd, arg)
+
+    # Live update, as a small library wraps it.
+
+    def create_session(self, device: int, name: str) -> int:
+        """LIVEUPDATE_CREATE_SESSION; the session's descriptor."""
+        return self._named(device, LIVEUPDATE_CREATE_SESSION, name)
+
+    def retrieve_session(self, device: int, name: str) -> int:
+        """LIVEUPDATE_RETRIEVE_SESSION; the session's descriptor."""
+        return self._named(device, LIVEUPDATE_RETRIEVE_SESSION, name)
+
+    def _named(self, device: int, cmd: int, name: str) -> int:
+        raw = name.encode()[:LIVEUPDATE_SESSION_NAME_LENGTH]
+        arg = bytearray(struct.pack("<Ii64s", 72, 0, raw))
+        self.ioctl(device, cmd, arg)
+        return int.from_bytes(arg[4:8], "little", signed=True)
+
+    def preserve_fd(self, session: int, fd: int, token: int) -> None:
+        """LIVEUPDATE_SESSION_PRESERVE_FD."""
+        arg = bytearray(struct.pack("<IiQ", 16, fd, token))
+        self.ioctl(session, LIVEUPDATE_SESSION_PRESERVE_FD, arg)
+
+    def retrieve_fd(self, session: int, token: int) -> int:
+        """LIVEUPDATE_SESSION_RETRIEVE_FD; the file's descriptor."""
+        arg = bytearray(struct.pack("<IiQ", 16, 0, token))
+        self.ioctl(session, LIVEUPDATE_SESSION_RETRIEVE_FD, arg)
+        return int.from_bytes(arg[4:8], "little", signed=True)
+
+    def finish_session(self, session: int) -> None:
+        """LIVEUPDATE_SESSION_FINISH."""
+        self.ioctl(session, LIVEUPDATE_SESSION_FINISH, bytearray(struct.pack("<II", 8, 0)))
+
+    def session_name(self, session: int) -> str:
+        """LIVEUPDATE_SESSION_GET_NAME."""
+        arg = bytearray(struct.pack("<II64s", 72, 0, b""))
+        self.ioctl(session, LIVEUPDATE_SESSION_GET_NAME, arg)
+        return bytes(arg[8:72]).split(b"\0", 1)[0].decode(errors="replace")
+
+    # Files of memory.
+
+    def memfd_create(self, flags: int = 0) -> int:
+        """memfd_create(2); the name plays no part."""
+        return self.files.install(memfd_create(self.kernel, flags))
+
+    def _shmem(self, fd: int) -> tuple[File, ShmemInode]:
+        file = self.files.fget(fd)
+        if not isinstance(file.inode, ShmemInode):
+            raise InvalidArgument("not a file of memory", fd=fd)
+        return file, file.inode
+
+    def ftruncate(self, fd: int, size: int) -> None:
+        """ftruncate(2)."""
+        check_size(size)
+        file = self.files.fget(fd)
+        if isinstance(file.inode, HugetlbMemfdInode):
+            file.inode.hugetlb.ftruncate(size)
+        else:
+            self._shmem(fd)[1].truncate(size)
+
+    def fallocate(self, fd: int, mode: int, offset: int, length: int) -> None:
+        """fallocate(2)."""
+        file = self.files.fget(fd)
+        if isinstance(file.inode, HugetlbMemfdInode):
+            file.inode.hugetlb.fallocate(mode, offset, length)
+        else:
+            self._shmem(fd)[1].fallocate(mode, offset, length)
+
+    def pwrite(self, fd: int, data: bytes, offset: int) -> int:
+        """pwrite(2); bytes written. Huge page files cannot be written to but by mapping."""
+        check_size(offset)
+        return self._shmem(fd)[1].write(offset, data)
+
+    def pread(self, fd: int, size: int, offset: int) -> bytes:
+        """pread(2)."""
+        check_size(offset)
+        return self._shmem(fd)[1].read(offset, size)
+
+    def lseek(self, fd: int, position: int) -> int:
+        """lseek(2) with SEEK_SET."""
+        check_size(position)
+        self.files.fget(fd).f_pos = position
+        return position
+
+    def add_seals(self, fd: int, seals: int) -> None:
+        """fcntl(F_ADD_SEALS)."""
+        add_seals(*self._shmem(fd), seals)
+
+    def get_seals(self, fd: int) -> int:
+        """fcntl(F_GET_SEALS)."""
+        seals = self._shmem(fd)[1].seals
+        if seals is None:
+            raise InvalidArgument("not a memfd", fd=fd)
+        return seals
+
+    # kexec.
+
+    def kexec_file_load(self, release: Release, cmdline: str) -> None:
+        """kexec_file_load(2)."""
+        kexec.kexec_file_load(self.kernel, release, cmdline)
