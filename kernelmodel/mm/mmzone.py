@@ -14,9 +14,11 @@ lists. A test that provokes external fragmentation by mixing them would notice.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from enum import IntEnum
 from typing import Final
 
+from kernelmodel.errors import ModelBug
 from kernelmodel.mm.ranges import RangeSet
 
 __all__ = [
@@ -29,12 +31,15 @@ __all__ = [
     "Node",
     "Zone",
     "ZoneType",
+    "validate_zone",
 ]
 
 PAGE_SHIFT: Final = 12
 PAGE_SIZE: Final = 1 << PAGE_SHIFT
 MAX_PAGE_ORDER: Final = 10
 MAX_ORDER_NR_PAGES: Final = 1 << MAX_PAGE_ORDER
+#: Beyond every block number.
+_LAST: Final = 1 << 60
 
 
 class MigrateType(IntEnum):
@@ -94,6 +99,96 @@ class FreeArea:
             total += len(self.low[higher]) << (higher - order)
         return total
 
+    def take_one(self, order: int) -> int | None:
+        """Take the newest smallest block that is large enough. C: __rmqueue_smallest()."""
+        for have in range(order, MAX_PAGE_ORDER):
+            if self.low[have]:
+                pfn, _ = self.low[have].popitem()
+                break
+        else:
+            first = next(self.top.within(0, _LAST), None)
+            if first is None:
+                return None
+            self.top.remove(first[0], first[0] + 1)
+            have, pfn = MAX_PAGE_ORDER, first[0] << MAX_PAGE_ORDER
+        for half in range(have - 1, order - 1, -1):
+            self.low[half][pfn + (1 << half)] = None
+        return pfn
+
+    def take_many(self, order: int, n: int, runs: list[tuple[int, int]]) -> None:
+        """Take `n` blocks that are known to be there, appending (first pfn, blocks) to `runs`."""
+        per_top = 1 << (MAX_PAGE_ORDER - order)
+        while n:
+            if n >= per_top and not any(self.low[order:]):
+                # Whole largest-order blocks: what splitting each of them would give in turn.
+                low, high = next(self.top.within(0, _LAST))
+                high = min(high, low + n // per_top)
+                self.top.remove(low, high)
+                pfn, count = low << MAX_PAGE_ORDER, (high - low) * per_top
+            else:
+                one = self.take_one(order)
+                if one is None:
+                    raise ModelBug("a free area gave fewer blocks than it counted")
+                pfn, count = one, 1
+            n -= count
+            if runs and runs[-1][0] + (runs[-1][1] << order) == pfn:
+                runs[-1] = (runs[-1][0], runs[-1][1] + count)
+            else:
+                runs.append((pfn, count))
+
+    def put(self, start: int, end: int) -> None:
+        """Free the pages [start, end): largest blocks as one run, the edges one by one."""
+        low = -(-start // MAX_ORDER_NR_PAGES)
+        high = end // MAX_ORDER_NR_PAGES
+        if low < high:
+            self.top.add(low, high)
+            pieces = ((start, low << MAX_PAGE_ORDER), (high << MAX_PAGE_ORDER, end))
+        else:
+            pieces = ((start, end), (end, end))
+        for first, stop in pieces:
+            at = first
+            while at < stop:
+                order = min(((at & -at) or MAX_ORDER_NR_PAGES).bit_length() - 1, MAX_PAGE_ORDER)
+                order = min(order, (stop - at).bit_length() - 1)
+                self.put_one(at, order)
+                at += 1 << order
+
+    def put_one(self, pfn: int, order: int) -> None:
+        """Free one block and merge it with its buddies. C: __free_one_page()."""
+        while order < MAX_PAGE_ORDER:
+            buddy = pfn ^ (1 << order)
+            if buddy not in self.low[order]:
+                self.low[order][pfn] = None
+                return
+            del self.low[order][buddy]
+            pfn &= buddy
+            order += 1
+        self.top.add(pfn >> MAX_PAGE_ORDER, (pfn >> MAX_PAGE_ORDER) + 1)
+
+    def ranges(self) -> Iterator[tuple[int, int]]:
+        """Every free block as page frames [start, end), largest blocks by runs."""
+        for low, high in self.top:
+            yield low << MAX_PAGE_ORDER, high << MAX_PAGE_ORDER
+        for order, blocks in enumerate(self.low):
+            for pfn in blocks:
+                yield pfn, pfn + (1 << order)
+
+    def within(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """The free parts of the page frames [start, end), in no particular order."""
+        first, last = start >> MAX_PAGE_ORDER, -(-end // MAX_ORDER_NR_PAGES)
+        for low, high in self.top.within(first, last):
+            yield max(start, low << MAX_PAGE_ORDER), min(end, high << MAX_PAGE_ORDER)
+        for order, blocks in enumerate(self.low):
+            if not blocks:
+                continue
+            size = 1 << order
+            if len(blocks) <= (end - start) >> order:
+                found: Iterable[int] = (pfn for pfn in blocks if start < pfn + size and pfn < end)
+            else:
+                found = (pfn for pfn in range(start & -size, end, size) if pfn in blocks)
+            for pfn in found:
+                yield max(start, pfn), min(end, pfn + size)
+
 
 class Zone:
     """A zone of a node. Page frames throughout. C: struct zone."""
@@ -118,6 +213,11 @@ class Zone:
         """Free pages, CMA included."""
         return self.areas[0].nr_free_pages + self.areas[1].nr_free_pages
 
+    def free_within(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """The free parts of the page frames [start, end), in no particular order."""
+        for area in self.areas:
+            yield from area.within(start, end)
+
 
 class Node:
     """A NUMA node: its zones, lowest first. C: struct pglist_data."""
@@ -133,3 +233,36 @@ class Node:
             parts = list(spans.within(start, end))
             if parts:
                 self.zones.append(Zone(nid, name, parts[0][0], parts[-1][1]))
+
+
+def validate_zone(zone: Zone) -> None:
+    """Free blocks are aligned, inside their zone, disjoint, of their migrate type, and merged.
+
+    Raises:
+        ModelBug: they are not.
+    """
+    seen = RangeSet()
+    total = 0
+    for kind, area in zip(MigrateType, zone.areas, strict=True):
+        _validate_blocks(area)
+        for start, end in area.ranges():
+            cma = zone.cma.contains(start, end)
+            if cma != (kind is MigrateType.CMA) or (not cma and zone.cma.overlaps(start, end)):
+                raise ModelBug(f"free range {start:#x}-{end:#x} has the wrong migrate type")
+            if start < zone.start_pfn or end > zone.end_pfn:
+                raise ModelBug(f"free range {start:#x}-{end:#x} leaves zone {zone.name}")
+            seen.add(start, end)
+            total += end - start
+    if seen.total != total:
+        raise ModelBug(f"zone {zone.name}: {total - seen.total} pages are free twice")
+    if total > zone.managed:
+        raise ModelBug(f"zone {zone.name}: {total} free of {zone.managed} managed pages")
+
+
+def _validate_blocks(area: FreeArea) -> None:
+    for order, blocks in enumerate(area.low):
+        for pfn in blocks:
+            if pfn & ((1 << order) - 1):
+                raise ModelBug(f"block {pfn:#x} of order {order} is not aligned")
+            if pfn ^ (1 << order) in blocks:
+                raise ModelBug(f"block {pfn:#x} of order {order} is free as is its buddy")

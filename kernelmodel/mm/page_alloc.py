@@ -22,7 +22,7 @@ Simplifications, and what a test could notice:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from kernelmodel.errors import ModelBug, NoMemory
@@ -33,12 +33,12 @@ from kernelmodel.mm.mmzone import (
     MigrateType,
     Node,
     Zone,
+    validate_zone,
 )
 from kernelmodel.mm.ranges import RangeSet
 
 __all__ = ["LOWMEM_RESERVE_RATIO", "PageAllocator", "validate_page_alloc"]
 
-_LAST: Final = 1 << 60
 #: A low zone keeps 1/256 of what lies in the zones above it. C: sysctl_lowmem_reserve_ratio.
 LOWMEM_RESERVE_RATIO: Final = 256
 #: Migrate types to try, by whether the page may be moved.
@@ -83,7 +83,7 @@ class PageAllocator:
         if start_pfn % MAX_ORDER_NR_PAGES or nr_pages % MAX_ORDER_NR_PAGES:
             raise ModelBug(f"CMA range {start_pfn:#x}+{nr_pages:#x} cuts a largest-order block")
         for zone, start, end in self._by_zone(start_pfn, start_pfn + nr_pages):
-            if _free_in(zone, start, end):
+            if next(zone.free_within(start, end), None):
                 raise ModelBug(f"CMA range {start:#x}-{end:#x} has free pages already")
             zone.cma.add(start, end)
 
@@ -124,7 +124,7 @@ class PageAllocator:
             if zone.protected and zone.nr_free_pages - (1 << order) < zone.protected:
                 continue
             for kind in _KINDS[movable]:
-                pfn = _take_one(zone.areas[kind], order)
+                pfn = zone.areas[kind].take_one(order)
                 if pfn is not None:
                     return pfn
         raise NoMemory("no free block", order=order, nid=nid)
@@ -154,7 +154,7 @@ class PageAllocator:
         for area, room in self._candidates(order, nid, movable, thisnode):
             take = min(n, room)
             n -= take
-            _take_many(area, order, take, runs)
+            area.take_many(order, take, runs)
             if not n:
                 break
         return runs, n
@@ -211,7 +211,7 @@ class PageAllocator:
                 raise ModelBug(f"double free of page frame {pfn:#x}, order {order}")
         if pfn >> MAX_PAGE_ORDER in area.top:
             raise ModelBug(f"double free of page frame {pfn:#x}, order {order}")
-        _put_one(area, pfn, order)
+        area.put_one(pfn, order)
 
     def free_run(self, pfn: int, nr_pages: int) -> None:
         """Give a run of pages back, however they were allocated.
@@ -220,13 +220,13 @@ class PageAllocator:
             ModelBug: a page is free already, or does not exist.
         """
         for zone, start, end in self._by_zone(pfn, pfn + nr_pages):
-            clash = _free_in(zone, start, end)
+            clash = next(zone.free_within(start, end), None)
             if clash:
                 raise ModelBug(f"double free of page frame {clash[0]:#x} in {start:#x}-{end:#x}")
             for low, high in zone.cma.within(start, end):
-                _put(zone.areas[MigrateType.CMA], low, high)
+                zone.areas[MigrateType.CMA].put(low, high)
             for low, high in zone.cma.gaps(start, end):
-                _put(zone.areas[MigrateType.OTHER], low, high)
+                zone.areas[MigrateType.OTHER].put(low, high)
 
     # Looking.
 
@@ -260,22 +260,24 @@ class PageAllocator:
     def is_free(self, pfn: int, nr_pages: int = 1) -> bool:
         """Whether all of these page frames are free."""
         return all(
-            sum(high - low for low, high in _free_ranges(zone, start, end)) == end - start
+            sum(high - low for low, high in zone.free_within(start, end)) == end - start
             for zone, start, end in self._by_zone(pfn, pfn + nr_pages)
         )
 
     def any_free(self, pfn: int, nr_pages: int = 1) -> bool:
         """Whether any of these page frames is free."""
         return any(
-            _free_in(zone, start, end) for zone, start, end in self._by_zone(pfn, pfn + nr_pages)
+            next(zone.free_within(start, end), None)
+            for zone, start, end in self._by_zone(pfn, pfn + nr_pages)
         )
 
     def free_ranges(self) -> RangeSet:
         """Every free page frame. For checks: costs as much as there are fragments."""
         out = RangeSet()
         for zone in self.zones():
-            for start, end in _all_free(zone):
-                out.add(start, end)
+            for area in zone.areas:
+                for start, end in area.ranges():
+                    out.add(start, end)
         return out
 
     def buddyinfo(self) -> str:
@@ -336,143 +338,11 @@ class PageAllocator:
             raise ModelBug(f"page frames {start:#x}-{end:#x}: {left} of them do not exist")
 
 
-def _take_one(area: FreeArea, order: int) -> int | None:
-    """Take the newest smallest block that is large enough. C: __rmqueue_smallest()."""
-    for have in range(order, MAX_PAGE_ORDER):
-        if area.low[have]:
-            pfn, _ = area.low[have].popitem()
-            break
-    else:
-        first = next(area.top.within(0, _LAST), None)
-        if first is None:
-            return None
-        area.top.remove(first[0], first[0] + 1)
-        have, pfn = MAX_PAGE_ORDER, first[0] << MAX_PAGE_ORDER
-    for half in range(have - 1, order - 1, -1):
-        area.low[half][pfn + (1 << half)] = None
-    return pfn
-
-
-def _take_many(area: FreeArea, order: int, n: int, runs: list[tuple[int, int]]) -> None:
-    """Take `n` blocks that are known to be there, appending to `runs`."""
-    per_top = 1 << (MAX_PAGE_ORDER - order)
-    while n:
-        if n >= per_top and not any(area.low[order:]):
-            # Whole largest-order blocks: what splitting each of them would give in turn.
-            low, high = next(area.top.within(0, _LAST))
-            high = min(high, low + n // per_top)
-            area.top.remove(low, high)
-            pfn, count = low << MAX_PAGE_ORDER, (high - low) * per_top
-        else:
-            one = _take_one(area, order)
-            if one is None:
-                raise ModelBug("a free area gave fewer blocks than it counted")
-            pfn, count = one, 1
-        n -= count
-        if runs and runs[-1][0] + (runs[-1][1] << order) == pfn:
-            runs[-1] = (runs[-1][0], runs[-1][1] + count)
-        else:
-            runs.append((pfn, count))
-
-
-def _put(area: FreeArea, start: int, end: int) -> None:
-    """Free [start, end) of one zone and migrate type: largest blocks as one run."""
-    low = -(-start // MAX_ORDER_NR_PAGES)
-    high = end // MAX_ORDER_NR_PAGES
-    if low < high:
-        area.top.add(low, high)
-        pieces = ((start, low << MAX_PAGE_ORDER), (high << MAX_PAGE_ORDER, end))
-    else:
-        pieces = ((start, end), (end, end))
-    for first, stop in pieces:
-        at = first
-        while at < stop:
-            order = min(((at & -at) or MAX_ORDER_NR_PAGES).bit_length() - 1, MAX_PAGE_ORDER)
-            order = min(order, (stop - at).bit_length() - 1)
-            _put_one(area, at, order)
-            at += 1 << order
-
-
-def _put_one(area: FreeArea, pfn: int, order: int) -> None:
-    """Free one block and merge it with its buddies. C: __free_one_page()."""
-    while order < MAX_PAGE_ORDER:
-        buddy = pfn ^ (1 << order)
-        if buddy not in area.low[order]:
-            area.low[order][pfn] = None
-            return
-        del area.low[order][buddy]
-        pfn &= buddy
-        order += 1
-    area.top.add(pfn >> MAX_PAGE_ORDER, (pfn >> MAX_PAGE_ORDER) + 1)
-
-
-def _free_ranges(zone: Zone, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """The free parts of [start, end), in no particular order."""
-    for area in zone.areas:
-        first, last = start >> MAX_PAGE_ORDER, -(-end // MAX_ORDER_NR_PAGES)
-        for low, high in area.top.within(first, last):
-            yield max(start, low << MAX_PAGE_ORDER), min(end, high << MAX_PAGE_ORDER)
-        for order, blocks in enumerate(area.low):
-            if not blocks:
-                continue
-            size = 1 << order
-            if len(blocks) <= (end - start) >> order:
-                found: Iterable[int] = (pfn for pfn in blocks if start < pfn + size and pfn < end)
-            else:
-                found = (pfn for pfn in range(start & -size, end, size) if pfn in blocks)
-            for pfn in found:
-                yield max(start, pfn), min(end, pfn + size)
-
-
-def _free_in(zone: Zone, start: int, end: int) -> tuple[int, int] | None:
-    return next(_free_ranges(zone, start, end), None)
-
-
-def _all_free(zone: Zone) -> Iterator[tuple[int, int]]:
-    return _free_ranges(zone, 0, _LAST)
-
-
 def validate_page_alloc(allocator: PageAllocator) -> None:
-    """Free blocks are aligned, inside their zone, disjoint, of their migrate type, and merged.
+    """Every zone keeps the rules of `validate_zone`.
 
     Raises:
-        ModelBug: they are not.
+        ModelBug: one does not.
     """
     for zone in allocator.zones():
-        seen = RangeSet()
-        total = 0
-        for kind, area in zip(MigrateType, zone.areas, strict=True):
-            _validate_blocks(area)
-            for start, end in _area_ranges(area):
-                inside = zone.cma.contains if kind is MigrateType.CMA else _not(zone.cma)
-                if not inside(start, end):
-                    raise ModelBug(f"free range {start:#x}-{end:#x} has the wrong migrate type")
-                if start < zone.start_pfn or end > zone.end_pfn:
-                    raise ModelBug(f"free range {start:#x}-{end:#x} leaves zone {zone.name}")
-                seen.add(start, end)
-                total += end - start
-        if seen.total != total:
-            raise ModelBug(f"zone {zone.name}: {total - seen.total} pages are free twice")
-        if total > zone.managed:
-            raise ModelBug(f"zone {zone.name}: {total} free of {zone.managed} managed pages")
-
-
-def _not(ranges: RangeSet) -> Callable[[int, int], bool]:
-    return lambda start, end: not ranges.overlaps(start, end)
-
-
-def _validate_blocks(area: FreeArea) -> None:
-    for order, blocks in enumerate(area.low):
-        for pfn in blocks:
-            if pfn & ((1 << order) - 1):
-                raise ModelBug(f"block {pfn:#x} of order {order} is not aligned")
-            if pfn ^ (1 << order) in blocks:
-                raise ModelBug(f"block {pfn:#x} of order {order} is free as is its buddy")
-
-
-def _area_ranges(area: FreeArea) -> Iterator[tuple[int, int]]:
-    for low, high in area.top:
-        yield low << MAX_PAGE_ORDER, high << MAX_PAGE_ORDER
-    for order, blocks in enumerate(area.low):
-        for pfn in blocks:
-            yield pfn, pfn + (1 << order)
+        validate_zone(zone)
