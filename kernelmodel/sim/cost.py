@@ -76,12 +76,16 @@ class CostModel:
         return blake2b(text.encode(), digest_size=16).hexdigest()
 
     def markdown(self) -> str:
-        """The rows as a table: what an operation costs, of what kind that figure is, whence."""
+        """Two tables, rows and spreads: what work costs, of what kind each figure is, whence."""
         lines = ["| op | base | per unit | unit | kind | spread | source |", "|" + "---|" * 7]
         for row in self.rows.values():
-            base, unit = _ns_text(row.base_ns * 1000), _ns_text(row.per_unit_ps)
+            base, unit = _time_text(row.base_ns * 1000), _time_text(row.per_unit_ps)
             cells = (f"`{row.op}`", base, unit, row.unit, row.kind, row.spread, row.source)
             lines.append(f"| {' | '.join(cells)} |")
+        lines += ["", "| spread | quantile → multiplier | kind | source |", "|" + "---|" * 4]
+        for spread in self.spreads.values():
+            points = ", ".join(f"{at / 10:g} % → {factor / 1000:g}" for at, factor in spread.points)
+            lines.append(f"| {spread.name} | {points} | {spread.kind} | {spread.source} |")
         return "\n".join(lines) + "\n"
 
 
@@ -91,7 +95,7 @@ def _builtin() -> CostModel:
     return CostModel(*read_profile(path.read_text("utf-8"), {}, {}))
 
 
-def _ns_text(ps: int) -> str:
+def _time_text(ps: int) -> str:
     """Picoseconds as people write them: "41.291 ns", "4.5 s"; nothing for zero."""
     for unit, size in (("s", 10**12), ("ms", 10**9), ("µs", 10**6), ("ns", 10**3)):
         if ps >= size:
