@@ -192,6 +192,11 @@ def test_one_node_can_be_resized_alone() -> None:
     assert by_node(hstate) == [5, 9]
     hstate.set_max_huge_pages(0, nid=0)
     assert by_node(hstate) == [0, 9]
+    assert hstate.sysfs(nid=1) == {
+        "nr_hugepages": "9\n",
+        "free_hugepages": "9\n",
+        "surplus_hugepages": "0\n",
+    }
 
 
 def test_a_pool_grows_as_far_as_there_is_memory() -> None:

@@ -1,0 +1,107 @@
+"""One node's part of a pool of huge pages: which folios it owns, and which of them are free.
+
+Reproduces the per-node lists and counters of Linux 7.3's struct hstate. Folios are counted in
+units of their own size (pfn >> order) and kept as ranges, so a pool of 100,000 pages that were
+never touched is one entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kernelmodel.errors import ModelBug
+from kernelmodel.mm.ranges import RangeSet
+
+__all__ = ["HstateNode", "spread", "validate_hstate_node"]
+
+
+class HstateNode:
+    """One node's part of a pool; ranges are folio numbers (pfn >> order)."""
+
+    __slots__ = ("free", "max_huge_pages", "nr_free", "nr_huge_pages", "owned", "surplus")
+
+    def __init__(self) -> None:
+        #: Every folio of the pool, and those of them that are free.
+        self.owned = RangeSet()
+        self.free = RangeSet()
+        self.nr_huge_pages = 0
+        self.nr_free = 0
+        self.surplus = 0
+        #: What the command line asked of this node by name.
+        self.max_huge_pages = 0
+
+    def own(self, folio: int, n: int) -> None:
+        """Folios enter the pool, in use."""
+        if self.owned.overlaps(folio, folio + n):
+            raise ModelBug(f"folios {folio:#x}+{n:#x} are in the pool already")
+        self.owned.add(folio, folio + n)
+        self.nr_huge_pages += n
+
+    def disown(self, folio: int, n: int) -> None:
+        """Folios that are not free leave the pool."""
+        self.owned.remove(folio, folio + n)
+        self.nr_huge_pages -= n
+
+    def check_in_use(self, folio: int, n: int) -> None:
+        """Folios about to be freed belong to the pool and are not free.
+
+        Raises:
+            ModelBug: they do not, or are.
+        """
+        if not self.owned.contains(folio, folio + n):
+            raise ModelBug(f"folios {folio:#x}+{n:#x} do not belong to the pool")
+        if self.free.overlaps(folio, folio + n):
+            raise ModelBug(f"double free in folios {folio:#x}+{n:#x}")
+
+    def enqueue(self, folio: int, n: int) -> None:
+        """Folios become free. C: enqueue_hugetlb_folio()."""
+        self.free.add(folio, folio + n)
+        self.nr_free += n
+
+    def dequeue(self, n: int, *, highest: bool = False) -> list[tuple[int, int]]:
+        """Take `n` free folios, lowest or highest first, as runs (folio, number)."""
+        runs: list[tuple[int, int]] = []
+        left = n
+        for low, high in (reversed(self.free) if highest else iter(self.free)) if n else ():
+            take = min(left, high - low)
+            runs.append((high - take if highest else low, take))
+            left -= take
+            if not left:
+                break
+        if left:
+            raise ModelBug(f"{left} more folios were taken than are free")
+        for folio, take in runs:
+            self.free.remove(folio, folio + take)
+        self.nr_free -= n
+        return runs
+
+
+def spread(n: int, room: Sequence[int], first: int) -> list[int]:
+    """Share `n` out in turn, beginning with index `first`, to each no more than its room."""
+    taken = [0] * len(room)
+    turns = [*range(first, len(room)), *range(first)]
+    while n:
+        turns = [at for at in turns if room[at] > taken[at]]
+        if not turns:
+            break
+        share, extra = divmod(n, len(turns))
+        for place, at in enumerate(turns):
+            take = min(room[at] - taken[at], share + (place < extra))
+            taken[at] += take
+            n -= take
+    return taken
+
+
+def validate_hstate_node(node: HstateNode, where: str) -> None:
+    """Counters agree with the folios, and what is free is owned.
+
+    Raises:
+        ModelBug: they do not.
+    """
+    if (node.owned.total, node.free.total) != (node.nr_huge_pages, node.nr_free):
+        raise ModelBug(f"{where}: counters and folios differ")
+    if not 0 <= node.surplus <= node.nr_huge_pages:
+        raise ModelBug(f"{where}: surplus {node.surplus} of {node.nr_huge_pages}")
+    for low, high in node.free:
+        if not node.owned.contains(low, high):
+            raise ModelBug(f"{where}: free folios {low:#x}-{high:#x} are not its own")
