@@ -108,7 +108,6 @@ class Hstate:
         Evenly from all nodes unless the command line named some, from wherever there is room
         when a node has too little.
         """
-        size = 1 << (self.order + PAGE_SHIFT)
         nids = list(self.nodes)
         wanted = [node.max_huge_pages for node in self.nodes.values()]
         by_node = any(wanted)
@@ -116,18 +115,17 @@ class Hstate:
             wanted = spread(self.max_huge_pages, [self.max_huge_pages] * len(nids), 0)
         missing = 0
         for nid, n in zip(nids, wanted, strict=True):
-            missing += self._bootmem_take(memblock, size, n, nid, avoid)
+            missing += self._bootmem_take(memblock, n, nid, avoid)
         for nid in reversed(nids):
             if missing and not by_node:
-                missing = self._bootmem_take(memblock, size, missing, nid, avoid)
+                missing = self._bootmem_take(memblock, missing, nid, avoid)
         got = sum(n for runs in self._bootmem.values() for _, n in runs)
         self._next_nid += got
         return got
 
-    def _bootmem_take(
-        self, memblock: Memblock, size: int, n: int, nid: int, avoid: RangeSet | None
-    ) -> int:
+    def _bootmem_take(self, memblock: Memblock, n: int, nid: int, avoid: RangeSet | None) -> int:
         """Take up to `n` pages from exactly this node; returns how many are missing."""
+        size = 1 << (self.order + PAGE_SHIFT)
         runs = memblock.alloc_hugetlb(size, n, nid, avoid) if n else []
         self._bootmem.setdefault(nid, []).extend(runs)
         return n - sum(count for _, count in runs)
@@ -157,8 +155,6 @@ class Hstate:
             return sum(self._grow(n, [nid]) for nid, n in named.items() if n)
         return self._grow(self.max_huge_pages, list(self.nodes))
 
-    # Moving folios between the page allocator, the pool and its users.
-
     def _fresh(self, n: int, nids: Sequence[int]) -> list[tuple[int, int, int]]:
         """Up to `n` new folios of the page allocator as (nid, folio, count), spread evenly."""
         room = [self.allocator.nr_available(self.order, nid) for nid in nids]
@@ -176,11 +172,10 @@ class Hstate:
 
     def _grow(self, n: int, nids: Sequence[int]) -> int:
         """Add up to `n` free folios; returns how many. C: alloc_pool_huge_folio()."""
-        grown = 0
-        for nid, folio, count in self._fresh(n, nids):
+        fresh = self._fresh(n, nids)
+        for nid, folio, count in fresh:
             self.nodes[nid].enqueue(folio, count)
-            grown += count
-        return grown
+        return sum(count for _, _, count in fresh)
 
     def _release(self, nid: int, folio: int, n: int) -> None:
         """Hand folios that are in use or off the free list to the page allocator."""
