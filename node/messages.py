@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from kernelmodel.sim.trace import Event, Value
 from lufleet.v1 import host_pb2, vm_pb2
 from node.api import (
     Backing,
@@ -28,6 +29,7 @@ __all__ = [
     "BACKINGS",
     "HOST_OUTCOMES",
     "VM_OUTCOMES",
+    "event_message",
     "fault_spec",
     "host_spec_message",
     "update_message",
@@ -102,6 +104,27 @@ def _vm_results(results: Iterable[VmResult]) -> list[vm_pb2.VmResult]:
         )
         for result in results
     ]
+
+
+def event_message(event: Event) -> host_pb2.HostEvent:
+    """One event of a host."""
+    return host_pb2.HostEvent(
+        virtual_time_ns=event.now_ns,
+        name=event.name,
+        fields={name: _event_value(value) for name, value in event.fields.items()},
+    )
+
+
+def _event_value(value: Value) -> host_pb2.EventValue:
+    match value:
+        case bool():
+            return host_pb2.EventValue(flag=value)
+        case int():
+            return host_pb2.EventValue(number=value)
+        case str():
+            return host_pb2.EventValue(text=value)
+        case bytes():
+            return host_pb2.EventValue(data=value)
 
 
 def fault_spec(host: str, message: host_pb2.FaultSpec) -> FaultSpec:

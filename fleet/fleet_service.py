@@ -1,0 +1,266 @@
+"""FleetService: the inventory of a living fleet, and its rollout as clients steer and watch it.
+
+The rollout of the served scenario starts when a client says so, once. Virtual time stands at 0
+until then and afterwards runs at the chosen speed.
+
+Unhappy paths: what makes no sense in the rollout's state is FAILED_PRECONDITION with the
+coordinator's reason. A simulator that fails (`ModelBug`, a shard that cannot be kept alive) ends
+the watching streams with INTERNAL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import grpc
+import msgspec
+
+from fleet.api import RunRecord
+from fleet.coordinator import RequestKind
+from fleet.experiment import Experiment, RolloutRefused
+from fleet.hosts import FleetHosts
+from fleet.journal import Journal
+from fleet.launcher import Backend
+from fleet.messages import ROLLOUT_STATES, status_message
+from fleet.pace import FreeRunning, Pace, Paced
+from fleet.results import summarise
+from fleet.scenario import Scenario
+from lufleet.v1 import fleet_pb2, fleet_pb2_grpc
+from node.api import VmSpec
+from node.grpc_server import Context, NotHere, Server, abort, page
+from node.messages import host_spec_message, update_message, vm_spec_message
+
+__all__ = ["FLEET_SERVICE", "Fleet", "FleetServicer", "add_to"]
+
+FLEET_SERVICE: str = fleet_pb2.DESCRIPTOR.services_by_name["FleetService"].full_name
+
+#: Longest wait between two looks at the rollout while nothing changes.
+_GLANCE_SECONDS = 1.0
+
+
+class _PaceFromStart:
+    """A pace whose clock stands at 0 until the rollout starts."""
+
+    def __init__(self, speed: float | None) -> None:
+        self._speed = speed
+        self._pace: Pace = FreeRunning()
+
+    def start(self) -> None:
+        """From now on time passes."""
+        if self._speed is not None:
+            self._pace = Paced(self._speed)
+
+    def now_ns(self, at_least: int) -> int:
+        """Virtual time now, given that it is `at_least` that already."""
+        return self._pace.now_ns(at_least)
+
+    async def glance(self, at_ns: int | None, wakeup: asyncio.Event) -> bool:
+        """Wait for `at_ns`, but not for long; whether it has come."""
+        return await self._pace.glance(at_ns, wakeup)
+
+    def held(self) -> contextlib.AbstractContextManager[None]:
+        """No virtual time passes inside."""
+        return self._pace.held()
+
+
+class Fleet:
+    """A scenario whose hosts are up and whose rollout waits to be started.
+
+    `experiment` may be read at any time; `hosts` are its hosts for `HostService`; `broken` gets the
+    exception if the rollout breaks off. It is made inside the event loop that it lives in.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        backend: Backend,
+        journal: Journal,
+        *,
+        actors: int | str | None = None,
+        speed: float | None = None,
+    ) -> None:
+        self._pace = _PaceFromStart(speed)
+        self.experiment = Experiment(scenario, backend, journal, actors=actors, pace=self._pace)
+        self.hosts = FleetHosts(self.experiment, journal, speed)
+        self.rollout: asyncio.Task[RunRecord] | None = None
+        self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def open(self) -> None:
+        """Boot every host."""
+        await self.experiment.open(gauges=True)
+
+    def start(self) -> None:
+        """Start the rollout.
+
+        Raises:
+            NotHere: it was started before.
+        """
+        if self.rollout is not None:
+            raise _precondition("ROLLOUT_STARTED", "the rollout was started already")
+        self._pace.start()
+        self.rollout = asyncio.ensure_future(self.experiment.run())
+        self.rollout.add_done_callback(self._ended)
+
+    def _ended(self, rollout: asyncio.Task[RunRecord]) -> None:
+        if not rollout.cancelled() and (error := rollout.exception()) and not self.broken.done():
+            self.broken.set_exception(error)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the rollout has ended, or broken off."""
+        return self.rollout is not None and self.rollout.done()
+
+    def record(self) -> RunRecord:
+        """What came of the rollout.
+
+        Raises:
+            NotHere: it has not ended, or has broken off.
+        """
+        if self.rollout is None or not self.rollout.done():
+            raise _precondition("ROLLOUT_NOT_OVER", "the rollout has not ended")
+        if error := self.rollout.exception():
+            raise NotHere(grpc.StatusCode.INTERNAL, "ROLLOUT_BROKE_OFF", str(error))
+        return self.rollout.result()
+
+    async def close(self) -> None:
+        """Break off the rollout if it still runs."""
+        self.broken.cancel()
+        if self.rollout is not None:
+            self.rollout.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await self.rollout
+
+
+class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
+    """FleetService of one fleet."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        scenario = fleet.experiment.scenario
+        self._scenario = scenario.name
+        self._hosts = {host.name: host for host in scenario.hosts}
+        self._vms: dict[str, list[VmSpec]] = {name: [] for name in self._hosts}
+        for vm in scenario.vms:
+            self._vms[vm.host].append(vm)
+
+    def _status(self) -> fleet_pb2.RolloutStatus:
+        return status_message(self._fleet.experiment.snapshot)
+
+    async def ListInventory(
+        self, request: fleet_pb2.ListInventoryRequest, context: Context
+    ) -> fleet_pb2.ListInventoryResponse:
+        """Hosts with their VMs, page by page."""
+        wanted = request.domains.items()
+        names = [name for name, host in self._hosts.items() if wanted <= host.domains.items()]
+        try:
+            chosen, token = page(names, request.page_size, request.page_token)
+        except NotHere as why:
+            await abort(context, why)
+        return fleet_pb2.ListInventoryResponse(
+            scenario=self._scenario,
+            hosts=[
+                fleet_pb2.InventoryHost(
+                    host=host_spec_message(self._hosts[name]),
+                    vms=map(vm_spec_message, self._vms[name]),
+                )
+                for name in chosen
+            ],
+            next_page_token=token,
+            total_hosts=len(names),
+        )
+
+    async def StartRollout(
+        self,
+        request: fleet_pb2.StartRolloutRequest,  # noqa: ARG002 - it is empty
+        context: Context,
+    ) -> fleet_pb2.StartRolloutResponse:
+        """Start the rollout."""
+        try:
+            self._fleet.start()
+        except NotHere as why:
+            await abort(context, why)
+        return fleet_pb2.StartRolloutResponse(status=self._status())
+
+    async def WatchRollout(
+        self,
+        request: fleet_pb2.WatchRolloutRequest,  # noqa: ARG002 - it is empty
+        context: Context,
+    ) -> AsyncIterator[fleet_pb2.WatchRolloutResponse]:
+        """The rollout as it goes, to its end."""
+        experiment = self._fleet.experiment
+        shown, told = None, 0
+        while True:
+            is_over, snapshot = self._fleet.is_over, experiment.snapshot
+            if snapshot is not shown:
+                finished = experiment.results[told:]
+                shown, told = snapshot, told + len(finished)
+                yield fleet_pb2.WatchRolloutResponse(
+                    status=status_message(snapshot), finished=map(update_message, finished)
+                )
+            elif is_over:
+                break
+            else:
+                # The limit is for a change that came between the look and the wait.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_GLANCE_SECONDS):
+                        await experiment.changed()
+        try:
+            self._fleet.record()
+        except NotHere as why:
+            await abort(context, why)
+
+    async def _request(self, kind: RequestKind, reason: str, context: Context) -> None:
+        try:
+            await self._fleet.experiment.request(kind, reason)
+        except RolloutRefused as refused:
+            await abort(context, _precondition("ROLLOUT_REFUSED", str(refused)))
+
+    async def PauseRollout(
+        self, request: fleet_pb2.PauseRolloutRequest, context: Context
+    ) -> fleet_pb2.PauseRolloutResponse:
+        """Start no further host for now."""
+        await self._request(RequestKind.PAUSE, request.reason, context)
+        return fleet_pb2.PauseRolloutResponse(status=self._status())
+
+    async def ResumeRollout(
+        self, request: fleet_pb2.ResumeRolloutRequest, context: Context
+    ) -> fleet_pb2.ResumeRolloutResponse:
+        """Go on."""
+        await self._request(RequestKind.RESUME, request.reason, context)
+        return fleet_pb2.ResumeRolloutResponse(status=self._status())
+
+    async def AbortRollout(
+        self, request: fleet_pb2.AbortRolloutRequest, context: Context
+    ) -> fleet_pb2.AbortRolloutResponse:
+        """Start no further host at all."""
+        await self._request(RequestKind.ABORT, request.reason, context)
+        return fleet_pb2.AbortRolloutResponse(status=self._status())
+
+    async def GetResult(
+        self,
+        request: fleet_pb2.GetResultRequest,  # noqa: ARG002 - it is empty
+        context: Context,
+    ) -> fleet_pb2.GetResultResponse:
+        """What came of the rollout."""
+        try:
+            record = self._fleet.record()
+        except NotHere as why:
+            await abort(context, why)
+        return fleet_pb2.GetResultResponse(
+            state=ROLLOUT_STATES[record.state],
+            why=record.why,
+            digest=record.digest,
+            virtual_time_ns=record.virtual_ns,
+            result_json=msgspec.json.encode(summarise(record)).decode(),
+        )
+
+
+def _precondition(reason: str, message: str) -> NotHere:
+    return NotHere(grpc.StatusCode.FAILED_PRECONDITION, reason, message)
+
+
+def add_to(server: Server, fleet: Fleet) -> None:
+    """Serve FleetService for this fleet."""
+    fleet_pb2_grpc.add_FleetServiceServicer_to_server(FleetServicer(fleet), server)
