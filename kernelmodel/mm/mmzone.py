@@ -218,6 +218,12 @@ class Zone:
         for area in self.areas:
             yield from area.within(start, end)
 
+    def buddyinfo(self) -> str:
+        """The zone's line in /proc/buddyinfo."""
+        counts = (sum(area.nr_free(n) for area in self.areas) for n in range(MAX_PAGE_ORDER + 1))
+        numbers = "".join(f"{count:6d} " for count in counts)
+        return f"Node {self.nid}, zone {self.name:>8} {numbers}\n"
+
 
 class Node:
     """A NUMA node: its zones, lowest first. C: struct pglist_data."""

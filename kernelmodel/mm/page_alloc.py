@@ -257,6 +257,15 @@ class PageAllocator:
                 return nid
         raise ModelBug(f"page frame {pfn:#x} does not exist")
 
+    def pfn_valid(self, pfn: int, nr_pages: int = 1) -> bool:
+        """Whether all of these page frames exist. C: pfn_to_online_page()."""
+        found = sum(
+            high - low
+            for node in self.nodes.values()
+            for low, high in node.spans.within(pfn, pfn + nr_pages)
+        )
+        return found == nr_pages
+
     def is_free(self, pfn: int, nr_pages: int = 1) -> bool:
         """Whether all of these page frames are free."""
         return all(
@@ -282,15 +291,7 @@ class PageAllocator:
 
     def buddyinfo(self) -> str:
         """As /proc/buddyinfo: free blocks by node, zone and order."""
-        lines = []
-        for zone in self.zones():
-            counts = (
-                sum(area.nr_free(order) for area in zone.areas)
-                for order in range(MAX_PAGE_ORDER + 1)
-            )
-            numbers = "".join(f"{count:6d} " for count in counts)
-            lines.append(f"Node {zone.nid}, zone {zone.name:>8} {numbers}\n")
-        return "".join(lines)
+        return "".join(zone.buddyinfo() for zone in self.zones())
 
     # Zones.
 

@@ -175,6 +175,8 @@ def test_a_double_free_is_found(pfn: int, order: int) -> None:
 
 
 def test_pages_that_do_not_exist_cannot_be_freed() -> None:
+    assert two_nodes().pfn_valid(NORMAL, 2 * NODE)
+    assert not two_nodes().pfn_valid(NORMAL - 1, 2)
     with pytest.raises(ModelBug, match="do not exist"):
         two_nodes().free_run(NORMAL - 1, 1)
 
