@@ -125,6 +125,23 @@ class _Block(Generic[_T]):
 class Clock:
     """A host's virtual time in nanoseconds; it outlives the host's kernels."""
 
+    __slots__ = (
+        "_draws_of_phase",
+        "_draws_outside",
+        "_group",
+        "_lane",
+        "_luck",
+        "_main_locks",
+        "_now_ns",
+        "_phase",
+        "_phases_so_far",
+        "_plain",
+        "_slowdowns",
+        "cost",
+        "cpus",
+        "on_phase",
+    )
+
     def __init__(
         self, cost: CostModel, cpus: int, seed: int, path: tuple[str | int, ...] = ()
     ) -> None:
@@ -137,14 +154,14 @@ class Clock:
         self._group: Group | None = None
         self._lane: Lane | None = None
         self._main_locks: list[str] = []
-        self._locks: dict[str, _Block[None]] = {}
+        #: Called with every phase that ends.
+        self.on_phase: Callable[[Phase], None] | None = None
         self._luck = stream_key(seed, *path, "cost")
-        self._draws: dict[str, int] = {}
+        self._phases_so_far: dict[str, int] = {}
+        self._draws_of_phase: dict[str, int] = {}
+        self._draws_outside: dict[str, int] = {}
         self._slowdowns: dict[str, list[int]] = {}
-        # The rows whose cost is base_ns + units * per_unit_ps and nothing else: nearly all.
-        self._plain: dict[str, tuple[int, int]] = {}
-        for op in cost.rows:
-            self._sort_in(op)
+        self._plain = cost.plain  # shared by the hosts of a run, until a fault slows this one
 
     @property
     def now_ns(self) -> int:
@@ -158,6 +175,18 @@ class Clock:
         self._join()
         if now_ns < self._now_ns:
             raise ModelBug(f"time cannot run backwards: {self._now_ns} -> {now_ns}")
+        self._now_ns = now_ns
+
+    def restart(self) -> None:
+        """Make this instant the origin of time: what was before is no part of the simulation."""
+        if self._phase is not None:
+            raise ModelBug(f"restart within phase {self._phase.name!r}")
+        self._now_ns = 0
+
+    def cut(self, now_ns: int) -> None:
+        """A reset struck at `now_ns`: what was charged after that instant never happened."""
+        if self._phase is not None or not 0 <= now_ns <= self._now_ns:
+            raise ModelBug(f"cut at {now_ns}, now {self._now_ns}")
         self._now_ns = now_ns
 
     def charge(self, op: str, units: int = 1) -> None:
@@ -186,10 +215,7 @@ class Clock:
 
     def lock(self, name: str) -> _Block[None]:
         """A block under a lock: what different lanes charge under it follows one another."""
-        block = self._locks.get(name)
-        if block is None:
-            block = self._locks[name] = _Block(name, self._take_lock, self._drop_lock)
-        return block
+        return _Block(name, self._take_lock, self._drop_lock)
 
     def slow(self, op_or_stream: str, permille: int) -> Slowdown:
         """From now on, `op_or_stream` costs permille / 1000 times as much; several multiply."""
@@ -198,46 +224,58 @@ class Clock:
         ops = self.cost.ops_slowed_by(op_or_stream)
         for op in ops:
             self._slowdowns.setdefault(op, []).append(permille)
-            self._sort_in(op)
+        self._sort_out_plain()
 
         def remove() -> None:
             for op in ops:
                 self._slowdowns[op].remove(permille)
-                self._sort_in(op)
+            self._sort_out_plain()
 
         return Slowdown(remove)
 
-    def _sort_in(self, op: str) -> None:
-        row = self.cost.rows[op]
-        if row.spread or self._slowdowns.get(op):
-            self._plain.pop(op, None)
-        else:
-            self._plain[op] = (row.base_ns, row.per_unit_ps)
+    def _sort_out_plain(self) -> None:
+        slowed = {op for op, factors in self._slowdowns.items() if factors}
+        plain = self.cost.plain
+        self._plain = {op: plain[op] for op in plain if op not in slowed} if slowed else plain
 
     def _uncommon_cost_ns(self, op: str, units: int) -> int:
         row = self.cost.row(op)
         ns = row.cost_ns(units)
         if row.spread:
-            # A draw belongs to the op, the lane and its count, so that the luck of one VM does
-            # not depend on how many others its host has.
-            name = op if self._lane is None else f"{op} {self._lane.name}"
-            index = self._draws.get(name, 0)
-            self._draws[name] = index + 1
-            drawn = draw(self._luck, name, index, Spread.RESOLUTION)
-            ns = ns * self.cost.spreads[row.spread].multiplier_permille(drawn) // _PERMILLE
+            ns = ns * self.cost.spreads[row.spread].multiplier_permille(self._draw(op)) // _PERMILLE
         for permille in self._slowdowns.get(op, ()):
             ns = ns * permille // _PERMILLE
         return ns
+
+    def _draw(self, op: str) -> int:
+        """The next draw of this op, on this lane, in this phase.
+
+        Counted apart for each of them, so that one VM's luck does not depend on how many others
+        its host has, nor this update's on how the last one went.
+        """
+        what = op if self._lane is None else f"{op} {self._lane.name}"
+        phase = self._phase
+        counts = self._draws_outside if phase is None else self._draws_of_phase
+        index = counts.get(what, 0)
+        counts[what] = index + 1
+        if phase is not None:
+            what = f"{phase.name} {self._phases_so_far[phase.name]} {what}"
+        return draw(self._luck, what, index, Spread.RESOLUTION)
 
     def _enter_phase(self, name: str) -> Phase:
         if self._phase is not None:
             raise ModelBug(f"phase {name!r} within phase {self._phase.name!r}")
         self._phase = Phase(name, self._now_ns)
+        self._phases_so_far[name] = self._phases_so_far.get(name, 0) + 1
+        self._draws_of_phase = {}
         return self._phase
 
     def _leave_phase(self, _name: str) -> None:
         self._join()
-        self._phase = None
+        phase, self._phase = self._phase, None
+        self._draws_of_phase = {}
+        if self.on_phase is not None and phase is not None:
+            self.on_phase(phase)
 
     def _enter_lane(self, name: str) -> None:
         if self._lane is not None:

@@ -33,6 +33,10 @@ class CostModel:
     def __init__(self, rows: Mapping[str, CostRow], spreads: Mapping[str, Spread]) -> None:
         self.rows: Mapping[str, CostRow] = MappingProxyType(dict(sorted(rows.items())))
         self.spreads: Mapping[str, Spread] = MappingProxyType(dict(sorted(spreads.items())))
+        #: (base_ns, per_unit_ps) of the rows without a spread: nearly all.
+        self.plain: Mapping[str, tuple[int, int]] = {
+            op: (row.base_ns, row.per_unit_ps) for op, row in self.rows.items() if not row.spread
+        }
 
     @classmethod
     def load(cls, profile_toml: str = "") -> CostModel:

@@ -31,6 +31,10 @@ MISUSES: dict[str, Callable[[Clock], object]] = {
     "-1 units of 'ns'": lambda c: c.charge("ns", -1),
     "time cannot run backwards: 0 -> -1": lambda c: c.advance_to(-1),
     "'nobody' is neither an op nor a stream": lambda c: c.slow("nobody", 2000),
+    "cut at 1, now 0": lambda c: c.cut(1),
+    "cut at -1, now 0": lambda c: c.cut(-1),
+    "cut at 0, now 0": lambda c: within(c.phase("a"), lambda: c.cut(0)),
+    "restart within phase 'a'": lambda c: within(c.phase("a"), c.restart),
     "a slowdown of 0 permille": lambda c: c.slow("ns", 0),
     "phase 'b' within phase 'a'": lambda c: within(c.phase("a"), lambda: enter(c.phase("b"))),
     "lane 'y' within lane 'x'": lambda c: in_lane(c, lambda: enter(c.lane("y"))),
@@ -245,6 +249,44 @@ def test_luck_belongs_to_the_seed_the_path_and_the_lane() -> None:
     assert ends("abcd").items() >= ends("ab").items(), "another VM changes nobody's luck"
     assert ends("abc", seed=8) != ends("abc")
     assert len(set(ends("abcdefgh").values())) == 8
+
+
+def test_luck_of_one_phase_does_not_depend_on_another() -> None:
+    def second_boot(first_draws: int) -> int:
+        clock = make_clock()
+        for draws in (first_draws, 1):
+            clock.charge("lucky")
+            with clock.phase("init") as phase:
+                for _ in range(draws):
+                    clock.charge("lucky")
+        return phase.duration_ns
+
+    assert second_boot(0) == second_boot(1) == second_boot(5)
+    clock = make_clock()
+    with clock.phase("init") as first:
+        clock.charge("lucky")
+    assert first.duration_ns != second_boot(0)
+
+
+def test_a_reset_cuts_time_back_and_a_restart_makes_it_begin() -> None:
+    clock = make_clock()
+    with clock.phase("init"):
+        clock.charge("ns", 100)
+    clock.cut(60)
+    assert clock.now_ns == 60
+    clock.restart()
+    assert clock.now_ns == 0
+
+
+def test_who_asks_is_told_of_every_phase_that_ends() -> None:
+    clock = make_clock()
+    told: list[tuple[str, int]] = []
+    clock.on_phase = lambda phase: told.append((phase.name, phase.duration_ns))
+    with clock.phase("kho"):
+        clock.charge("ns", 3)
+    with clock.phase("init"), clock.lane("x"):
+        clock.charge("ns", 4)
+    assert told == [("kho", 3), ("init", 4)]
 
 
 def test_a_spread_keeps_its_median_and_its_ends() -> None:

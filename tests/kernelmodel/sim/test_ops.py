@@ -1,0 +1,28 @@
+"""Promise: whatever the model charges has a cost row."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+from kernelmodel.sim.cost import CostModel
+
+ROOT = Path(__file__).parents[3]
+
+
+def charged_ops() -> Iterator[tuple[str, str]]:
+    """(where, op) of every charge whose op stands in the source as a text."""
+    for folder in ("kernelmodel", "node"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                match node:
+                    case ast.Call(
+                        func=ast.Attribute(attr="charge"), args=[ast.Constant(value=str(op)), *_]
+                    ):
+                        yield f"{path.relative_to(ROOT)}:{node.lineno}", op
+
+
+def test_every_op_that_is_charged_has_a_row() -> None:
+    rows = CostModel.load().rows
+    assert [f"{where}: {op}" for where, op in charged_ops() if op not in rows] == []
