@@ -212,23 +212,26 @@ class HostServicer(host_pb2_grpc.HostServiceServicer):
         """Arm a fault."""
         return await self._answer(request, context, host_pb2.InjectFaultResponse)
 
-    def Reboot(
+    async def Reboot(
         self, request: host_pb2.RebootRequest, context: Context
     ) -> AsyncIterator[host_pb2.RebootResponse]:
         """Jump into the loaded kernel."""
-        return self._steps(request, context, host_pb2.RebootResponse)
+        async for step in self._steps(request, context, host_pb2.RebootResponse):
+            yield step
 
-    def ColdReboot(
+    async def ColdReboot(
         self, request: host_pb2.ColdRebootRequest, context: Context
     ) -> AsyncIterator[host_pb2.ColdRebootResponse]:
         """Reset the host."""
-        return self._steps(request, context, host_pb2.ColdRebootResponse)
+        async for step in self._steps(request, context, host_pb2.ColdRebootResponse):
+            yield step
 
-    def UpdateHost(
+    async def UpdateHost(
         self, request: host_pb2.UpdateHostRequest, context: Context
     ) -> AsyncIterator[host_pb2.UpdateHostResponse]:
         """A whole update."""
-        return self._steps(request, context, host_pb2.UpdateHostResponse)
+        async for step in self._steps(request, context, host_pb2.UpdateHostResponse):
+            yield step
 
 
 async def _refuse(context: Context, refusal: Refusal) -> None:
