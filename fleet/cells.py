@@ -16,6 +16,7 @@ from fleet.units import Unfit, parse_count, parse_size, show_size, shown
 from node.api import Backing
 
 __all__ = [
+    "MOST_MEMORY",
     "parse_backing",
     "parse_cell_count",
     "parse_host_memory",

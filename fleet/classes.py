@@ -24,7 +24,7 @@ __all__ = ["read_host_classes", "read_vm_classes"]
 _MOST_HOSTS: Final = 1_000_000
 _MOST_VMS: Final = 10_000_000
 _MOST_PER_HOST: Final = 10_000
-_NO_MEMORY: Final[tuple[int, ...]] = (cells.MIB,)  # stands in for one that is unfit
+_NO_MEMORY: Final[tuple[int, ...]] = (cells.MOST_MEMORY,)  # stands in for what is unfit
 _PAGE_SIZES: Final = {2 << 20: "hugepages_2M", 1 << 30: "hugepages_1G"}
 
 
@@ -33,7 +33,7 @@ def read_host_classes(fleet: Fields, into: Inventory, faults: Faults) -> dict[st
     classes: dict[str, list[str]] = {}
     for fields in fleet.tables("host_class"):
         before = len(faults)
-        name = fields.parsed("name", cells.parse_label, "", "what its hosts are called")
+        name = fields.parsed_text("name", cells.parse_label, "what its hosts are called")
         if name in classes:
             fields.complain("name", f'"{name}" is there twice', "every class needs its own")
         count = fields.integer("count", None, 1, _MOST_HOSTS)
@@ -68,13 +68,13 @@ def _read_host(fields: Fields, name: str) -> HostSpec:
         node_bytes = sizes
     cmdline = ""
     if fields.given("cmdline"):
-        cmdline = fields.parsed("cmdline", parse_cmdline, "", "kernel parameters")
+        cmdline = fields.parsed_text("cmdline", parse_cmdline, "kernel parameters")
     return HostSpec(
         name=name,
         domains={},
         node_bytes=node_bytes,
         cpus=fields.integer("cpus", None, 1, MOST["cpus"]),
-        release=fields.parsed("release", parse_release, "", "the kernel that runs"),
+        release=fields.parsed_text("release", parse_release, "the kernel that runs"),
         hugepages=hugepage_pools(_read_pools(fields)),
         cmdline=cmdline,
     )
@@ -112,7 +112,7 @@ def read_vm_classes(
     seen: set[str] = set()
     for fields in fleet.tables("vm_class"):
         before = len(faults)
-        name = fields.parsed("name", cells.parse_label, "", "what its VMs are called")
+        name = fields.parsed_text("name", cells.parse_label, "what its VMs are called")
         if name in seen:
             fields.complain("name", f'"{name}" is there twice', "every class needs its own")
         seen.add(name)

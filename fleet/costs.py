@@ -7,50 +7,53 @@ without kind and source does not keep those of the file: it is not what they vou
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-from fleet.bad_input import Faults
+from fleet.bad_input import Faults, Place
 from fleet.fields import Fields
-from fleet.toml_source import TomlSource, TomlValue
+from fleet.toml_source import Key, TomlSource, TomlValue
 from kernelmodel.sim.cost import CostModel, CostProfileError, format_profile
 
 __all__ = ["read_costs"]
 
 _LARGEST = (1 << 63) - 1
 _PROVENANCE = ("kind", "source")
-_NOT_PLAIN = "a cost row holds whole numbers, texts and lists of whole numbers"
 
 
 def read_costs(fields: Fields | None, folder: Path, faults: Faults) -> str:
     """The overriding rows of `[costs]` as TOML text, "" if there are none."""
     if fields is None:
         return ""
-    before = len(faults)
-    source = None
     tables: dict[str, TomlValue] = {}
     if fields.given("profile"):
         name = fields.text("profile")
         source = TomlSource.read(folder / name, (), faults, fields.place("profile"))
-        tables = dict(source.values)
+        if _check(source.values, source.place, faults):
+            tables = source.values
     ours = {name: fields.take(name) for name in fields.free_keys() if name != "profile"}
+    merged = _overlaid(tables, ours)
+    if _check(merged, lambda key: fields.place(*map(str, key)), faults):
+        return format_profile(merged)
+    return ""
+
+
+def _check(tables: dict[str, TomlValue], place: Callable[[Key], Place], faults: Faults) -> bool:
+    """Whether rows can be used, noting what is wrong with them at their places."""
+    before = len(faults)
     for name, table in tables.items():
         if not _is_plain(table, 0):
-            faults.add(source.place((name,)) if source else fields.place(), f"{name}: {_NOT_PLAIN}")
-    for name, table in ours.items():
-        if not _is_plain(table, 0):
-            fields.complain(name, _NOT_PLAIN)
+            what = "a cost row holds whole numbers, texts and lists of whole numbers"
+            faults.add(place((name,)), f"cost row {name}: {what}")
     if len(faults) > before:
-        return ""
-    text = format_profile(_overlaid(tables, ours))
+        return False
     try:
-        CostModel.load(text)
+        CostModel.load(format_profile(tables))
     except CostProfileError as error:
         for fault in error.faults:
             where, _, what = fault.partition(": ")
-            key = tuple(where.split("."))
-            place = source.place(key) if source and key[0] not in ours else fields.place(*key)
-            faults.add(place, f"cost row {where}: {what}")
-    return text
+            faults.add(place(tuple(where.split("."))), f"cost row {where}: {what}")
+    return len(faults) == before
 
 
 def _is_plain(value: object, depth: int) -> bool:

@@ -15,6 +15,7 @@ from fleet.bad_input import Faults, Place, did_you_mean
 from fleet.host_memory import HostMemory, estimate, memfd_need
 from fleet.inventory import Inventory
 from fleet.units import show_size
+from kernelmodel.kernel import KernelConfig
 from kernelmodel.machine import GIB
 from kernelmodel.releases import CATALOGUE, Release
 from node.api import Backing, HostSpec, VmSpec
@@ -84,6 +85,7 @@ def _check_host(host: HostSpec, vms: list[VmSpec], place: Place, faults: Faults)
             right = "more memory, or another kho_scratch="
         what = f"{what} in {show_size(memory.total)} beside {_taken(memory)}"
         faults.add(place, what, right, alike="hosts too small")
+    _check_scratch(host, memory, place, faults)
     gigantic = _pool(host, Backing.HUGETLB_1G)
     if gigantic > memory.gigantic:
         what = f"host {host.name}: {gigantic} pages of 1GiB do not fit"
@@ -107,6 +109,17 @@ def _check_host(host: HostSpec, vms: list[VmSpec], place: Place, faults: Faults)
         )
         right = "fewer or smaller VMs, or smaller pools"
         faults.add(place, what, right, alike="hosts too full")
+
+
+def _check_scratch(host: HostSpec, memory: HostMemory, place: Place, faults: Faults) -> None:
+    """Find scratch areas into which kexec_file_load() could not put the next kernel."""
+    image = KernelConfig()
+    segments = (image.kernel_bytes, image.initrd_bytes)
+    largest, second, *_ = sorted(memory.scratch_areas, reverse=True)
+    if largest < sum(segments) and (largest < max(segments) or second < min(segments)):
+        sizes = " and ".join(map(show_size, segments))
+        what = f"host {host.name}: the next kernel and its initrd ({sizes}) fit no KHO scratch area"
+        faults.add(place, what, "a larger kho_scratch=", alike="scratch too small")
 
 
 def _most_pools(memory: HostMemory) -> int:

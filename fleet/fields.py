@@ -53,7 +53,9 @@ class Fields:
 
     def complain(self, name: str, what: str, right: str = "") -> None:
         """Note a mistake in a value; `what` begins behind the key's name."""
-        self.faults.add(self.place(name), f"{dotted((*self.key, name))}: {what}", right)
+        place, full = self.place(name), dotted((*self.key, name))
+        said = what if place[0] == f"--set {full}" else f"{full}: {what}"
+        self.faults.add(place, said, right)
 
     def missing(self, name: str, right: str) -> None:
         """Note that a key is not there, unless lines were left out in which it may have been."""
@@ -70,22 +72,24 @@ class Fields:
         """A printable string, one of `choices` if there are any."""
 
         def parse(value: object) -> str:
-            typed = self.source.typed((*self.key, name))
-            text = typed if typed is not None and not isinstance(value, str) else value
-            if not isinstance(text, str):
+            if not isinstance(value, str):
                 raise Unfit(f"{shown(value)} is not text", "write it in quotes")
-            if not text.isprintable():
-                raise Unfit(f"{shown(text)} has characters that cannot be printed")
-            if choices and text not in choices:
-                raise Unfit(f"{shown(text)} is not known", did_you_mean(text, choices, noun=noun))
-            return text
+            if not value.isprintable():
+                raise Unfit(f"{shown(value)} has characters that cannot be printed")
+            if choices and value not in choices:
+                raise Unfit(f"{shown(value)} is not known", did_you_mean(value, choices, noun=noun))
+            return value
 
         right = f"one of {', '.join(choices)}" if choices else "it is needed"
-        return self._read(name, parse, default, "", right)
+        return self._read(name, parse, default, "", right, text=True)
 
     def parsed(self, name: str, parse: Callable[[object], _T], stand_in: _T, right: str) -> _T:
         """A value that must be there, read by a parser that raises `Unfit`."""
         return self._read(name, parse, None, stand_in, right)
+
+    def parsed_text(self, name: str, parse: Callable[[object], str], right: str) -> str:
+        """The same for a text."""
+        return self._read(name, parse, None, "", right, text=True)
 
     def boolean(self, name: str, default: bool) -> bool:
         """True or false."""
@@ -201,9 +205,14 @@ class Fields:
         default: _T | None,
         stand_in: _T,
         right: str = "it is needed",
+        *,
+        text: bool = False,
     ) -> _T:
         self._ask(name)
         value = self.values.get(name, _NOT_GIVEN)
+        typed = self.source.typed((*self.key, name)) if text else None
+        if typed is not None and not isinstance(value, str):
+            value = typed  # --set update.target=6.19 means no number
         if value is _NOT_GIVEN:
             if default is not None:
                 return default

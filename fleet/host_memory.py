@@ -41,6 +41,7 @@ class HostMemory(Struct, frozen=True):
     scratch: int  # KHO scratch areas
     reserve: int  # the kernel's own
     gigantic: int  # 1 GiB pages that there is room for, were nothing else in memory
+    scratch_areas: tuple[int, ...]  # bytes of each at most
 
     @property
     def left(self) -> int:
@@ -58,13 +59,15 @@ def estimate(host: HostSpec) -> HostMemory:
     """Where the memory of a host goes."""
     total = sum(host.node_bytes)
     own = struct_pages(total) + RESERVE_BYTES + RESERVE_PER_CPU * host.cpus
+    areas = _scratch(host, own)
     return HostMemory(
         total=total,
         pools=sum(pool.page_bytes * pool.count for pool in host.hugepages),
         struct_pages=struct_pages(total),
-        scratch=_scratch(host, own),
+        scratch=sum(areas),
         reserve=RESERVE_BYTES + RESERVE_PER_CPU * host.cpus,
         gigantic=_whole_gigabytes(host),
+        scratch_areas=areas,
     )
 
 
@@ -74,14 +77,20 @@ def _whole_gigabytes(host: HostSpec) -> int:
     return sum(max(r.end // GIB - max(-(-r.base // GIB), 1), 0) for r in ranges)
 
 
-def _scratch(host: HostSpec, own: int) -> int:
-    """Bytes of all scratch areas of a kernel that has reserved `own` bytes."""
+def _scratch(host: HostSpec, own: int) -> tuple[int, ...]:
+    """Bytes of each scratch area of a kernel that has reserved `own` bytes.
+
+    How a percentage is shared out depends on where the kernel's memory lies; low memory and
+    anywhere together are taken for one area, so that none is larger than the largest of these.
+    """
     nodes = len(host.node_bytes)
     param = kho_scratch(host.cmdline)
-    slack = SCRATCH_ALIGN * (nodes + 2)
-    if param.percent is not None:
-        return 2 * own * param.percent // 100 + slack
-    return param.lowmem + param.globl + param.pernode * nodes + slack
+    if param.percent is None:
+        areas = [param.lowmem, param.globl, *(param.pernode for _ in range(nodes))]
+    else:
+        share = own * param.percent // 100
+        areas = [share, 0, *(share // nodes for _ in range(nodes))]
+    return tuple(area + SCRATCH_ALIGN for area in areas)
 
 
 def memfd_need(memory_bytes: int) -> int:

@@ -56,7 +56,7 @@ VM_COLUMNS: Final = ColumnNames(
     required=("vm", "host", "memory", "vcpus"),
     optional=("backing", "page_size"),
 )
-_NO_MEMORY: Final[tuple[int, ...]] = (cells.MIB,)  # stands in for a cell that is unfit
+_NO_MEMORY: Final[tuple[int, ...]] = (cells.MOST_MEMORY,)  # stands in for what is unfit
 _DOMAIN: Final = "failure domain"  # keeps a domain apart from a column of the same name
 
 

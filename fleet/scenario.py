@@ -187,7 +187,7 @@ def _read_update(root: Fields, inventory: Inventory, faults: Faults) -> tuple[st
         root.missing("update", '[update] with target = "7.3.4+hugetlb"')
         return "", UpdatePolicy()
     given = UpdatePolicy()
-    target = fields.parsed("target", parse_release, "", "the release to update to")
+    target = fields.parsed_text("target", parse_release, "the release to update to")
     check_crossings(inventory, target, fields.place("target"), faults)
     policy = UpdatePolicy(
         freeze_retries=fields.integer("freeze_retries", given.freeze_retries, 0, 1000),

@@ -83,7 +83,7 @@ def parse_size(value: object) -> int:
     number, unit = match[1], match[2].lower()
     if unit in _DECIMAL_UNITS:
         binary = f"{number}{unit[0].upper()}iB"
-        raise Unfit(f"{shown(value)} may be 10^9 or 2^30", f"write {binary} or bytes")
+        raise Unfit(f"{shown(value)} may be decimal or binary", f"write {binary} or bytes")
     if unit not in _SIZE_UNITS:
         raise Unfit(f"{shown(value)} has an unknown unit", "known: KiB, MiB, GiB, TiB")
     size = Fraction(number) * _SIZE_UNITS[unit]
@@ -142,11 +142,14 @@ def parse_share(value: object, of: int, at_least: int, at_most: int) -> int:
 
 
 def show_size(size: int) -> str:
-    """Bytes in the largest unit that keeps it exact, or else with one decimal."""
-    for power, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
+    """Bytes in the largest unit that keeps them exact and short, or else with one decimal."""
+    units = ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB"))
+    for power, unit in units:
+        if size and size % (1 << power) == 0 and size >> power < 10_000:
+            return f"{size >> power}{unit}"
+    for power, unit in units:
         if size >= 1 << power:
-            whole, rest = divmod(size, 1 << power)
-            return f"{whole}{unit}" if not rest else f"{size / (1 << power):.1f}{unit}"
+            return f"{size / (1 << power):.1f}{unit}"
     return f"{size}B"
 
 
