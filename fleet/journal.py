@@ -12,11 +12,12 @@ point; the last moments may be missing after a power cut, and are then simply ru
 
 from __future__ import annotations
 
+import fcntl
 import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import BinaryIO, Final, Self
 
 import msgspec
 from msgspec import Struct
@@ -60,30 +61,37 @@ class Header(Struct, frozen=True):
 class Journal:
     """One run's journal, open for writing; a context manager. Made by `create` or `resume`."""
 
-    def __init__(self, database: sqlite3.Connection) -> None:
+    def __init__(self, database: sqlite3.Connection, lock: BinaryIO | None) -> None:
         self._db = database
+        self._lock = lock
 
     @classmethod
     def create(cls, path: Path | None, header: Header) -> Journal:
         """A journal for a new run; one that lies at `path` already is replaced.
 
         Without a path it is kept in memory and dies with the process.
+
+        Raises:
+            JournalError: another process is writing there.
         """
+        lock = None
         if path is not None:
+            lock = _lock(path)
             for suffix in ("", "-wal", "-shm"):
                 path.with_name(path.name + suffix).unlink(missing_ok=True)
         db = _connect(path)
         db.executescript(_SCHEMA)
         with db:
             db.execute("INSERT INTO header VALUES (?)", [_encode(header)])
-        return cls(db)
+        return cls(db, lock)
 
     @classmethod
     def resume(cls, path: Path, header: Header) -> Journal:
         """The journal of a run that was interrupted.
 
         Raises:
-            JournalError: there is none, or it belongs to another scenario, seed or cost profile.
+            JournalError: there is none, it belongs to another scenario, seed or cost profile, or
+                another process is writing to it.
         """
         if not path.is_file():
             raise JournalError(f"{path}: there is no run to resume")
@@ -93,7 +101,8 @@ class Journal:
             if ours != theirs:
                 what = name.replace("_", " ")
                 raise JournalError(f"{path}: belongs to another run, its {what} is {theirs!r}")
-        return cls(_connect(path))
+        lock = _lock(path)
+        return cls(_connect(path), lock)
 
     def sent(self, commands: Iterable[UpdateCommand]) -> None:
         """Note commands; to be called before they go out."""
@@ -137,6 +146,8 @@ class Journal:
     def close(self) -> None:
         """Close the file; further calls do nothing."""
         self._db.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def __enter__(self) -> Self:
         return self
@@ -159,6 +170,17 @@ def _connect(path: Path | None) -> sqlite3.Connection:
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = NORMAL")
     return db
+
+
+def _lock(path: Path) -> BinaryIO:
+    """Keep other processes out for as long as the file that is returned stays open."""
+    lock = path.with_name(path.name + "-lock").open("wb")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise JournalError(f"{path.parent}: another run is at work in this directory") from None
+    return lock
 
 
 def _read_header(path: Path) -> Header:

@@ -19,7 +19,7 @@ from kernelmodel.errors import ModelBug
 from kernelmodel.sim.trace import TraceFile
 from node.api import Backing, FaultSpec, HostOutcome, UpdateResult, VmOutcome, VmSpec
 from tests.fleet.rollouts import NEW, SECOND, host_spec, racks, scenario_of
-from tests.fleet.toys import ToyBackend, ToyShard
+from tests.fleet.toys import HandWall, ToyBackend, ToyShard
 
 ROLLOUT = RolloutSpec(
     canary=1,
@@ -46,21 +46,6 @@ SCENARIO = fleet_of(8, 8, 8, faults=(FaultSpec("r2-h05", "next-kernel-panics"),)
 
 def run(scenario: Scenario = SCENARIO, actors: int | str | None = None) -> RunRecord:
     return asyncio.run(run_rollout(scenario, ToyBackend(), actors=actors))
-
-
-class HandWall:
-    """A wall clock that stands still unless waited for."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def now(self) -> float:
-        return self.seconds
-
-    async def wait(self, wakeup: asyncio.Event, seconds: float) -> None:
-        await asyncio.sleep(0)
-        if not wakeup.is_set():
-            self.seconds += seconds
 
 
 async def opened(
@@ -132,7 +117,10 @@ def test_the_digest_depends_on_everything_else() -> None:
             replace(SCENARIO, seed=8),
             replace(SCENARIO, faults=()),
             replace(SCENARIO, rollout=replace(ROLLOUT, wave_size=7)),
-            replace(SCENARIO, cost_profile="[kho_init]\nbase_ns = 1\nsource = 'a test'\n"),
+            replace(
+                SCENARIO,
+                cost_profile="[kho_init]\nbase_ns = 1\nkind = 'measured'\nsource = 'a test'\n",
+            ),
         )
     }
     assert len(digests) == 6

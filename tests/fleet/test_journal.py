@@ -58,7 +58,8 @@ def test_what_was_noted_is_there_after_the_writer_died(tmp_path: Path) -> None:
     dead.called(CALL)
     dead.answered([result])
     dead.obeyed(4, request)
-    # Not closed: SIGKILL does not close either.
+    assert dead._lock is not None
+    dead._lock.close()  # and no more than that: it is what the system does for a process that dies
     with Journal.resume(path, HEADER) as journal:
         assert journal.results() == {("r1-h01", 1): result}
         assert journal.history() == [FIRST, CALL, CALL]
@@ -67,6 +68,14 @@ def test_what_was_noted_is_there_after_the_writer_died(tmp_path: Path) -> None:
         journal.answered([result_of(SECOND)])
         assert journal.history() == [FIRST, CALL, CALL, SECOND]
     dead.close()
+
+
+def test_two_runs_do_not_write_to_one_journal(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    with Journal.create(path, HEADER):
+        for make in (Journal.create, Journal.resume):
+            with pytest.raises(JournalError, match="another run is at work in this directory"):
+                make(path, HEADER)
 
 
 def test_a_new_run_replaces_an_old_one(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -84,6 +85,21 @@ def _vm(name: str, kexec_ns: int, faults: list[FaultSpec]) -> VmResult:
         phases["restart"] = 30 * SECOND
     lost = outcome is VmOutcome.LOST
     return VmResult(name, outcome, "", None if lost else sum(phases.values()), phases)
+
+
+class HandWall:
+    """A wall clock that stands still unless waited for."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+
+    def now(self) -> float:
+        return self.seconds
+
+    async def wait(self, wakeup: asyncio.Event, seconds: float) -> None:
+        await asyncio.sleep(0)
+        if not wakeup.is_set():
+            self.seconds += seconds
 
 
 class ToyHandle:

@@ -1,0 +1,214 @@
+"""The command line. Thin: it reads options, and others do the rest.
+
+Exit codes: 0 done; 2 bad input, nothing was started; 3 the rollout was halted by its gates or
+aborted; 4 the simulator itself failed; 130 interrupted, the state is kept.
+
+Everything that a command needs is imported by the command: `lufleet --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Simulate a fleet of hypervisor hosts whose kernels are replaced under running VMs.",
+    epilog="Exit codes: 0 done; 2 bad input; 3 the rollout was halted or aborted; 4 the simulator "
+    "itself failed; 130 interrupted.",
+)
+
+
+class BackendName(enum.StrEnum):
+    """Where shards run."""
+
+    RAY = "ray"
+    LOCAL = "local"
+
+
+def _actors(text: str) -> str:
+    if text == "per-host" or (text.isdecimal() and int(text) > 0):
+        return text
+    raise typer.BadParameter(f"{text!r} is neither a number of actors nor per-host")
+
+
+def _speed(speed: float) -> float:
+    if not speed > 0:
+        raise typer.BadParameter(f"{speed} is not a speed: more than 0 is")
+    return speed
+
+
+_Scenario = Annotated[Path, typer.Argument(metavar="SCENARIO.toml", show_default=False)]
+_Seed = Annotated[
+    int | None, typer.Option(help="Replaces the scenario's seed.", show_default=False)
+]
+_Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="A.B=V", help="Replaces a value of the scenario.", show_default=False
+    ),
+]
+_Backend = Annotated[
+    BackendName, typer.Option(help="Where hosts are simulated: Ray actors, or this process.")
+]
+_Actors = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|per-host",
+        parser=_actors,
+        help="Shards that the fleet is split into; if not given, one per host up to 32 hosts, "
+        "one per processor beyond.",
+        show_default=False,
+    ),
+]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"lufleet {version('lufleet')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _lufleet(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(  # noqa: PLR0917 - options, not positions
+    scenario: _Scenario,
+    seed: _Seed = None,
+    set_: _Set = None,
+    backend: _Backend = BackendName.RAY,
+    actors: _Actors = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Directory for results; if not given, runs/NAME-seedN-DIGEST.",
+            show_default=False,
+        ),
+    ] = None,
+    trace_out: Annotated[
+        Path | None,
+        typer.Option(help="Write every event to this file.", show_default=False),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run.")
+    ] = False,
+) -> None:
+    """Roll an update out over a fleet, as fast as it can be simulated."""
+    from rich.console import Console
+
+    from fleet.run import RunOptions
+    from fleet.run import run as run_rollout
+
+    _need_ray(backend)
+    options = RunOptions(
+        scenario=scenario,
+        seed=seed,
+        overrides=tuple(set_ or ()),
+        backend=backend.value,
+        actors=_number(actors),
+        out=out,
+        trace_out=trace_out,
+        resume=resume,
+    )
+    raise typer.Exit(run_rollout(options, Console(), Console(stderr=True, soft_wrap=True)))
+
+
+@app.command()
+def check(scenario: _Scenario, seed: _Seed = None, set_: _Set = None) -> None:
+    """Check a scenario and show what it says, without running it."""
+    from rich.console import Console
+
+    from fleet.bad_input import BadInput
+    from fleet.check import summary
+    from fleet.console import mistakes
+    from fleet.scenario import read_scenario
+
+    try:
+        reading = read_scenario(scenario, tuple(set_ or ()), seed)
+    except BadInput as bad:
+        Console(stderr=True, soft_wrap=True).print(mistakes(bad))
+        raise typer.Exit(2) from None
+    Console().print(summary(reading))
+
+
+@app.command()
+def serve(  # noqa: PLR0917 - options, not positions
+    scenario: _Scenario,
+    grpc: Annotated[str, typer.Option(metavar="HOST:PORT")] = "127.0.0.1:50051",
+    metrics: Annotated[str, typer.Option(metavar="HOST:PORT")] = "127.0.0.1:9464",
+    speed: Annotated[
+        float, typer.Option(callback=_speed, help="Virtual seconds a real second; inf: at once.")
+    ] = 60.0,
+    start: Annotated[
+        bool, typer.Option("--start", help="Start the rollout without being asked by gRPC.")
+    ] = False,
+    seed: _Seed = None,
+    set_: _Set = None,
+    backend: _Backend = BackendName.RAY,
+    actors: _Actors = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Directory for the journal and results; if not given, one below runs/.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Keep a fleet alive behind gRPC and Prometheus metrics."""
+    from rich.console import Console
+
+    from fleet.serve import ServeOptions
+    from fleet.serve import serve as serve_fleet
+
+    _need_ray(backend)
+    options = ServeOptions(
+        scenario=scenario,
+        seed=seed,
+        overrides=tuple(set_ or ()),
+        backend=backend.value,
+        actors=_number(actors),
+        out=out,
+        grpc=grpc,
+        metrics=metrics,
+        speed=None if speed == float("inf") else speed,
+        start=start,
+    )
+    raise typer.Exit(serve_fleet(options, Console(), Console(stderr=True, soft_wrap=True)))
+
+
+def _number(actors: str | None) -> int | str | None:
+    return actors if actors is None or actors == "per-host" else int(actors)
+
+
+def _need_ray(backend: BackendName) -> None:
+    from importlib.util import find_spec
+
+    if backend is BackendName.RAY and find_spec("ray") is None:
+        raise typer.BadParameter(
+            "Ray is not installed; pip install 'lufleet[ray]', or use --backend local"
+        )
+
+
+def main() -> None:
+    """The `lufleet` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,305 @@
+"""What a person sees of a rollout on a terminal: how it goes, and what it came to.
+
+While it runs, every wave that ends and every host that does not go well gets a line, above a bar
+that shows how far the rollout is, how fast, and when it will be over. On a terminal that is none (a
+log, a pipe) the lines come without the bar. At the end, tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from statistics import median_low
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from fleet.api import RolloutState, RunRecord, WaveRecord
+from fleet.bad_input import BadInput
+from fleet.results import Result
+from fleet.units import show_size
+from kernelmodel.releases import CATALOGUE
+from node.api import Backing, HostOutcome, UpdateResult
+
+if TYPE_CHECKING:
+    from fleet.experiment import Experiment
+
+__all__ = ["Progression", "clock_text", "closing_tables", "duration_text", "mistakes", "trouble_of"]
+
+#: A blackout this many times the median one is pointed out.
+_SLOW_FACTOR: Final = 2
+
+#: Rows of the table of hosts that did not go well.
+_MOST_TROUBLES: Final = 20
+
+_STATE_STYLES: Final = {
+    RolloutState.COMPLETED: "green",
+    RolloutState.HALTED: "red",
+    RolloutState.ABORTED: "yellow",
+}
+
+
+def clock_text(ns: int) -> str:
+    """An instant of virtual time as h:mm:ss."""
+    seconds = ns // 1_000_000_000
+    return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+
+def duration_text(seconds: float | None) -> str:
+    """A duration with about three figures; a lost VM's has none."""
+    if seconds is None:
+        return "∞"
+    if seconds < 0.001:
+        return f"{seconds * 1e6:.0f} µs"
+    if seconds < 1:
+        return f"{seconds * 1e3:.0f} ms"
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min"
+
+
+def trouble_of(result: UpdateResult, usual_blackout_ns: int | None = None) -> str:
+    """What did not go well in one host's update, "" if all did."""
+    parts = []
+    if result.outcome is not HostOutcome.UPDATED or result.reason:
+        said = ": ".join(text for text in (result.reason, result.detail) if text)
+        parts.append(said or "no reason given")
+    if result.freeze_attempts > 1:
+        parts.append(f"freeze took {result.freeze_attempts} attempts")
+    blackout_ns = sum(result.phases_ns.values())
+    if usual_blackout_ns and blackout_ns > _SLOW_FACTOR * usual_blackout_ns:
+        times = blackout_ns / usual_blackout_ns
+        parts.append(f"blackout of {duration_text(blackout_ns / 1e9)}, {times:.1f} × the median")
+    return "; ".join(parts)
+
+
+def mistakes(bad: BadInput) -> Text:
+    """What is wrong with somebody's input, a line each."""
+    count = len(bad.faults)
+    lines = [*map(str, bad.faults), f"{count} mistake{'s' * (count != 1)}; nothing was started"]
+    return Text("\n".join(lines))
+
+
+class _Rate(ProgressColumn):
+    """Hosts a wall second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(
+            "" if task.speed is None else f"{task.speed:.1f} hosts/s", "progress.data.speed"
+        )
+
+
+class Progression:
+    """Follows an experiment on a console; a context manager. Call it whenever something changed."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _Rate(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("starting shards", total=None)
+        self._waves_told = 0
+        self._results_told = 0
+        self._state = RolloutState.PENDING
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def __call__(self, experiment: Experiment) -> None:
+        """Show how the experiment stands."""
+        for result in experiment.results[self._results_told :]:
+            if trouble := trouble_of(result):
+                self._say(result.end_ns, f"{result.host} {_words(result.outcome)}", trouble)
+        self._results_told = len(experiment.results)
+        coordinator = experiment.coordinator
+        for wave in coordinator.wave_records[self._waves_told :]:
+            if wave.end_ns is None or not (wave.verdict == "passed" or coordinator.is_finished):
+                break
+            self._say(wave.end_ns, wave.name, _wave_text(wave, experiment.results))
+            self._waves_told += 1
+        if coordinator.state is not self._state and coordinator.state is RolloutState.PAUSED:
+            self._say(coordinator.now_ns, "paused", coordinator.why)
+        self._state = coordinator.state
+        self._bar.update(
+            self._task,
+            description=_where(experiment),
+            total=len(experiment.plan.hosts),
+            completed=len(experiment.results),
+        )
+
+    def _say(self, now_ns: int, what: str, how: str) -> None:
+        self._console.print(
+            Text.assemble((f"{clock_text(now_ns):>9}", "dim"), "  ", (f"{what:22}", "bold"), how)
+        )
+
+
+def _where(experiment: Experiment) -> str:
+    coordinator = experiment.coordinator
+    parts = [clock_text(coordinator.now_ns), coordinator.wave_name or "starting"]
+    if coordinator.wave >= 0:
+        parts.append(f"({coordinator.wave + 1} of {len(experiment.plan.waves)})")
+    if coordinator.state is RolloutState.PAUSED:
+        parts.append("paused")
+    elif coordinator.soak_until_ns is not None:
+        parts.append(f"soaks until {clock_text(coordinator.soak_until_ns)}")
+    return " ".join(parts)
+
+
+def _wave_text(wave: WaveRecord, results: list[UpdateResult]) -> str:
+    members = frozenset(wave.hosts)
+    outcomes = [result.outcome for result in results if result.host in members]
+    counts = ", ".join(
+        f"{outcomes.count(outcome)} {_words(outcome)}"
+        for outcome in HostOutcome
+        if outcome in outcomes
+    )
+    if wave.soak_end_ns is not None and wave.end_ns is not None:
+        soaked = duration_text((wave.soak_end_ns - wave.end_ns) / 1e9)
+        return f"{counts}; soaked {soaked}, {wave.verdict}"
+    return f"{counts}; {wave.verdict}"
+
+
+def closing_tables(record: RunRecord, result: Result) -> RenderableType:
+    """What a rollout came to."""
+    parts: list[RenderableType] = [_headline(record), _outcomes(result)]
+    if result.blackout_phases_seconds:
+        parts.append(_phases(result))
+    parts.append(_pages(result))
+    parts.extend(_troubles(record))
+    return Group(*parts)
+
+
+def _headline(record: RunRecord) -> Text:
+    scenario = record.scenario
+    sources = ", ".join(dict.fromkeys(host.release for host in scenario.hosts))
+    updates = record.host_updates_wall_seconds
+    rate = f", {len(record.results) / updates:.1f} host updates/s" if updates else ""
+    text = Text("\n")
+    text.append(f"{record.state}", style=f"bold {_STATE_STYLES[record.state]}")
+    text.append(f": {record.why}\n")
+    rows = {
+        "scenario": f"{scenario.name}, seed {record.seed}",
+        "update": f"{sources} → {CATALOGUE[scenario.target_release].title}",
+        "took": f"{clock_text(record.virtual_ns)} of virtual time; "
+        f"{duration_text(record.wall_seconds)} here on the {record.backend} backend with "
+        f"{record.actors} shards{rate}",
+        "digest": record.digest,
+    }
+    for name, value in rows.items():
+        text.append(f"{name:9}", style="dim")
+        text.append(f"{value}\n")
+    return text
+
+
+def _table(title: str, left: tuple[str, ...], right: tuple[str, ...]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for name in left:
+        table.add_column(name)
+    for name in right:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _outcomes(result: Result) -> Table:
+    """Hosts and VMs by outcome, side by side."""
+    grid = Table.grid(padding=(0, 4))
+    tables = []
+    for title, counts in (("Hosts", result.hosts), ("VMs", result.vms)):
+        table = _table(title, ("outcome",), ("count",))
+        for name in counts.__struct_fields__[1:]:
+            count = getattr(counts, name)
+            bad = count and name in ("failed", "rolled_back", "restarted", "lost")
+            table.add_row(_words(name), str(count), style="yellow" if bad else None)
+        table.add_section()
+        table.add_row("total", str(counts.total))
+        tables.append(table)
+    grid.add_row(*tables, _downtimes(result))
+    return grid
+
+
+def _downtimes(result: Result) -> Table:
+    down = result.downtime_seconds
+    table = _table("Downtime of a VM", ("",), ("",))
+    table.show_header = False
+    for name in ("mean", "p50", "p90", "p99", "max"):
+        table.add_row(name, duration_text(getattr(down, name)) if down.count else "–")
+    table.add_section()
+    table.add_row(f"within {duration_text(down.budget)}", f"{down.within_budget} of {down.count}")
+    return table
+
+
+def _phases(result: Result) -> Table:
+    phases = result.blackout_phases_seconds
+    updates = max(phase.count for phase in phases.values())
+    total = sum(phase.mean * phase.count for phase in phases.values())
+    table = _table("Blackout of a host by phase", ("phase",), ("hosts", "mean", "p99", "share"))
+    for name, phase in phases.items():
+        share = phase.mean * phase.count / total
+        bar = "█" * round(share * 20)
+        table.add_row(
+            name,
+            str(phase.count),
+            duration_text(phase.mean),
+            duration_text(phase.p99),
+            f"{bar} {share:4.0%}",
+        )
+    table.add_section()
+    table.add_row("all", str(updates), duration_text(total / updates), "", "")
+    return table
+
+
+def _pages(result: Result) -> Table:
+    table = _table("Pages preserved in memory", ("size",), ("pages", "memory"))
+    for backing in Backing:
+        pages = result.preserved_pages.get(backing.page_label, 0)
+        memory = show_size(pages * backing.page_bytes)
+        table.add_row(backing.page_label, f"{pages:,}", memory)
+    return table
+
+
+def _troubles(record: RunRecord) -> Iterator[RenderableType]:
+    """Hosts that did not go well, and waves that did not pass."""
+    blackouts = [sum(result.phases_ns.values()) for result in record.results if result.phases_ns]
+    usual_ns = median_low(blackouts) if blackouts else None
+    rows = [
+        (result, trouble) for result in record.results if (trouble := trouble_of(result, usual_ns))
+    ]
+    if rows:
+        table = _table("Hosts that did not go well", ("host", "outcome", "runs", "why"), ())
+        for result, trouble in rows[:_MOST_TROUBLES]:
+            release = result.release or "nothing, it is down"
+            table.add_row(result.host, _words(result.outcome), release, trouble)
+        yield table
+        if len(rows) > _MOST_TROUBLES:
+            yield Text(f"and {len(rows) - _MOST_TROUBLES} more, all of them in the report")
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")

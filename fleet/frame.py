@@ -1,0 +1,113 @@
+"""The outermost frame of a command: what `lufleet run` and `lufleet serve` have in common.
+
+Here alone a `ModelBug` is caught. It is told with the seed and the command that replays it; what
+was computed before it is in the journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+import signal
+import traceback
+from collections.abc import Callable
+from enum import IntEnum
+from pathlib import Path
+
+from msgspec import Struct
+from rich.text import Text
+
+from fleet.journal import Header, Journal
+from fleet.launcher import Backend, LocalBackend, RayBackend
+from fleet.scenario import Scenario
+from kernelmodel.errors import ModelBug
+
+__all__ = ["ExitCode", "Options", "confession", "make_backend", "on_signals", "open_journal"]
+
+
+class ExitCode(IntEnum):
+    """How `lufleet` ends."""
+
+    DONE = 0
+    BAD_INPUT = 2
+    HALTED = 3  # by its own gates, or aborted
+    SIMULATOR_FAILED = 4
+    INTERRUPTED = 130
+
+
+class Options(Struct, frozen=True):
+    """What `run` and `serve` are told alike, as it was given."""
+
+    scenario: Path
+    seed: int | None = None
+    overrides: tuple[str, ...] = ()
+    backend: str = "ray"
+    actors: int | str | None = None
+    out: Path | None = None
+
+    def directory(self, scenario: Scenario) -> Path:
+        """Where results go: unless said otherwise the same place for the same content."""
+        if self.out is not None:
+            return self.out
+        name = "".join(c if c.isalnum() or c in "-_." else "-" for c in scenario.name)
+        return Path("runs") / f"{name}-seed{scenario.seed}-{scenario.digest[:8]}"
+
+    def run_command(self, *flags: str, seed: int | None = None, backend: str = "") -> str:
+        """The `lufleet run` that does the same, for people to copy."""
+        words = ["lufleet", "run", str(self.scenario)]
+        seed = self.seed if seed is None else seed
+        if seed is not None:
+            words += ["--seed", str(seed)]
+        for override in self.overrides:
+            words += ["--set", override]
+        words += ["--backend", backend or self.backend]
+        if self.actors is not None and not backend:
+            words += ["--actors", str(self.actors)]
+        return shlex.join([*words, *flags])
+
+
+def open_journal(path: Path, header: Header, *, resume: bool = False) -> Journal:
+    """A new journal, in a directory that is made if need be, or that of an interrupted run.
+
+    Raises:
+        JournalError: there is nothing to resume, or somebody else is at work there.
+        OSError: nothing can be written there.
+    """
+    if resume:
+        return Journal.resume(path, header)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return Journal.create(path, header)
+
+
+def make_backend(name: str) -> Backend:
+    """The backend of this name. Ray takes some seconds to start."""
+    return RayBackend() if name == "ray" else LocalBackend()
+
+
+def on_signals(callback: Callable[[], object]) -> None:
+    """Call back on the first SIGINT or SIGTERM; a second one ends the process as usual.
+
+    To be called when the backend is there: Ray installs handlers of its own.
+    """
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def first() -> None:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+        callback()
+
+    for number in numbers:
+        loop.add_signal_handler(number, first)
+
+
+def confession(bug: ModelBug, scenario: Scenario, options: Options, out: Path) -> Text:
+    """The simulator is wrong: keep the traceback, say so, and how to see it again."""
+    path = out / "model-bug.txt"
+    path.write_text("".join(traceback.format_exception(bug)))
+    said = str(bug).strip().splitlines() or [type(bug).__name__]
+    return Text(
+        f"the simulator itself has failed: {said[-1]}\n"
+        f"seed {scenario.seed}; the traceback is in {path}. To see it again:\n"
+        f"  {options.run_command(seed=scenario.seed, backend='local')}"
+    )

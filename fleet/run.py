@@ -1,0 +1,96 @@
+"""`lufleet run`: one rollout, from its scenario to its results and an exit code."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from fleet.api import RolloutState, RunRecord
+from fleet.bad_input import BadInput
+from fleet.console import Progression, closing_tables, mistakes
+from fleet.experiment import Experiment, journal_header
+from fleet.frame import ExitCode, Options, confession, make_backend, on_signals, open_journal
+from fleet.journal import Journal, JournalError
+from fleet.launcher import HostUnreachable
+from fleet.outputs import write_outputs
+from fleet.scenario import Scenario, load_scenario
+from kernelmodel.errors import ModelBug
+
+__all__ = ["RunOptions", "run"]
+
+
+class RunOptions(Options, frozen=True):
+    """The options of `lufleet run`."""
+
+    trace_out: Path | None = None
+    resume: bool = False
+
+    def resume_command(self, out: Path) -> str:
+        """The command that goes on with this run."""
+        trace = () if self.trace_out is None else ("--trace-out", str(self.trace_out))
+        return self.run_command("--out", str(out), *trace, "--resume")
+
+
+def run(options: RunOptions, console: Console, errors: Console) -> ExitCode:
+    """One rollout to its end, told on `console`; what goes wrong is told on `errors`."""
+    try:
+        scenario = load_scenario(options.scenario, options.overrides, options.seed)
+    except BadInput as bad:
+        errors.print(mistakes(bad))
+        return ExitCode.BAD_INPUT
+    out = options.directory(scenario)
+    header = journal_header(scenario, records_events=options.trace_out is not None)
+    try:
+        if options.trace_out is not None:
+            options.trace_out.parent.mkdir(parents=True, exist_ok=True)
+        journal = open_journal(out / "journal.sqlite", header, resume=options.resume)
+    except (JournalError, OSError) as error:
+        errors.print(Text(str(error)))
+        return ExitCode.BAD_INPUT
+    with journal:
+        try:
+            record = asyncio.run(_run(scenario, options, journal, console))
+        except (asyncio.CancelledError, KeyboardInterrupt):
+            kept = len(journal.results())
+            again = options.resume_command(out)
+            errors.print(Text(f"interrupted; {kept} host updates are kept. To go on:\n  {again}"))
+            return ExitCode.INTERRUPTED
+        except HostUnreachable as error:
+            again = options.resume_command(out)
+            errors.print(Text(f"{error}\nTo go on from where it was:\n  {again}"))
+            return ExitCode.SIMULATOR_FAILED
+        except ModelBug as bug:
+            errors.print(confession(bug, scenario, options, out))
+            return ExitCode.SIMULATOR_FAILED
+    outputs = write_outputs(record, out)
+    console.print(closing_tables(record, outputs.result))
+    written = [outputs.result_json, outputs.report_html, outputs.event_store]
+    if options.trace_out is not None:
+        written.append(options.trace_out)
+    console.print(Text("\n".join(f"wrote {path}" for path in written)), soft_wrap=True)
+    return ExitCode.DONE if record.state is RolloutState.COMPLETED else ExitCode.HALTED
+
+
+async def _run(
+    scenario: Scenario, options: RunOptions, journal: Journal, console: Console
+) -> RunRecord:
+    with Progression(console) as progression:
+        backend = make_backend(options.backend)
+        try:
+            experiment = Experiment(
+                scenario,
+                backend,
+                journal,
+                actors=options.actors,
+                trace_path=options.trace_out,
+                on_change=progression,
+            )
+            await experiment.open()
+            running = asyncio.ensure_future(experiment.run())
+            on_signals(running.cancel)
+            return await running
+        finally:
+            await backend.close()
