@@ -1,0 +1,303 @@
+"""One HTML file about one rollout, for people: everything is in it, nothing is fetched.
+
+It answers, in this order: did it go well and what did it cost; how long VMs were down against
+their budget; where the blackout went; how the rollout ran over time; what went wrong, where and
+why; what memory was carried over; which of all this is Linux as released, which a proposal,
+and where the times come from. There is no script in it. A hundred thousand hosts make a
+page as small as twenty do: charts aggregate, and tables stop at `MOST_ROWS` rows and say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Final
+
+from fleet.api import RolloutState, RunRecord
+from fleet.charts.downtime import downtime_chart
+from fleet.charts.phases import MOST_BARS, phase_bars, phases_chart
+from fleet.charts.svg import clock, seconds
+from fleet.charts.timeline import timeline_chart
+from fleet.html import Markup, code, legend, table, text
+from fleet.report_notes import cost_notes, memory_notes, model_notes
+from fleet.report_trouble import trouble_notes
+from fleet.results import PhaseSummary, Result
+from kernelmodel.releases import CATALOGUE
+from node.api import BLACKOUT_PHASES, VmOutcome
+
+__all__ = ["render_report", "write_report"]
+
+_STATE_STYLE: Final = {
+    RolloutState.COMPLETED: "good",
+    RolloutState.HALTED: "bad",
+    RolloutState.ABORTED: "warn",
+}
+_VM_COLOURS: Final = {
+    VmOutcome.PRESERVED: "accent",
+    VmOutcome.MIGRATED: "good",
+    VmOutcome.RESTARTED: "warn",
+    VmOutcome.LOST: "bad",
+}
+_HOST_COLOURS: Final = {
+    "updated": "accent",
+    "rolled_back": "warn",
+    "failed": "bad",
+    "updating": "good",
+    "pending": "line",
+}
+
+
+def write_report(record: RunRecord, result: Result, path: Path) -> None:
+    """Write the report of `record`, whose summary is `result`, to `path`."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(render_report(record, result), "utf-8")
+    part.replace(path)
+
+
+def render_report(record: RunRecord, result: Result) -> str:
+    """The whole page."""
+    target = CATALOGUE.get(result.target_release)
+    domain = record.scenario.rollout.spread or "rack"
+    template = Template((files("fleet") / "templates" / "report.html").read_text("utf-8"))
+    return template.substitute(
+        version=text(_version()),
+        title=text(f"{result.scenario}: {result.target_release}, rollout {result.rollout.state}"),
+        name=text(result.scenario),
+        state=text(result.rollout.state),
+        state_style=_STATE_STYLE.get(record.state, "idle"),
+        subtitle=text(
+            f"{', '.join(result.source_releases)} → {target.title if target else ''}"
+            f" · {result.hosts.total:,} hosts, {result.vms.total:,} VMs · seed {result.seed}"
+            " · simulated, all times virtual"
+        ),
+        headline=text(_headline(result)),
+        tiles=_tiles(result),
+        classes=_classes(),
+        downtime_legend=_downtime_legend(record),
+        downtime_chart=_downtime_chart(record, result),
+        downtime_table=_downtime_table(result),
+        phases_note=text(_phases_note(record)),
+        phases_legend=_phases_legend(result),
+        phases_chart=phases_chart(phase_bars((r.host, r.phases_ns) for r in record.results)),
+        phases_table=_phases_table(result),
+        timeline_note=text(_timeline_note(record)),
+        timeline_legend=_timeline_legend(record),
+        timeline_chart=timeline_chart(record, domain),
+        waves_table=_waves_table(result),
+        trouble=trouble_notes(record, result),
+        memory=memory_notes(result),
+        model=model_notes(record),
+        costs=cost_notes(record),
+        footer=_footer(record, result),
+    )
+
+
+def _version() -> str:
+    try:
+        return version("lufleet")
+    except PackageNotFoundError:
+        return "from source"
+
+
+def _classes() -> str:
+    """The CSS classes of the charts that follow from a colour each."""
+    rules = [f".ph-{phase} {{ fill: var(--{phase}); }}" for phase in (*BLACKOUT_PHASES, "other")]
+    rules += [f".vm-{outcome} {{ fill: var(--{c}); }}" for outcome, c in _VM_COLOURS.items()]
+    rules += [
+        f".host-{state}, .area-{state} {{ fill: var(--{c}); }}"
+        for state, c in _HOST_COLOURS.items()
+    ]
+    rules += [f".heat-{n} {{ fill: var(--accent); fill-opacity: .{n * 2 + 1}; }}" for n in range(5)]
+    return "\n".join(rules)
+
+
+def _headline(result: Result) -> str:
+    hosts, vms, downtime = result.hosts, result.vms, result.downtime_seconds
+    told = [f"{hosts.updated:,} of {hosts.total:,} hosts run {result.target_release}."]
+    fates = [
+        f"{count:,} {'was' if count == 1 else 'were'} {fate}"
+        for count, fate in (
+            (vms.migrated, "migrated"),
+            (vms.restarted, "restarted"),
+            (vms.lost, "lost"),
+        )
+        if count
+    ]
+    kept = f"{vms.preserved:,} of {vms.total:,} VMs kept their memory"
+    told.append(f"{kept}, {', '.join(fates)}." if fates else f"{kept}; none was restarted or lost.")
+    if downtime.count and downtime.p50 is not None:
+        share = 100 * downtime.within_budget / downtime.count
+        told.append(
+            f"Half of the VMs were down for at most {seconds(downtime.p50)}; "
+            f"{share:.1f} % stayed within the budget of {seconds(downtime.budget)}."
+        )
+    if result.rollout.state != RolloutState.COMPLETED:
+        told.append(f"The rollout was {result.rollout.state}: {result.rollout.why}.")
+    return " ".join(told)
+
+
+def _tile(name: str, value: str, of: str) -> str:
+    said = f'{text(value)}<span class="of">{text(of)}</span>'
+    return f'<div class="tile"><dt>{text(name)}</dt><dd>{said}</dd></div>'
+
+
+def _tiles(result: Result) -> Markup:
+    hosts, vms, downtime, rollout = (
+        result.hosts,
+        result.vms,
+        result.downtime_seconds,
+        result.rollout,
+    )
+    went = ", ".join(
+        f"{count:,} {name}"
+        for count, name in (
+            (hosts.rolled_back, "rolled back"),
+            (hosts.failed, "failed"),
+            (hosts.skipped, "skipped"),
+        )
+        if count
+    )
+    tiles = [
+        _tile("hosts updated", f"{hosts.updated:,}", f"of {hosts.total:,}; {went or 'all well'}"),
+        _tile(
+            "VMs preserved",
+            f"{vms.preserved:,}",
+            f"of {vms.total:,}; {vms.restarted:,} restarted, {vms.lost:,} lost",
+        ),
+        _tile("downtime p50", _or_lost(downtime.p50), f"p90 {_or_lost(downtime.p90)}"),
+        _tile("downtime p99", _or_lost(downtime.p99), f"longest {_or_lost(downtime.max)}"),
+        _tile(
+            "within budget",
+            f"{100 * downtime.within_budget / downtime.count:.1f} %" if downtime.count else "–",
+            f"of {downtime.count:,} downtimes ≤ {seconds(downtime.budget)}",
+        ),
+        _tile(
+            "rollout",
+            clock(rollout.virtual_seconds),
+            f"virtual; {rollout.waves} of {rollout.waves_planned} waves",
+        ),
+    ]
+    return Markup("".join(tiles))
+
+
+def _or_lost(value_s: float | None) -> str:
+    return "lost" if value_s is None else seconds(value_s)
+
+
+def _downtime_legend(record: RunRecord) -> Markup:
+    seen = {vm.outcome for result in record.results for vm in result.vms}
+    return legend({c: f"VMs {outcome}" for outcome, c in _VM_COLOURS.items() if outcome in seen})
+
+
+def _downtime_chart(record: RunRecord, result: Result) -> str:
+    finite: dict[str, list[float]] = {
+        outcome: [] for outcome in _VM_COLOURS if outcome is not VmOutcome.LOST
+    }
+    for update in record.results:
+        for vm in update.vms:
+            if vm.downtime_ns is not None and vm.phases_ns:
+                finite[vm.outcome].append(vm.downtime_ns / 1e9)
+    downtime = result.downtime_seconds
+    marks = {"p50": downtime.p50, "p90": downtime.p90, "p99": downtime.p99}
+    return downtime_chart(finite, downtime.lost, downtime.budget, marks)
+
+
+def _downtime_table(result: Result) -> Markup:
+    d = result.downtime_seconds
+    row = [f"{d.count:,}", *map(_or_lost if d.count else str, (d.p50, d.p90, d.p99, d.max))]
+    mean = "–" if d.finite_mean is None else seconds(d.finite_mean)
+    said = f"{d.lost:,} lost" if d.lost else "no VM lost"
+    caption = f"Nearest-rank percentiles; {said}, {d.never_paused:,} were never paused"
+    columns = ("downtimes", "p50", "p90", "p99", "longest", "mean of the finite")
+    return table(caption, columns, [[*row, mean]], numeric=range(1, 6))
+
+
+def _phases_note(record: RunRecord) -> str:
+    ran = sum(1 for result in record.results if result.phases_ns)
+    bars = (
+        "one bar each"
+        if ran <= MOST_BARS
+        else "the longest one bar each, the others averaged in groups of equal size"
+    )
+    return (
+        f"{ran:,} host updates went through a blackout, {bars}, longest first. The phases of a "
+        "host sum to its blackout. A cut bar goes on beyond the axis; its figure is the whole."
+    )
+
+
+def _phases_legend(result: Result) -> Markup:
+    phases = result.blackout_phases_seconds
+    known = {phase: phase for phase in phases if phase in BLACKOUT_PHASES}
+    other = ", ".join(phase for phase in phases if phase not in BLACKOUT_PHASES)
+    return legend(known | ({"other": other} if other else {}))
+
+
+def _phases_table(result: Result) -> Markup:
+    def rows(of: dict[str, PhaseSummary], where: str) -> list[Sequence[object]]:
+        return [
+            (phase, where, f"{s.count:,}", seconds(s.mean), seconds(s.p99))
+            for phase, s in of.items()
+        ]
+
+    return table(
+        "Phases over the host updates in which they happened",
+        ("phase", "", "count", "mean", "p99"),
+        rows(result.blackout_phases_seconds, "blackout")
+        + rows(result.outside_phases_seconds, "VMs run"),
+        numeric=(2, 3, 4),
+    )
+
+
+def _timeline_note(record: RunRecord) -> str:
+    limits = ", ".join(
+        f"{count} hosts per {key}" for key, count in record.scenario.rollout.max_unavailable.items()
+    )
+    return (
+        f"Virtual time; soaks (hatched) are shortened. At most {limits} at once."
+        if limits
+        else "Virtual time; soaks (hatched) are shortened."
+    )
+
+
+def _timeline_legend(record: RunRecord) -> Markup:
+    seen = {str(outcome) for outcome in record.hosts.values()}
+    colours = {c: s.replace("_", " ") for s, c in _HOST_COLOURS.items() if s in seen}
+    marks = "▲ fell back or failed · ↻ freeze retried · ✕ VM lost"
+    shown = legend({"light-bar": "update, VMs running", **colours})
+    return Markup(shown.replace("</ul>", f"<li>{text(marks)}</li></ul>"))
+
+
+def _waves_table(result: Result) -> Markup:
+    def instant(value: float | None) -> str:
+        return "–" if value is None else clock(value)
+
+    waves = result.rollout.wave_records
+    rows = [
+        (
+            wave.name,
+            f"{wave.hosts:,}",
+            instant(wave.start_seconds),
+            instant(wave.end_seconds),
+            instant(wave.soak_end_seconds),
+            wave.verdict,
+        )
+        for wave in waves[:100]
+    ]
+    columns = ("wave", "hosts", "started", "done", "soaked", "verdict")
+    caption = f"{len(waves)} waves" + ("; the first 100" if len(waves) > len(rows) else "")
+    return table(caption, columns, rows, numeric=(1, 2, 3, 4))
+
+
+def _footer(record: RunRecord, result: Result) -> Markup:
+    again = f"lufleet run {record.scenario.source} --seed {record.seed}"
+    return Markup(
+        f"<p>Digest {code(result.digest)}. The same scenario and seed give it again: "
+        f"{code(again)}. Scenario {code(result.scenario_digest)}.</p>"
+        f"<p>Made by lufleet {text(_version())}, backend {text(record.backend)} with "
+        f"{record.actors} actor{'' if record.actors == 1 else 's'}, in "
+        f"{seconds(record.wall_seconds)} of wall time. Every row behind these figures is in "
+        f"{code('run.duckdb')}, the summary in {code('result.json')}.</p>"
+    )
