@@ -76,6 +76,12 @@ def _ticks_under(lock: str, body: Body, *, held: bool = False) -> int:
         # Who asked first is served first, not who was created first.
         ([[9, ("a", [1])], [("a", [10])], [1, ("a", [1])]], 3, [12, 10, 11]),
         ([[], [0], [("a", [0])]], 1, [0, 0, 0]),
+        # Lane 3 is ready before lane 2; both get a CPU at 6, and then lane 2 is first at "c".
+        (
+            [[("a", [3]), 3], [("b", [4]), 2], [("b", [("c", [5])])], [("a", [("c", [5])])], [6]],
+            3,
+            [6, 6, 11, 16, 6],
+        ),
         # No time passes under the lock: nobody waits for it.
         ([[("a", [7])], [1, ("a", []), 1]], 2, [7, 2]),
     ],
