@@ -1,7 +1,8 @@
 """The outermost frame of a command: what `lufleet run` and `lufleet serve` have in common.
 
-Here alone a `ModelBug` is caught. It is told with the seed and the command that replays it; what
-was computed before it is in the journal.
+Here alone a `ModelBug` is caught, and any other exception that nobody foresaw: the simulator is
+wrong then as well. It is told with the seed and the command that replays it; what was computed
+before it is in the journal.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from rich.text import Text
 from fleet.journal import Header, Journal
 from fleet.launcher import Backend, LocalBackend, RayBackend
 from fleet.scenario import Scenario
-from kernelmodel.errors import ModelBug
 
 __all__ = ["ExitCode", "Options", "confession", "make_backend", "on_signals", "open_journal"]
 
@@ -101,13 +101,13 @@ def on_signals(callback: Callable[[], object]) -> None:
         loop.add_signal_handler(number, first)
 
 
-def confession(bug: ModelBug, scenario: Scenario, options: Options, out: Path) -> Text:
+def confession(bug: Exception, scenario: Scenario, options: Options, out: Path) -> Text:
     """The simulator is wrong: keep the traceback, say so, and how to see it again."""
     path = out / "model-bug.txt"
     path.write_text("".join(traceback.format_exception(bug)))
-    said = str(bug).strip().splitlines() or [type(bug).__name__]
+    said = traceback.format_exception_only(bug)[-1].strip().splitlines()[-1]
     return Text(
-        f"the simulator itself has failed: {said[-1]}\n"
+        f"the simulator itself has failed: {said}\n"
         f"seed {scenario.seed}; the traceback is in {path}. To see it again:\n"
         f"  {options.run_command(seed=scenario.seed, backend='local')}"
     )

@@ -17,7 +17,6 @@ from fleet.journal import Journal, JournalError
 from fleet.launcher import HostUnreachable
 from fleet.outputs import write_outputs
 from fleet.scenario import Scenario, load_scenario
-from kernelmodel.errors import ModelBug
 
 __all__ = ["RunOptions", "run"]
 
@@ -62,7 +61,7 @@ def run(options: RunOptions, console: Console, errors: Console) -> ExitCode:
             again = options.resume_command(out)
             errors.print(Text(f"{error}\nTo go on from where it was:\n  {again}"))
             return ExitCode.SIMULATOR_FAILED
-        except ModelBug as bug:
+        except Exception as bug:  # noqa: BLE001 - the outermost frame
             errors.print(confession(bug, scenario, options, out))
             return ExitCode.SIMULATOR_FAILED
     outputs = write_outputs(record, out)

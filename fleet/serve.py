@@ -18,7 +18,6 @@ from fleet.outputs import write_outputs
 from fleet.scenario import Scenario, load_scenario
 from fleet.server import BadAddress, Endpoints
 from fleet.server import serve as serve_fleet
-from kernelmodel.errors import ModelBug
 from node.grpc_server import AddressInUse
 
 __all__ = ["ServeOptions", "serve"]
@@ -60,7 +59,7 @@ def serve(options: ServeOptions, console: Console, errors: Console) -> ExitCode:
         except HostUnreachable as error:
             errors.print(Text(str(error)))
             return ExitCode.SIMULATOR_FAILED
-        except ModelBug as bug:
+        except Exception as bug:  # noqa: BLE001 - the outermost frame
             errors.print(confession(bug, scenario, options, out))
             return ExitCode.SIMULATOR_FAILED
     if record is not None:

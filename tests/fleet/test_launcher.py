@@ -92,6 +92,7 @@ class FakeActor:
 
     def remote(self, *args: object) -> Any:
         async def answer() -> tuple[object, ...]:
+            await asyncio.sleep(0)
             self.ray.calls += 1
             if self.ray.calls in self.ray.dies_at:
                 raise ActorDied
