@@ -21,6 +21,7 @@ from lufleet.v1 import host_pb2, host_pb2_grpc, vm_pb2
 from node.status import errno_of
 
 SECOND_NS = 1_000_000_000
+MEMORY_TOKEN = 1
 
 
 class Update:
@@ -43,13 +44,13 @@ class Update:
         for vm in self.vms:
             self.stub.CreateSession(host_pb2.CreateSessionRequest(host=self.host, session=vm))
             self.stub.PreserveFd(
-                host_pb2.PreserveFdRequest(host=self.host, session=vm, token=0, vm=vm)
+                host_pb2.PreserveFdRequest(host=self.host, session=vm, token=MEMORY_TOKEN, vm=vm)
             )
 
     def preserve_twice(self) -> str:
         """What the kernel says to a second file under a token that is taken, e.g. "EEXIST"."""
         request = host_pb2.PreserveFdRequest(
-            host=self.host, session=self.vms[0], token=0, vm=self.vms[0]
+            host=self.host, session=self.vms[0], token=MEMORY_TOKEN, vm=self.vms[0]
         )
         try:
             self.stub.PreserveFd(request)
@@ -70,7 +71,7 @@ class Update:
         for vm in self.vms:
             self.stub.RetrieveSession(host_pb2.RetrieveSessionRequest(host=self.host, session=vm))
             memory = self.stub.RetrieveFd(
-                host_pb2.RetrieveFdRequest(host=self.host, session=vm, token=0, vm=vm)
+                host_pb2.RetrieveFdRequest(host=self.host, session=vm, token=MEMORY_TOKEN, vm=vm)
             )
             resumed = self.stub.ResumeVm(host_pb2.ResumeVmRequest(host=self.host, vm=vm))
             downtime_ns = resumed.virtual_time_ns - self.paused_ns[vm]

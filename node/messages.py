@@ -11,6 +11,8 @@ from typing import Final
 
 import msgspec
 
+from kernelmodel.releases import CATALOGUE
+from kernelmodel.sim.clock import Phase
 from kernelmodel.sim.trace import Event, Value
 from lufleet.v1 import host_pb2, vm_pb2
 from node.api import (
@@ -24,14 +26,20 @@ from node.api import (
     VmResult,
     VmSpec,
 )
+from node.host import Host, HostState
+from node.vm import VmState
 
 __all__ = [
     "BACKINGS",
     "HOST_OUTCOMES",
+    "HOST_STATES",
     "VM_OUTCOMES",
+    "VM_STATES",
     "event_message",
     "fault_spec",
+    "host_message",
     "host_spec_message",
+    "reboot_message",
     "update_message",
     "update_policy",
     "vm_spec_message",
@@ -42,6 +50,8 @@ VM_OUTCOMES: Final = {one: vm_pb2.VmOutcome.Value(f"VM_OUTCOME_{one.name}") for 
 HOST_OUTCOMES: Final = {
     one: host_pb2.HostOutcome.Value(f"HOST_OUTCOME_{one.name}") for one in HostOutcome
 }
+HOST_STATES: Final = {one: host_pb2.HostState.Value(f"HOST_STATE_{one.name}") for one in HostState}
+VM_STATES: Final = {one: vm_pb2.VmState.Value(f"VM_STATE_{one.name}") for one in VmState}
 
 
 def host_spec_message(spec: HostSpec) -> host_pb2.HostSpec:
@@ -125,6 +135,51 @@ def _event_value(value: Value) -> host_pb2.EventValue:
             return host_pb2.EventValue(text=value)
         case bytes():
             return host_pb2.EventValue(data=value)
+
+
+def host_message(host: Host) -> host_pb2.Host:
+    """A host as it stands."""
+    gauges = host.gauges()
+    return host_pb2.Host(
+        spec=host_spec_message(host.spec),
+        state=HOST_STATES[host.state],
+        virtual_time_ns=host.clock.now_ns,
+        release=host.release,
+        release_title=CATALOGUE[host.release].title if host.release else "",
+        loaded_release=host.loaded.name if host.loaded is not None else "",
+        liveupdate_num=host.kernel.luo.liveupdate_num if host.release else 0,
+        sessions=[
+            host_pb2.Session(
+                name=session.name,
+                direction=host_pb2.SESSION_DIRECTION_OUTGOING
+                if session.outgoing
+                else host_pb2.SESSION_DIRECTION_INCOMING,
+                tokens=session.tokens,
+                retrieved=session.retrieved,
+            )
+            for session in host.sessions()
+        ],
+        vms=[
+            vm_pb2.Vm(spec=vm_spec_message(vm.spec), state=VM_STATES[vm.state])
+            for vm in host.vms.values()
+        ],
+        hugetlb_pages={
+            size: host_pb2.HugetlbPages(**pages) for size, pages in gauges.hugetlb_pages.items()
+        },
+        kho_scratch_bytes=gauges.kho_scratch_bytes,
+        digest=host.trace.hexdigest(),
+    )
+
+
+def reboot_message(host: Host, phases: Iterable[Phase]) -> host_pb2.RebootOutcome:
+    """How a reboot ended: where the host stands after it, and the phases on the way."""
+    return host_pb2.RebootOutcome(
+        state=HOST_STATES[host.state],
+        panic=host.panic_message if host.state is HostState.PANICKED else "",
+        release=host.release,
+        virtual_time_ns=host.clock.now_ns,
+        phases_ns={phase.name: phase.duration_ns for phase in phases},
+    )
 
 
 def fault_spec(host: str, message: host_pb2.FaultSpec) -> FaultSpec:

@@ -158,6 +158,12 @@ class HostServicer(host_pb2_grpc.HostServiceServicer):
         """Let a VM's vCPUs run."""
         return await self._answer(request, context, host_pb2.ResumeVmResponse)
 
+    async def RestartVm(
+        self, request: host_pb2.RestartVmRequest, context: Context
+    ) -> host_pb2.RestartVmResponse:
+        """Start a stopped VM afresh."""
+        return await self._answer(request, context, host_pb2.RestartVmResponse)
+
     async def CreateSession(
         self, request: host_pb2.CreateSessionRequest, context: Context
     ) -> host_pb2.CreateSessionResponse:

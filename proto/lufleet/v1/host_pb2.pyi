@@ -780,7 +780,7 @@ class RebootOutcome(_message.Message):
     """The host's clock."""
     @_builtins.property
     def phases_ns(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """Phases that happened, in virtual time."""
+        """How long each phase took that happened."""
 
     def __init__(
         self,
@@ -910,7 +910,7 @@ class ReadDebugfsRequest(_message.Message):
     host: _builtins.str
     """Name of the host."""
     path: _builtins.str
-    """Path below /sys/kernel/debug."""
+    """Its path, e.g. "kho/out/scratch_phys"."""
     def __init__(
         self,
         *,
@@ -1096,6 +1096,54 @@ class ResumeVmResponse(_message.Message):
 Global___ResumeVmResponse: _TypeAlias = ResumeVmResponse  # noqa: Y015
 
 @_typing.final
+class RestartVmRequest(_message.Message):
+    """Asks to start a stopped VM."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    VM_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    """Name of the host."""
+    vm: _builtins.str
+    """Name of the VM."""
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        vm: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestartVmRequest: _TypeAlias = RestartVmRequest  # noqa: Y015
+
+@_typing.final
+class RestartVmResponse(_message.Message):
+    """The VM runs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VIRTUAL_TIME_NS_FIELD_NUMBER: _builtins.int
+    virtual_time_ns: _builtins.int
+    """The host's clock after it."""
+    def __init__(
+        self,
+        *,
+        virtual_time_ns: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["virtual_time_ns", b"virtual_time_ns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestartVmResponse: _TypeAlias = RestartVmResponse  # noqa: Y015
+
+@_typing.final
 class CreateSessionRequest(_message.Message):
     """Asks for a session."""
 
@@ -1158,7 +1206,9 @@ class PreserveFdRequest(_message.Message):
     session: _builtins.str
     """Name of an outgoing session."""
     token: _builtins.int
-    """By which the next kernel's userspace asks for it."""
+    """By which the next kernel's userspace asks for it. VMMs use 1, and faults that aim at a VM look
+    for its memory there.
+    """
     vm: _builtins.str
     """VM whose memfd it is."""
     def __init__(

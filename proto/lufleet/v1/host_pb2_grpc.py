@@ -67,6 +67,11 @@ class HostServiceStub:
                 request_serializer=lufleet_dot_v1_dot_host__pb2.ResumeVmRequest.SerializeToString,
                 response_deserializer=lufleet_dot_v1_dot_host__pb2.ResumeVmResponse.FromString,
                 _registered_method=True)
+        self.RestartVm = channel.unary_unary(
+                '/lufleet.v1.HostService/RestartVm',
+                request_serializer=lufleet_dot_v1_dot_host__pb2.RestartVmRequest.SerializeToString,
+                response_deserializer=lufleet_dot_v1_dot_host__pb2.RestartVmResponse.FromString,
+                _registered_method=True)
         self.CreateSession = channel.unary_unary(
                 '/lufleet.v1.HostService/CreateSession',
                 request_serializer=lufleet_dot_v1_dot_host__pb2.CreateSessionRequest.SerializeToString,
@@ -150,8 +155,8 @@ class HostServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReadDebugfs(self, request, context):
-        """A file below /sys/kernel/debug, e.g. "kho/out/fdt", or of /proc, as the modelled kernel
-        would print it.
+        """A file that the modelled kernel shows: below /sys/kernel/debug ("kho/out/fdt", in hex), of
+        /proc ("proc/buddyinfo"), or its log ("dmesg"). A wrong path is answered with those there are.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -173,6 +178,13 @@ class HostServiceServicer:
 
     def ResumeVm(self, request, context):
         """Lets a VM's vCPUs run. Its downtime ends.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestartVm(self, request, context):
+        """Starts a stopped VM afresh, in new memory. What it held before is given up.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -297,6 +309,11 @@ def add_HostServiceServicer_to_server(servicer, server):
                     servicer.ResumeVm,
                     request_deserializer=lufleet_dot_v1_dot_host__pb2.ResumeVmRequest.FromString,
                     response_serializer=lufleet_dot_v1_dot_host__pb2.ResumeVmResponse.SerializeToString,
+            ),
+            'RestartVm': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestartVm,
+                    request_deserializer=lufleet_dot_v1_dot_host__pb2.RestartVmRequest.FromString,
+                    response_serializer=lufleet_dot_v1_dot_host__pb2.RestartVmResponse.SerializeToString,
             ),
             'CreateSession': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateSession,
@@ -524,6 +541,33 @@ class HostService:
             '/lufleet.v1.HostService/ResumeVm',
             lufleet_dot_v1_dot_host__pb2.ResumeVmRequest.SerializeToString,
             lufleet_dot_v1_dot_host__pb2.ResumeVmResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestartVm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lufleet.v1.HostService/RestartVm',
+            lufleet_dot_v1_dot_host__pb2.RestartVmRequest.SerializeToString,
+            lufleet_dot_v1_dot_host__pb2.RestartVmResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -49,8 +49,8 @@ class HostServiceStub:
     GetHost: _grpc.UnaryUnaryMultiCallable[_host_pb2.GetHostRequest, _host_pb2.GetHostResponse]
     """One host as it stands, with its VMs and its live-update sessions."""
     ReadDebugfs: _grpc.UnaryUnaryMultiCallable[_host_pb2.ReadDebugfsRequest, _host_pb2.ReadDebugfsResponse]
-    """A file below /sys/kernel/debug, e.g. "kho/out/fdt", or of /proc, as the modelled kernel
-    would print it.
+    """A file that the modelled kernel shows: below /sys/kernel/debug ("kho/out/fdt", in hex), of
+    /proc ("proc/buddyinfo"), or its log ("dmesg"). A wrong path is answered with those there are.
     """
     WatchEvents: _grpc.UnaryStreamMultiCallable[_host_pb2.WatchEventsRequest, _host_pb2.WatchEventsResponse]
     """The host's events as they happen, until the client cancels."""
@@ -58,6 +58,8 @@ class HostServiceStub:
     """Stops a VM's vCPUs. Its downtime begins."""
     ResumeVm: _grpc.UnaryUnaryMultiCallable[_host_pb2.ResumeVmRequest, _host_pb2.ResumeVmResponse]
     """Lets a VM's vCPUs run. Its downtime ends."""
+    RestartVm: _grpc.UnaryUnaryMultiCallable[_host_pb2.RestartVmRequest, _host_pb2.RestartVmResponse]
+    """Starts a stopped VM afresh, in new memory. What it held before is given up."""
     CreateSession: _grpc.UnaryUnaryMultiCallable[_host_pb2.CreateSessionRequest, _host_pb2.CreateSessionResponse]
     """ioctl LIVEUPDATE_IOCTL_CREATE_SESSION on /dev/liveupdate."""
     PreserveFd: _grpc.UnaryUnaryMultiCallable[_host_pb2.PreserveFdRequest, _host_pb2.PreserveFdResponse]
@@ -101,8 +103,8 @@ class HostServiceAsyncStub(HostServiceStub):
     GetHost: _aio.UnaryUnaryMultiCallable[_host_pb2.GetHostRequest, _host_pb2.GetHostResponse]  # type: ignore[assignment]
     """One host as it stands, with its VMs and its live-update sessions."""
     ReadDebugfs: _aio.UnaryUnaryMultiCallable[_host_pb2.ReadDebugfsRequest, _host_pb2.ReadDebugfsResponse]  # type: ignore[assignment]
-    """A file below /sys/kernel/debug, e.g. "kho/out/fdt", or of /proc, as the modelled kernel
-    would print it.
+    """A file that the modelled kernel shows: below /sys/kernel/debug ("kho/out/fdt", in hex), of
+    /proc ("proc/buddyinfo"), or its log ("dmesg"). A wrong path is answered with those there are.
     """
     WatchEvents: _aio.UnaryStreamMultiCallable[_host_pb2.WatchEventsRequest, _host_pb2.WatchEventsResponse]  # type: ignore[assignment]
     """The host's events as they happen, until the client cancels."""
@@ -110,6 +112,8 @@ class HostServiceAsyncStub(HostServiceStub):
     """Stops a VM's vCPUs. Its downtime begins."""
     ResumeVm: _aio.UnaryUnaryMultiCallable[_host_pb2.ResumeVmRequest, _host_pb2.ResumeVmResponse]  # type: ignore[assignment]
     """Lets a VM's vCPUs run. Its downtime ends."""
+    RestartVm: _aio.UnaryUnaryMultiCallable[_host_pb2.RestartVmRequest, _host_pb2.RestartVmResponse]  # type: ignore[assignment]
+    """Starts a stopped VM afresh, in new memory. What it held before is given up."""
     CreateSession: _aio.UnaryUnaryMultiCallable[_host_pb2.CreateSessionRequest, _host_pb2.CreateSessionResponse]  # type: ignore[assignment]
     """ioctl LIVEUPDATE_IOCTL_CREATE_SESSION on /dev/liveupdate."""
     PreserveFd: _aio.UnaryUnaryMultiCallable[_host_pb2.PreserveFdRequest, _host_pb2.PreserveFdResponse]  # type: ignore[assignment]
@@ -168,8 +172,8 @@ class HostServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _host_pb2.ReadDebugfsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_host_pb2.ReadDebugfsResponse, _abc.Awaitable[_host_pb2.ReadDebugfsResponse]]:
-        """A file below /sys/kernel/debug, e.g. "kho/out/fdt", or of /proc, as the modelled kernel
-        would print it.
+        """A file that the modelled kernel shows: below /sys/kernel/debug ("kho/out/fdt", in hex), of
+        /proc ("proc/buddyinfo"), or its log ("dmesg"). A wrong path is answered with those there are.
         """
 
     @_abc_1.abstractmethod
@@ -195,6 +199,14 @@ class HostServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_host_pb2.ResumeVmResponse, _abc.Awaitable[_host_pb2.ResumeVmResponse]]:
         """Lets a VM's vCPUs run. Its downtime ends."""
+
+    @_abc_1.abstractmethod
+    def RestartVm(
+        self,
+        request: _host_pb2.RestartVmRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.RestartVmResponse, _abc.Awaitable[_host_pb2.RestartVmResponse]]:
+        """Starts a stopped VM afresh, in new memory. What it held before is given up."""
 
     @_abc_1.abstractmethod
     def CreateSession(

@@ -1,0 +1,137 @@
+"""A shard as an actor: a gRPC server beside the methods that the coordinator calls.
+
+The class is plain; `fleet.launcher` makes a Ray actor of it, so that nobody here has to load Ray.
+One thread of its own computes for the shard, in the order of the calls; the event loop stays free
+for gRPC and for whoever asks whether the actor lives.
+
+Its HostService shows the hosts and their events. It does not change them: a change has to be in the
+fleet's journal before it is acknowledged, or an actor that is rebuilt would come back as another
+one, and the journal lies with the coordinator. `lufleet serve` answers for every host under one
+address; that is where changes go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
+
+import grpc
+
+from node.api import HostCall, HostGauges, ShardConfig, UpdateCommand, UpdateResult
+from node.calls import READING, HostReply
+from node.grpc_server import NotHere, Server, start_server
+from node.servicer import HOST_SERVICE, add_to
+from node.shard import Shard
+from node.watchers import Watchers
+
+__all__ = ["ShardActor"]
+
+_T = TypeVar("_T")
+
+
+class ShardActor:
+    """One shard, its gRPC server, and the thread on which the shard computes.
+
+    The methods are those of `node.shard.Shard`, awaitable, and a few that an actor has of its own.
+    """
+
+    def __init__(self, config: ShardConfig) -> None:
+        self._config = config
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shard")
+        self._shard: Shard | None = None
+        self._server: asyncio.Task[tuple[Server, int]] | None = None
+        self._watchers = Watchers()
+
+    async def update(self, commands: list[UpdateCommand]) -> list[UpdateResult]:
+        """Update hosts."""
+        await self._serve()
+        results = await self._compute(lambda shard: shard.update(commands))
+        for result in results:
+            self._watchers.publish(result.host, result.events)
+        return results
+
+    async def call_host(self, call: HostCall) -> HostReply:
+        """Carry out a call of HostService, which the coordinator has journaled."""
+        await self._serve()
+        reply = await self._compute(lambda shard: shard.call_host(call))
+        self._watchers.publish(call.host, reply.events)
+        return reply
+
+    async def gauges(self) -> dict[str, HostGauges]:
+        """The counters of every host."""
+        await self._serve()
+        return await self._compute(lambda shard: shard.gauges())
+
+    async def grpc_address(self) -> str:
+        """Where this actor's HostService listens."""
+        _, port = await self._serve()
+        return f"127.0.0.1:{port}"
+
+    async def peak_rss_bytes(self) -> int:
+        """The most memory that this process has had resident."""
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    async def close(self) -> None:
+        """Stop serving and computing."""
+        if self._server is not None:
+            server, _ = await self._server
+            await server.stop(None)
+        self._thread.shutdown()
+
+    async def _serve(self) -> tuple[Server, int]:
+        """The running server; the first call of any method starts it."""
+        if self._server is None:
+            hosts = _OwnHosts(self._config, self.call_host, self._watchers)
+            self._server = asyncio.ensure_future(
+                start_server("127.0.0.1:0", {HOST_SERVICE: lambda server: add_to(server, hosts)})
+            )
+        return await self._server
+
+    async def _compute(self, work: Callable[[Shard], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._work, work)
+
+    def _work(self, work: Callable[[Shard], _T]) -> _T:
+        if self._shard is None:
+            self._shard = Shard(self._config)
+        return work(self._shard)
+
+
+class _OwnHosts:
+    """The hosts of one shard, for looking at."""
+
+    def __init__(
+        self, config: ShardConfig, ask: Callable[[HostCall], Any], watchers: Watchers
+    ) -> None:
+        self._names = [host.name for host in config.hosts]
+        self._ask = ask
+        self._watchers = watchers
+
+    def names(self) -> Sequence[str]:
+        return self._names
+
+    async def call(self, host: str, method: str, request: bytes) -> HostReply:
+        self._check(host)
+        if method not in READING:
+            raise NotHere(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                "NOT_JOURNALED",
+                f"{method} changes {host}: send it to the fleet's address, where it is journaled",
+            )
+        reply: HostReply = await self._ask(HostCall(host, 0, method, request))
+        return reply
+
+    async def pace(self, from_ns: int, to_ns: int) -> None:
+        """Here time is nobody's concern."""
+
+    def watch(self, host: str) -> AbstractContextManager[asyncio.Queue[bytes]]:
+        self._check(host)
+        return self._watchers.watch(host)
+
+    def _check(self, host: str) -> None:
+        if host not in self._names:
+            code = grpc.StatusCode.NOT_FOUND
+            raise NotHere(code, "NO_SUCH_HOST", f"no host {host!r} in this shard")
