@@ -74,9 +74,8 @@ def trouble_of(result: UpdateResult, usual_blackout_ns: int | None = None) -> st
     """What did not go well in one host's update, "" if all did."""
     parts = []
     if result.outcome is not HostOutcome.UPDATED or result.reason:
-        said = ": ".join(text for text in (result.reason, result.detail) if text)
-        parts.append(said or "no reason given")
-    if result.freeze_attempts > 1:
+        parts.append(": ".join(text for text in (result.reason, result.detail) if text))
+    elif result.freeze_attempts > 1:
         parts.append(f"freeze took {result.freeze_attempts} attempts")
     blackout_ns = sum(result.phases_ns.values())
     if usual_blackout_ns and blackout_ns > _SLOW_FACTOR * usual_blackout_ns:
@@ -155,9 +154,8 @@ class Progression:
         )
 
     def _say(self, now_ns: int, what: str, how: str) -> None:
-        self._console.print(
-            Text.assemble((f"{clock_text(now_ns):>9}", "dim"), "  ", (f"{what:22}", "bold"), how)
-        )
+        line = Text.assemble((f"{clock_text(now_ns):>9}", "dim"), "  ", (f"{what:20}", "bold"), how)
+        self._console.print(line, soft_wrap=True)
 
 
 def _where(experiment: Experiment) -> str:
@@ -196,26 +194,23 @@ def closing_tables(record: RunRecord, result: Result) -> RenderableType:
     return Group(*parts)
 
 
-def _headline(record: RunRecord) -> Text:
+def _headline(record: RunRecord) -> Table:
     scenario = record.scenario
     sources = ", ".join(dict.fromkeys(host.release for host in scenario.hosts))
     updates = record.host_updates_wall_seconds
     rate = f", {len(record.results) / updates:.1f} host updates/s" if updates else ""
-    text = Text("\n")
-    text.append(f"{record.state}", style=f"bold {_STATE_STYLES[record.state]}")
-    text.append(f": {record.why}\n")
-    rows = {
-        "scenario": f"{scenario.name}, seed {record.seed}",
-        "update": f"{sources} → {CATALOGUE[scenario.target_release].title}",
-        "took": f"{clock_text(record.virtual_ns)} of virtual time; "
-        f"{duration_text(record.wall_seconds)} here on the {record.backend} backend with "
-        f"{record.actors} shards{rate}",
-        "digest": record.digest,
-    }
-    for name, value in rows.items():
-        text.append(f"{name:9}", style="dim")
-        text.append(f"{value}\n")
-    return text
+    grid = Table.grid(padding=(0, 2))
+    grid.add_row("", "")
+    state = Text(record.state, style=f"bold {_STATE_STYLES[record.state]}")
+    grid.add_row("rollout", Text.assemble(state, f": {record.why}"))
+    grid.add_row("scenario", f"{scenario.name}, seed {record.seed}")
+    grid.add_row("update", f"{sources} → {CATALOGUE[scenario.target_release].title}")
+    grid.add_row("virtual time", clock_text(record.virtual_ns))
+    here = f"{record.backend} backend, {record.actors} shards{rate}"
+    grid.add_row("real time", f"{duration_text(record.wall_seconds)}, {here}")
+    grid.add_row("digest", record.digest)
+    grid.add_row("", "")
+    return grid
 
 
 def _table(title: str, left: tuple[str, ...], right: tuple[str, ...]) -> Table:
@@ -251,7 +246,7 @@ def _downtimes(result: Result) -> Table:
     for name in ("mean", "p50", "p90", "p99", "max"):
         table.add_row(name, duration_text(getattr(down, name)) if down.count else "–")
     table.add_section()
-    table.add_row(f"within {duration_text(down.budget)}", f"{down.within_budget} of {down.count}")
+    table.add_row(f"within {down.budget:g} s", f"{down.within_budget} of {down.count}")
     return table
 
 
@@ -260,18 +255,19 @@ def _phases(result: Result) -> Table:
     updates = max(phase.count for phase in phases.values())
     total = sum(phase.mean * phase.count for phase in phases.values())
     table = _table("Blackout of a host by phase", ("phase",), ("hosts", "mean", "p99", "share"))
+    table.add_column()
     for name, phase in phases.items():
         share = phase.mean * phase.count / total
-        bar = "█" * round(share * 20)
         table.add_row(
             name,
             str(phase.count),
             duration_text(phase.mean),
             duration_text(phase.p99),
-            f"{bar} {share:4.0%}",
+            f"{share:.0%}",
+            "█" * round(share * 30),
         )
     table.add_section()
-    table.add_row("all", str(updates), duration_text(total / updates), "", "")
+    table.add_row("all", str(updates), duration_text(total / updates))
     return table
 
 

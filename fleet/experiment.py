@@ -80,7 +80,8 @@ class Experiment:
     """One run. Call `open`, then `run` once; backend and journal belong to the caller.
 
     `snapshot` is replaced, never changed, whenever something has happened; `results` grows in the
-    order in which updates end. Both may be read at any time.
+    order in which updates end. Both may be read at any time. `began` is when, on the monotonic
+    clock, whoever runs this began; now, if nobody says.
     """
 
     def __init__(
@@ -93,13 +94,14 @@ class Experiment:
         pace: Pace | None = None,
         trace_path: Path | None = None,
         on_change: Callable[[Experiment], None] | None = None,
+        began: float | None = None,
     ) -> None:
         self.scenario = scenario
         self.plan = make_plan(scenario)
         self.results: list[UpdateResult] = []
         self.record: RunRecord | None = None
         self.shards: list[ShardHandle] = []
-        self._began = time.monotonic()
+        self._began = time.monotonic() if began is None else began
         self._backend = backend
         self._journal = journal
         self._actors = actors

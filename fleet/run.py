@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 from rich.console import Console
@@ -76,6 +77,7 @@ def run(options: RunOptions, console: Console, errors: Console) -> ExitCode:
 async def _run(
     scenario: Scenario, options: RunOptions, journal: Journal, console: Console
 ) -> RunRecord:
+    began = time.monotonic()  # Ray's start is part of what a run takes
     with Progression(console) as progression:
         backend = make_backend(options.backend)
         try:
@@ -86,6 +88,7 @@ async def _run(
                 actors=options.actors,
                 trace_path=options.trace_out,
                 on_change=progression,
+                began=began,
             )
             await experiment.open()
             running = asyncio.ensure_future(experiment.run())

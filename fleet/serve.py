@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from fleet.api import RunRecord
-from fleet.bad_input import BadInput
+from fleet.bad_input import BadInput, InputFault
 from fleet.console import closing_tables, mistakes
 from fleet.experiment import journal_header
 from fleet.frame import ExitCode, Options, confession, make_backend, on_signals, open_journal
@@ -16,7 +16,7 @@ from fleet.journal import Journal, JournalError
 from fleet.launcher import HostUnreachable
 from fleet.outputs import write_outputs
 from fleet.scenario import Scenario, load_scenario
-from fleet.server import BadAddress, Endpoints
+from fleet.server import BadAddress, Endpoints, split_address
 from fleet.server import serve as serve_fleet
 from node.grpc_server import AddressInUse
 
@@ -35,7 +35,7 @@ class ServeOptions(Options, frozen=True):
 def serve(options: ServeOptions, console: Console, errors: Console) -> ExitCode:
     """Serve a fleet until SIGINT or SIGTERM; results are written if a rollout has ended."""
     try:
-        scenario = load_scenario(options.scenario, options.overrides, options.seed)
+        scenario = _load(options)
     except BadInput as bad:
         errors.print(mistakes(bad))
         return ExitCode.BAD_INPUT
@@ -53,7 +53,7 @@ def serve(options: ServeOptions, console: Console, errors: Console) -> ExitCode:
             record = asyncio.run(_serve(scenario, options, journal, console))
         except KeyboardInterrupt:
             return ExitCode.INTERRUPTED
-        except (BadAddress, AddressInUse) as error:
+        except AddressInUse as error:
             errors.print(Text(str(error)))
             return ExitCode.BAD_INPUT
         except HostUnreachable as error:
@@ -67,6 +67,23 @@ def serve(options: ServeOptions, console: Console, errors: Console) -> ExitCode:
         console.print(closing_tables(record, outputs.result))
         console.print(Text(f"wrote {outputs.result_json}\nwrote {outputs.report_html}"))
     return ExitCode.DONE
+
+
+def _load(options: ServeOptions) -> Scenario:
+    """The scenario; `BadInput` with what is wrong with it and with the addresses."""
+    faults = []
+    for name, address in (("--grpc", options.grpc), ("--metrics", options.metrics)):
+        try:
+            split_address(address)
+        except BadAddress as error:
+            faults.append(InputFault(name, 0, str(error)))
+    try:
+        scenario = load_scenario(options.scenario, options.overrides, options.seed)
+    except BadInput as bad:
+        raise BadInput([*faults, *bad.faults]) from None
+    if faults:
+        raise BadInput(faults)
+    return scenario
 
 
 async def _serve(

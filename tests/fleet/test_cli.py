@@ -177,8 +177,8 @@ def test_a_run_tells_how_it_goes_and_what_it_came_to() -> None:
     for text in (
         "std-4 rolled back",
         "next-kernel-panics",
-        "canary                1 updated",
-        "wave 2                ",
+        "canary              1 updated",
+        "wave 2              ",
         "completed: 5 of 6 hosts updated",
         "small fleet, seed 7",
         "7.3.4+hugetlb (with the proposal flb-counts, RFC of Dec 2025)",

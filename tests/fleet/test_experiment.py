@@ -14,34 +14,12 @@ from fleet.coordinator import RequestKind
 from fleet.experiment import Experiment, RolloutRefused, journal_header, run_rollout
 from fleet.journal import Journal
 from fleet.pace import Paced
-from fleet.scenario import GateSpec, RolloutSpec, Scenario
+from fleet.scenario import Scenario
 from kernelmodel.errors import ModelBug
 from kernelmodel.sim.trace import TraceFile
-from node.api import Backing, FaultSpec, HostOutcome, UpdateResult, VmOutcome, VmSpec
-from tests.fleet.rollouts import NEW, SECOND, host_spec, racks, scenario_of
-from tests.fleet.toys import HandWall, ToyBackend, ToyShard
-
-ROLLOUT = RolloutSpec(
-    canary=1,
-    wave_size=6,
-    max_unavailable={"rack": 2},
-    soak_ns=300 * SECOND,
-    canary_soak_ns=600 * SECOND,
-    gate=GateSpec(max_failed_hosts=2, max_lost_vms=0),
-)
-
-
-def fleet_of(*sizes: int, faults: tuple[FaultSpec, ...] = ()) -> Scenario:
-    hosts = racks(*sizes)
-    vms = tuple(
-        VmSpec(f"{host.name}-vm{nr}", host.name, 1 << 30, Backing.HUGETLB_2M, 2)
-        for host in hosts
-        for nr in range(2)
-    )
-    return replace(scenario_of(hosts, ROLLOUT), vms=vms, faults=faults)
-
-
-SCENARIO = fleet_of(8, 8, 8, faults=(FaultSpec("r2-h05", "next-kernel-panics"),))
+from node.api import FaultSpec, HostOutcome, UpdateResult, VmOutcome
+from tests.fleet.rollouts import NEW, SECOND, host_spec, racks
+from tests.fleet.toys import ROLLOUT, SCENARIO, HandWall, ToyBackend, ToyShard
 
 
 def run(scenario: Scenario = SCENARIO, actors: int | str | None = None) -> RunRecord:

@@ -15,7 +15,7 @@ from fleet.plan import make_plan
 from fleet.scenario import RolloutSpec
 from node.api import ShardConfig, UpdateCommand, UpdatePolicy
 from tests.fleet.rollouts import NEW, OLD, host_spec, racks, scenario_of
-from tests.fleet.test_experiment import SCENARIO
+from tests.fleet.toys import SCENARIO
 
 COUNTS = [
     # hosts, shards asked for, processors   shards

@@ -6,11 +6,15 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+from msgspec.structs import replace
+
 from fleet.launcher import Deed
+from fleet.scenario import GateSpec, RolloutSpec, Scenario
 from kernelmodel.sim.rng import stream
 from kernelmodel.sim.trace import Trace
 from node.api import (
     MIN_UPDATE_NS,
+    Backing,
     FaultSpec,
     HostGauges,
     HostOutcome,
@@ -19,8 +23,31 @@ from node.api import (
     UpdateResult,
     VmOutcome,
     VmResult,
+    VmSpec,
 )
-from tests.fleet.rollouts import SECOND
+from tests.fleet.rollouts import SECOND, racks, scenario_of
+
+ROLLOUT = RolloutSpec(
+    canary=1,
+    wave_size=6,
+    max_unavailable={"rack": 2},
+    soak_ns=300 * SECOND,
+    canary_soak_ns=600 * SECOND,
+    gate=GateSpec(max_failed_hosts=2, max_lost_vms=0),
+)
+
+
+def fleet_of(*sizes: int, faults: tuple[FaultSpec, ...] = ()) -> Scenario:
+    hosts = racks(*sizes)
+    vms = tuple(
+        VmSpec(f"{host.name}-vm{nr}", host.name, 1 << 30, Backing.HUGETLB_2M, 2)
+        for host in hosts
+        for nr in range(2)
+    )
+    return replace(scenario_of(hosts, ROLLOUT), vms=vms, faults=faults)
+
+
+SCENARIO = fleet_of(8, 8, 8, faults=(FaultSpec("r2-h05", "next-kernel-panics"),))
 
 
 class ToyShard:

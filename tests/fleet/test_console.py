@@ -1,0 +1,129 @@
+"""What is printed about a rollout: exact where people will compare it, complete everywhere."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+
+import pytest
+from msgspec.structs import replace
+from rich.console import Console
+
+from fleet.console import Progression, clock_text, closing_tables, duration_text, trouble_of
+from fleet.coordinator import RequestKind
+from fleet.experiment import Experiment, journal_header, run_rollout
+from fleet.journal import Journal
+from fleet.results import summarise
+from fleet.scenario import Scenario
+from node.api import FaultSpec, HostOutcome, UpdateCommand, UpdatePolicy
+from tests.fleet.rollouts import NEW, SECOND, racks, result_of
+from tests.fleet.toys import SCENARIO, ToyBackend
+
+DURATIONS = [
+    (None, "∞"),
+    (0.0000154, "15 µs"),
+    (0.533, "533 ms"),
+    (1.64, "1.6 s"),
+    (99.94, "99.9 s"),
+    (600.0, "10.0 min"),
+]
+
+
+@pytest.mark.parametrize(("seconds", "text"), DURATIONS)
+def test_durations_have_about_three_figures(seconds: float | None, text: str) -> None:
+    assert duration_text(seconds) == text
+
+
+def test_virtual_time_reads_like_a_clock() -> None:
+    assert clock_text(59 * SECOND + 999_999_999) == "0:00:59"
+    assert clock_text(36_061 * SECOND) == "10:01:01"
+
+
+COMMAND = UpdateCommand("r1-h01", 1, 0, NEW, UpdatePolicy())
+TROUBLES = [
+    # result                                                             usual    trouble
+    (result_of(COMMAND, outcome=HostOutcome.ROLLED_BACK, reason="panic"), None, "panic: panic"),
+    (replace(result_of(COMMAND), freeze_attempts=3), None, "freeze took 3 attempts"),
+    (
+        replace(result_of(COMMAND), phases_ns={"init": 30 * SECOND}),
+        10 * SECOND,
+        "blackout of 30.0 s, 3.0 × the median",
+    ),
+    (replace(result_of(COMMAND), phases_ns={"init": 20 * SECOND}), 10 * SECOND, ""),
+    (result_of(COMMAND), None, ""),
+]
+
+
+@pytest.mark.parametrize(("result", "usual_ns", "trouble"), TROUBLES)
+def test_what_did_not_go_well_is_pointed_out(
+    result: object, usual_ns: int | None, trouble: str
+) -> None:
+    assert trouble_of(result, usual_ns) == trouble  # type: ignore[arg-type]
+
+
+def told(scenario: Scenario, *, is_terminal: bool = False) -> str:
+    """What a run of toys prints, the tables included."""
+    file = io.StringIO()
+    console = Console(file=file, width=120, force_terminal=is_terminal)
+    with Progression(console) as progression:
+        record = asyncio.run(run_rollout(scenario, ToyBackend(), on_change=progression))
+    console.print(closing_tables(record, summarise(record)))
+    return file.getvalue()
+
+
+def test_every_wave_and_every_trouble_has_a_line() -> None:
+    lines = told(SCENARIO).splitlines()
+    assert [line[11:31].strip() for line in lines[:6]] == [
+        "canary",
+        "wave 1",
+        "wave 2",
+        "r2-h05 rolled back",
+        "wave 3",
+        "wave 4",
+    ]
+    assert lines[0].endswith("1 updated; soaked 10.0 min, passed")
+    assert lines[4].endswith("5 updated, 1 rolled back; soaked 5.0 min, passed")
+
+
+def test_a_terminal_sees_a_bar_and_a_log_does_not() -> None:
+    assert "ETA" in told(SCENARIO, is_terminal=True)
+    assert "ETA" not in told(SCENARIO)
+
+
+def test_a_halted_rollout_says_why_and_where() -> None:
+    text = told(replace(SCENARIO, faults=(FaultSpec("r1-h01", "drop-preserved-page"),)))
+    assert "1 rolled back; halted: 2 VMs lost, the gate allows 0" in text
+    assert "rollout       halted: 2 VMs lost" in text
+    assert "∞" in text, "a lost VM has no finite downtime"
+
+
+def test_a_fleet_that_needs_nothing_has_tables_too() -> None:
+    text = told(replace(SCENARIO, hosts=racks(2, release=NEW), vms=(), faults=()))
+    assert f"completed: all run {NEW} already" in text
+    assert "Blackout of a host" not in text
+
+
+def test_a_pause_has_a_line() -> None:
+    file = io.StringIO()
+
+    async def paused() -> None:
+        journal = Journal.create(None, journal_header(SCENARIO, records_events=False))
+        progression = Progression(Console(file=file, width=120))
+        experiment = Experiment(SCENARIO, ToyBackend(), journal, on_change=progression)
+        await experiment.open()
+        running = asyncio.create_task(experiment.run())
+        while not experiment.results:
+            await experiment.changed()
+        await experiment.request(RequestKind.PAUSE, "lunch")
+        await experiment.request(RequestKind.RESUME)
+        await running
+
+    asyncio.run(paused())
+    assert "paused              lunch" in file.getvalue()
+
+
+def test_a_long_list_of_troubles_is_cut() -> None:
+    faults = tuple(FaultSpec(host.name, "next-kernel-panics") for host in SCENARIO.hosts[1:])
+    gate = replace(SCENARIO.rollout.gate, max_failed_hosts=99)
+    scenario = replace(SCENARIO, faults=faults, rollout=replace(SCENARIO.rollout, gate=gate))
+    assert "and 3 more" in told(scenario)
