@@ -94,6 +94,18 @@ def describe(host: host_pb2.Host) -> str:
     )
 
 
+def describe_event(event: host_pb2.HostEvent) -> str:
+    """Something that happened on the way, in one line."""
+    fields = event.fields
+    when_ns, what = event.virtual_time_ns, event.name
+    if event.name == "phase":  # told when it is over
+        when_ns = fields["start"].number
+        what += f" {fields['name'].text} took {fields['ns'].number / SECOND_NS:.6f} s"
+    elif event.name == "host":
+        what += f" {fields['state'].text}: {fields['why'].text}"
+    return f"{when_ns / SECOND_NS:12.6f} s  {what}"
+
+
 def run(stub: host_pb2_grpc.HostServiceStub, host: str, release: str) -> int:
     """Update `host` to `release` and say how it goes. Returns the exit code."""
     host = host or stub.ListHosts(host_pb2.ListHostsRequest(page_size=1)).names[0]
@@ -106,14 +118,12 @@ def run(stub: host_pb2_grpc.HostServiceStub, host: str, release: str) -> int:
     outcome = host_pb2.RebootOutcome()
     for step in update.reboot():
         if step.HasField("event"):
-            print(f"  {step.event.virtual_time_ns / SECOND_NS:12.6f} s  {step.event.name}")
+            print(f"  {describe_event(step.event)}")
         else:
             outcome = step.outcome
     if outcome.state != host_pb2.HOST_STATE_UP:
         print(f"{host} did not come back: {outcome.panic}")
         return 1
-    for phase, duration_ns in outcome.phases_ns.items():
-        print(f"  {phase:<10} {duration_ns / SECOND_NS:9.3f} s")
 
     intact = True
     for vm, (is_intact, downtime_ns) in update.retrieve().items():

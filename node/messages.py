@@ -173,12 +173,15 @@ def host_message(host: Host) -> host_pb2.Host:
 
 def reboot_message(host: Host, phases: Iterable[Phase]) -> host_pb2.RebootOutcome:
     """How a reboot ended: where the host stands after it, and the phases on the way."""
+    phases_ns: dict[str, int] = {}
+    for phase in phases:  # some come in several parts
+        phases_ns[phase.name] = phases_ns.get(phase.name, 0) + phase.duration_ns
     return host_pb2.RebootOutcome(
         state=HOST_STATES[host.state],
         panic=host.panic_message if host.state is HostState.PANICKED else "",
         release=host.release,
         virtual_time_ns=host.clock.now_ns,
-        phases_ns={phase.name: phase.duration_ns for phase in phases},
+        phases_ns=phases_ns,
     )
 
 
