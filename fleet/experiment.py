@@ -21,6 +21,7 @@ import heapq
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -371,11 +372,12 @@ async def run_rollout(
     on_change: Callable[[Experiment], None] | None = None,
 ) -> RunRecord:
     """One free-running rollout to its end; the journal is kept in memory unless given."""
-    if journal is None:
-        header = journal_header(scenario, records_events=trace_path is not None)
-        journal = Journal.create(None, header)
-    experiment = Experiment(
-        scenario, backend, journal, actors=actors, trace_path=trace_path, on_change=on_change
-    )
-    await experiment.open()
-    return await experiment.run()
+    with ExitStack() as stack:
+        if journal is None:
+            header = journal_header(scenario, records_events=trace_path is not None)
+            journal = stack.enter_context(Journal.create(None, header))
+        experiment = Experiment(
+            scenario, backend, journal, actors=actors, trace_path=trace_path, on_change=on_change
+        )
+        await experiment.open()
+        return await experiment.run()

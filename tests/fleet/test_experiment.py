@@ -132,16 +132,11 @@ def test_a_driver_that_died_goes_on_where_it_was(
     path = tmp_path / "journal.sqlite"
     header = journal_header(SCENARIO, records_events=True)
     first = ToyBackend(calls)
-    with pytest.raises(RuntimeError, match="dies here"):
-        asyncio.run(
-            run_rollout(
-                SCENARIO,
-                first,
-                Journal.create(path, header),
-                trace_path=tmp_path / "t",
-                actors=actors,
-            )
-        )
+    with (
+        Journal.create(path, header) as journal,
+        pytest.raises(RuntimeError, match="dies here"),
+    ):
+        asyncio.run(run_rollout(SCENARIO, first, journal, trace_path=tmp_path / "t", actors=actors))
     second = ToyBackend()
     with Journal.resume(path, header) as journal:
         record = asyncio.run(
