@@ -19,6 +19,7 @@ from kernelmodel.errors import ModelBug
 from lufleet.v1 import fleet_pb2, fleet_pb2_grpc
 from node.grpc_server import AddressInUse
 from node.status import SIMULATOR_DOMAIN, error_info_of
+from tests.e2e.served import served
 from tests.fleet.rollouts import racks, scenario_of
 from tests.fleet.toys import ToyBackend
 
@@ -30,7 +31,7 @@ _T = TypeVar("_T")
 SIX_HOSTS = scenario_of(racks(3, 3), RolloutSpec(canary=1, wave_size=2))
 
 
-def served(
+def with_stub(
     client: Callable[[Stub], Awaitable[_T]],
     scenario: Scenario = SIX_HOSTS,
     backend: ToyBackend | None = None,
@@ -38,31 +39,11 @@ def served(
 ) -> _T:
     """What `client` returns, run against a served fleet."""
 
-    async def run() -> _T:
-        stop = asyncio.Event()
-        ready: asyncio.Future[Endpoints] = asyncio.get_running_loop().create_future()
-        with Journal.create(None, journal_header(scenario, records_events=False)) as journal:
-            serving = asyncio.ensure_future(
-                serve(
-                    scenario,
-                    backend or ToyBackend(),
-                    journal,
-                    stop,
-                    grpc_address="127.0.0.1:0",
-                    metrics_address="127.0.0.1:0",
-                    speed=speed,
-                    on_ready=ready.set_result,
-                )
-            )
-            try:
-                endpoints = await ready
-                async with grpc.aio.insecure_channel(endpoints.grpc) as channel:
-                    return await client(fleet_pb2_grpc.FleetServiceStub(channel))
-            finally:
-                stop.set()
-                await serving
+    async def connected(endpoints: Endpoints) -> _T:
+        async with grpc.aio.insecure_channel(endpoints.grpc) as channel:
+            return await client(fleet_pb2_grpc.FleetServiceStub(channel))
 
-    return asyncio.run(run())
+    return served(connected, scenario, backend or ToyBackend(), speed=speed)
 
 
 async def refused(call: Awaitable[object]) -> tuple[grpc.StatusCode, str]:
@@ -89,7 +70,7 @@ def test_nothing_can_be_asked_of_a_rollout_that_has_not_started() -> None:
         result = stub.GetResult(fleet_pb2.GetResultRequest())
         assert await refused(result) == (PRECONDITION, "ROLLOUT_NOT_OVER")
 
-    served(client)
+    with_stub(client)
 
 
 def test_a_rollout_starts_once() -> None:
@@ -98,7 +79,7 @@ def test_a_rollout_starts_once() -> None:
         again = stub.StartRollout(fleet_pb2.StartRolloutRequest())
         assert await refused(again) == (PRECONDITION, "ROLLOUT_STARTED")
 
-    served(client, speed=1)
+    with_stub(client, speed=1)
 
 
 def test_a_simulator_that_fails_tells_the_watchers_and_ends_the_server() -> None:
@@ -111,7 +92,7 @@ def test_a_simulator_that_fails_tells_the_watchers_and_ends_the_server() -> None
 
     backend = ToyBackend(calls_left=1, failure=ModelBug("the toy is broken"))
     with pytest.raises(ModelBug, match="the toy is broken"):
-        served(client, scenario_of(racks(1)), backend)
+        with_stub(client, scenario_of(racks(1)), backend)
 
 
 def test_an_address_that_is_none_is_refused() -> None:
@@ -141,7 +122,7 @@ def test_an_address_in_use_is_named() -> None:
             taken.close()
             await taken.wait_closed()
 
-    served(client)
+    with_stub(client)
 
 
 def test_the_inventory_comes_in_pages_and_by_failure_domain() -> None:
@@ -165,7 +146,7 @@ def test_the_inventory_comes_in_pages_and_by_failure_domain() -> None:
         nonsense = stub.ListInventory(fleet_pb2.ListInventoryRequest(page_token="next"))
         assert await refused(nonsense) == (grpc.StatusCode.INVALID_ARGUMENT, "NO_SUCH_PAGE")
 
-    served(client)
+    with_stub(client)
 
 
 def test_a_watcher_sees_every_update_once_and_the_end() -> None:
@@ -174,7 +155,7 @@ def test_a_watcher_sees_every_update_once_and_the_end() -> None:
         watching = stub.WatchRollout(fleet_pb2.WatchRolloutRequest())
         return [message async for message in watching]
 
-    messages = served(client)
+    messages = with_stub(client)
     updates = [update.host for message in messages for update in message.finished]
     assert sorted(updates) == sorted(host.name for host in SIX_HOSTS.hosts)
     assert messages[-1].status.state == fleet_pb2.ROLLOUT_STATE_COMPLETED
@@ -192,7 +173,7 @@ def test_a_late_watcher_is_told_what_it_has_missed() -> None:
         assert len(late[0].finished) == 6
         assert late[0].status == watched[-1].status
 
-    served(client)
+    with_stub(client)
 
 
 def test_the_result_is_that_of_an_undisturbed_run() -> None:
@@ -202,7 +183,7 @@ def test_the_result_is_that_of_an_undisturbed_run() -> None:
             pass
         return await stub.GetResult(fleet_pb2.GetResultRequest())
 
-    first, second = served(client), served(client)
+    first, second = with_stub(client), with_stub(client)
     assert first.digest == second.digest
     assert first.state == fleet_pb2.ROLLOUT_STATE_COMPLETED
     summary = json.loads(first.result_json)
@@ -225,7 +206,7 @@ def test_pause_resume_and_abort_are_obeyed_and_logged() -> None:
             pass
         return await stub.GetResult(fleet_pb2.GetResultRequest())
 
-    result = served(client, speed=5)
+    result = with_stub(client, speed=5)
     assert result.state == fleet_pb2.ROLLOUT_STATE_ABORTED
     assert result.why == "had enough"
     assert json.loads(result.result_json)["hosts"]["skipped"] == 5
@@ -241,31 +222,15 @@ def test_a_paused_rollout_shows_that_it_is() -> None:
                 break
         watching.cancel()
 
-    served(client, speed=1)
+    with_stub(client, speed=1)
 
 
 def test_metrics_are_served_beside_it() -> None:
-    async def run() -> str:
-        stop = asyncio.Event()
-        ready: asyncio.Future[Endpoints] = asyncio.get_running_loop().create_future()
-        with Journal.create(None, journal_header(SIX_HOSTS, records_events=False)) as journal:
-            serving = asyncio.ensure_future(
-                serve(
-                    SIX_HOSTS,
-                    ToyBackend(),
-                    journal,
-                    stop,
-                    grpc_address="127.0.0.1:0",
-                    metrics_address="127.0.0.1:0",
-                    start=True,
-                    on_ready=ready.set_result,
-                )
-            )
-            url = f"http://{(await ready).metrics}/metrics"
-            text = await asyncio.to_thread(lambda: urllib.request.urlopen(url).read().decode())
-            stop.set()
-            await serving
+    async def client(endpoints: Endpoints) -> str:
+        url = f"http://{endpoints.metrics}/metrics"
+        text = await asyncio.to_thread(lambda: urllib.request.urlopen(url).read().decode())
         assert isinstance(text, str)
         return text
 
-    assert "lufleet_virtual_time_seconds" in asyncio.run(run())
+    text = served(client, SIX_HOSTS, ToyBackend(), start=True)
+    assert "lufleet_virtual_time_seconds" in text
