@@ -1,10 +1,21 @@
-"""What every test shares: the switch that turns skips into failures."""
+"""What every test shares: the switch that turns skips into failures, and one Ray for all."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import asyncio
+from collections.abc import Generator, Iterator
 
 import pytest
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A small Ray on this machine, for as long as tests run: backends that find it leave it."""
+    from fleet.launcher import RayBackend
+
+    owner = RayBackend()
+    yield
+    asyncio.run(owner.close())
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
