@@ -173,7 +173,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
 
     async def StartRollout(
         self,
-        request: fleet_pb2.StartRolloutRequest,  # noqa: ARG002 - it is empty
+        request: fleet_pb2.StartRolloutRequest,
         context: Context,
     ) -> fleet_pb2.StartRolloutResponse:
         """Start the rollout."""
@@ -185,7 +185,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
 
     async def WatchRollout(
         self,
-        request: fleet_pb2.WatchRolloutRequest,  # noqa: ARG002 - it is empty
+        request: fleet_pb2.WatchRolloutRequest,
         context: Context,
     ) -> AsyncIterator[fleet_pb2.WatchRolloutResponse]:
         """The rollout as it goes, to its end."""
@@ -240,7 +240,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
 
     async def GetResult(
         self,
-        request: fleet_pb2.GetResultRequest,  # noqa: ARG002 - it is empty
+        request: fleet_pb2.GetResultRequest,
         context: Context,
     ) -> fleet_pb2.GetResultResponse:
         """What came of the rollout."""

@@ -29,7 +29,7 @@ ALLOWED = {
 
 #: Heavy or delicate imports and the only files that may have them.
 ONLY_IN = {
-    "ray": {"node/actor.py", "fleet/launcher.py"},
+    "ray": {"fleet/launcher.py"},
     "prometheus_client": {"fleet/exporter.py"},
     "matplotlib": {"fleet/plots.py", "fleet/report.py"},
     "typer": {"fleet/cli.py"},
