@@ -1,1 +1,1 @@
-"""A model of one Linux host's live-update machinery: LUO, KHO, hugetlb, and the memory under them."""
+"""A model of one Linux host: LUO, KHO, hugetlb, and the memory under them."""

@@ -20,7 +20,8 @@ from kernelmodel.errors import KernelError, KernelPanic, NoMemory
 from kernelmodel.handlers import register_handlers
 from kernelmodel.hugetlb_designs import incoming_hugetlb_pages
 from kernelmodel.kernel import FailFunction, Kernel, KernelConfig, no_failures
-from kernelmodel.machine import GIB, KIB, MIB, PAGE_SHIFT, PAGE_SIZE, Firmware, Machine
+from kernelmodel.machine import Firmware, Machine
+from kernelmodel.memory import GIB, KIB, MIB, PAGE_SHIFT, PAGE_SIZE
 from kernelmodel.mm.memblock import MemblockFlags
 from kernelmodel.mm.mmzone import MAX_ORDER_NR_PAGES
 from kernelmodel.mm.ranges import RangeSet
@@ -153,7 +154,9 @@ def _early_pages(kernel: Kernel) -> int:
         spans = list(node.spans)
         total = node.spans.total
         last_zone_start = max((1 << 20) if spans[-1][1] > 1 << 20 else 0, spans[0][0])
-        below = sum(min(high, last_zone_start) - low for low, high in spans if low < last_zone_start)
+        below = sum(
+            min(high, last_zone_start) - low for low, high in spans if low < last_zone_start
+        )
         early += min(total, below + _PAGES_PER_SECTION)
     return early
 
@@ -185,7 +188,11 @@ def _page_alloc_init_late(kernel: Kernel) -> None:
 def _do_initcalls(kernel: Kernel) -> None:
     """Everything that registers itself, in the kernel's order. C: do_initcalls()."""
     kernel.charge("initcalls")
-    kernel.charge("hugetlb_alloc_pool", kernel.hugetlb.init(kernel.page_alloc))
+    pool_pages = kernel.hugetlb.init(kernel.page_alloc)
+    threads = max(1, kernel.machine.spec.cpus // 4)  # hugepage_alloc_threads' default
+    for thread in range(threads):
+        with kernel.clock.lane(f"hugetlb_alloc{thread}"):
+            kernel.charge("hugetlb_alloc_pool", (pool_pages + thread) // threads)
     for warning in kernel.hugetlb.warnings:
         kernel.printk(f"HugeTLB: {warning}")
     kernel.kho.init()

@@ -205,9 +205,9 @@ def kernel_error(symbol: str, message: str, **context: object) -> KernelError:
     return ERRNO_CLASSES[symbol](message, **context)
 
 
-class KernelPanic(Exception):  # noqa: N818 - the kernel's own word for it
+class KernelPanic(Exception):
     """The modelled kernel stopped for good. C: panic()."""
 
 
-class ModelBug(AssertionError):  # noqa: N818 - a bug is not an error of the model's user
+class ModelBug(AssertionError):
     """An invariant of the model is broken: the simulator itself is wrong."""

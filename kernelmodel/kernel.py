@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from kernelmodel.kho.kexec_handover import Kho
 from kernelmodel.luo.core import Luo
-from kernelmodel.machine import PAGE_SHIFT, Firmware, Machine, PhysicalMemory
+from kernelmodel.machine import Firmware, Machine
+from kernelmodel.memory import PAGE_SHIFT, PhysicalMemory
 from kernelmodel.mm.hugetlb import HugetlbState
 from kernelmodel.mm.memblock import Memblock
 from kernelmodel.mm.page_alloc import PageAllocator

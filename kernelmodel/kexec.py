@@ -19,10 +19,11 @@ from typing import Final
 from kernelmodel.abi.kexec_handover import KhoScratch
 from kernelmodel.errors import AddressNotAvailable, InvalidArgument, KernelPanic, NoExec
 from kernelmodel.kernel import Kernel
-from kernelmodel.machine import MIB, PAGE_SHIFT, PAGE_SIZE, Firmware, Machine
+from kernelmodel.machine import Firmware, Machine
+from kernelmodel.memory import MIB, PAGE_SHIFT, PAGE_SIZE
 from kernelmodel.releases import CATALOGUE, Release
 
-__all__ = ["Kimage", "KernelImageContent", "Segment", "jump", "kexec_file_load", "kernel_kexec"]
+__all__ = ["KernelImageContent", "Kimage", "Segment", "jump", "kernel_kexec", "kexec_file_load"]
 
 _MAGIC: Final = b"HdrS"
 #: Offsets in the first page of a bzImage's setup header. C: struct setup_header.
@@ -79,11 +80,11 @@ def kexec_file_load(kernel: Kernel, release: Release, cmdline: str) -> None:
     Raises:
         NoExec: not a kernel that can be loaded. AddressNotAvailable: no room in scratch.
     """
-    kernel.fail_function("kexec_file_load")
     if release.name not in CATALOGUE:
         raise NoExec("not a kernel image", release=release.name)
     config = kernel.config
     kernel.charge("kexec_file_load", (config.kernel_bytes + config.initrd_bytes) // MIB)
+    kernel.fail_function("kexec_file_load")
     placed: list[Segment] = []
     if kernel.kho.enabled:
         size = KhoScratch.SIZE * len(kernel.kho.scratch)
@@ -160,7 +161,8 @@ def jump(kernel: Kernel, image: Kimage) -> tuple[Release, Firmware]:
         clock.charge("purgatory_sha256", sum(s.size for s in image.segments) // MIB)
     clock.charge("decompress_kernel", kernel.config.kernel_bytes // MIB)
     entry, initrd = image.segment("kernel"), image.segment("initrd")
-    assert entry is not None and initrd is not None
+    assert entry is not None
+    assert initrd is not None
     firmware = replace(firmware, kernel=(entry.pa, entry.size), initrd=(initrd.pa, initrd.size))
     return release_at(kernel.machine, entry.pa), firmware
 

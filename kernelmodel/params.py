@@ -11,7 +11,7 @@ _FALSE = frozenset({"0", "n", "N", "f", "F", "of", "off", "OFF", "Off"})
 class KernelParams:
     """`name=value` words; of a name given twice the last counts here."""
 
-    __slots__ = ("cmdline", "_values")
+    __slots__ = ("_values", "cmdline")
 
     def __init__(self, cmdline: str) -> None:
         self.cmdline = cmdline

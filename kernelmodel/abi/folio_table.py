@@ -18,7 +18,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from kernelmodel.machine import PAGE_SIZE, PhysicalMemory
+from kernelmodel.memory import PAGE_SIZE, PhysicalMemory
 
 __all__ = ["FOLIO_SER_SIZE", "FolioRun", "FolioTable", "parse_folio_table"]
 
@@ -105,22 +105,27 @@ def parse_folio_table(
             if take <= 0:
                 return runs
             if isinstance(content, FolioTable):
-                got = 0
-                for run in content.slice(first * _PER_PAGE, first * _PER_PAGE + take):
+                entry = first * _PER_PAGE
+                for run in _zero_filled(content.slice(entry, entry + take), take):
                     _append(runs, run)
-                    got += run.nr
-                if got < take:  # the zeroes behind the last entry, read as entries
-                    _append(runs, FolioRun(0, 0, take - got, 0, 0))
             elif content is None and frames > 1:
                 _append(runs, FolioRun(0, 0, take, 0, 0))
             else:
-                for page in range(frames):
+                for page in range(-(-take // _PER_PAGE)):
                     part = min(take - page * _PER_PAGE, _PER_PAGE)
-                    if part > 0:
-                        for run in _parse_page(memory.page(frame + page), part):
-                            _append(runs, run)
+                    for run in _parse_page(memory.page(frame + page), part):
+                        _append(runs, run)
             left -= take
     return runs
+
+
+def _zero_filled(runs: Iterator[FolioRun], nr: int) -> Iterator[FolioRun]:
+    """`runs`, and zero entries for what they lack of `nr`: the zeroes behind a table's end."""
+    for run in runs:
+        nr -= run.nr
+        yield run
+    if nr:
+        yield FolioRun(0, 0, nr, 0, 0)
 
 
 def _append(runs: list[FolioRun], run: FolioRun) -> None:

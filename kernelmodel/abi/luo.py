@@ -1,4 +1,6 @@
-"""What LUO leaves in memory, and its ioctls. C: include/linux/kho/abi/luo.h, uapi/linux/liveupdate.h.
+"""What LUO leaves in memory, and its ioctls.
+
+C: include/linux/kho/abi/luo.h, include/uapi/linux/liveupdate.h, 7.3.
 
 `LuoSer` is the blob of the FDT's subtree `LUO`; sessions and files are chains of one-page
 blocks, FLBs one page.

@@ -18,7 +18,11 @@ __all__ = ["HugetlbMemfdHandler", "MemfdHandler", "register_handlers"]
 
 
 def register_handlers(kernel: Kernel) -> None:
-    """The late initcalls of the handlers that this release has. Raises: NotSupported, …"""
+    """The late initcalls of the handlers that this release has.
+
+    Raises:
+        NotSupported: live update is off.
+    """
     release = kernel.release
     if release.memfd is not None:
         kernel.luo.register_file_handler(MemfdHandler(kernel, release.memfd))

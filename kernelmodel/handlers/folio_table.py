@@ -6,6 +6,7 @@ preserves as an area. C: mm/memfd_luo.c, 7.3; hugemfd of the RFC of Dec 2025.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kernelmodel.abi.folio_table import (
@@ -16,16 +17,43 @@ from kernelmodel.abi.folio_table import (
 )
 from kernelmodel.abi.kexec_handover import KhoVmalloc
 from kernelmodel.errors import KernelError
+from kernelmodel.kho.vmalloc import preserve_vmalloc, restore_vmalloc, unpreserve_vmalloc
 from kernelmodel.mm.vmalloc import VmallocArea, vfree, vmalloc
 
 if TYPE_CHECKING:
     from kernelmodel.kernel import Kernel
 
-__all__ = ["alloc_folio_table", "folio_heads", "preserve_folio_table", "restore_folio_table"]
+__all__ = ["PreservedFolios", "folio_heads", "preserve_folios", "restore_folio_table"]
 
 
-def alloc_folio_table(kernel: Kernel, runs: list[FolioRun]) -> VmallocArea:
-    """Write the table of `runs`. Raises: NoMemory."""
+@dataclass(frozen=True, slots=True)
+class PreservedFolios:
+    """The folios of one file, preserved: what its handler keeps to undo that.
+
+    `runs` in file order, all of `order`; `table` holds their entries, None for an empty file.
+    """
+
+    runs: list[FolioRun]
+    order: int
+    table: VmallocArea | None
+    vmalloc: KhoVmalloc
+
+    @property
+    def nr_folios(self) -> int:
+        """Folios of the file."""
+        return sum(run.nr for run in self.runs)
+
+    def unpreserve(self, kernel: Kernel) -> None:
+        """Take all keys back and free the table."""
+        if self.table is None:
+            return
+        unpreserve_vmalloc(kernel.kho, self.vmalloc, self.table)
+        for run in self.runs:
+            kernel.kho.unpreserve_folios(run.pfn, self.order, run.nr)
+        vfree(kernel.page_alloc, self.table)
+
+
+def _alloc_table(kernel: Kernel, runs: list[FolioRun]) -> VmallocArea:
     nr_folios = sum(run.nr for run in runs)
     area = vmalloc(kernel.page_alloc, nr_folios * FOLIO_SER_SIZE)
     kernel.charge("vmalloc", area.nr_pages)
@@ -37,31 +65,31 @@ def alloc_folio_table(kernel: Kernel, runs: list[FolioRun]) -> VmallocArea:
     return area
 
 
-def preserve_folio_table(
-    kernel: Kernel, runs: list[FolioRun], order: int
-) -> tuple[VmallocArea, KhoVmalloc]:
-    """Preserve the folios (of `order`) and the table that lists them.
+def preserve_folios(kernel: Kernel, runs: list[FolioRun], order: int) -> PreservedFolios:
+    """Preserve the folios and a table that lists them.
 
     Raises what preserving raises; nothing stays preserved or allocated then.
     """
-    area = alloc_folio_table(kernel, runs)
+    if not runs:
+        return PreservedFolios([], order, None, KhoVmalloc(0, 0, 0, 0))
+    area = _alloc_table(kernel, runs)
     done: list[FolioRun] = []
     try:
         for run in runs:
             kernel.kho.preserve_folios(run.pfn, order, run.nr)
             done.append(run)
-        ser = kernel.kho.preserve_vmalloc(area)
+        ser = preserve_vmalloc(kernel.kho, area)
     except KernelError:
         for run in reversed(done):
             kernel.kho.unpreserve_folios(run.pfn, order, run.nr)
         vfree(kernel.page_alloc, area)
         raise
-    return area, ser
+    return PreservedFolios(runs, order, area, ser)
 
 
 def restore_folio_table(kernel: Kernel, ser: KhoVmalloc, nr_folios: int) -> list[FolioRun] | None:
     """Read the table of the previous kernel and free it; None if its area cannot be restored."""
-    area = kernel.kho.restore_vmalloc(ser)
+    area = restore_vmalloc(kernel.kho, ser)
     if area is None:
         return None
     runs = parse_folio_table(kernel.memory, list(area.extents), nr_folios)

@@ -14,7 +14,6 @@ no field for them).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kernelmodel.abi.folio_table import FolioRun
@@ -23,8 +22,9 @@ from kernelmodel.abi.kexec_handover import KhoVmalloc
 from kernelmodel.errors import Exists, InvalidArgument, IoError, KernelError, NoSpace
 from kernelmodel.fs import File
 from kernelmodel.handlers.folio_table import (
+    PreservedFolios,
     folio_heads,
-    preserve_folio_table,
+    preserve_folios,
     restore_folio_table,
 )
 from kernelmodel.hugetlb_designs.flb_counts import FlbCounts
@@ -32,7 +32,6 @@ from kernelmodel.luo.handler import FileHandler, LuoFile
 from kernelmodel.mm.hugetlbfs import HugetlbInode
 from kernelmodel.mm.memfd import HugetlbMemfdInode, hugetlb_memfd_file
 from kernelmodel.mm.ranges import RangeSet
-from kernelmodel.mm.vmalloc import VmallocArea, vfree
 
 if TYPE_CHECKING:
     from kernelmodel.kernel import Kernel
@@ -40,15 +39,6 @@ if TYPE_CHECKING:
 __all__ = ["HugetlbMemfdHandler"]
 
 _LOCK = "hugetlb_lock"
-
-
-@dataclass(frozen=True, slots=True)
-class _Private:
-    """What the outgoing side keeps for unpreserve."""
-
-    runs: list[FolioRun]
-    table: VmallocArea | None
-    vmalloc: KhoVmalloc
 
 
 class HugetlbMemfdHandler(FileHandler):
@@ -81,18 +71,13 @@ class HugetlbMemfdHandler(FileHandler):
             nr_folios = inode.size // inode.page_size
             self._fill_holes(_inode(luo_file), nr_folios)
             runs = [
-                FolioRun(pfn, index, nr, 1 << order, 1)
-                for index, pfn, nr in inode.folios.runs()
+                FolioRun(pfn, index, nr, 1 << order, 1) for index, pfn, nr in inode.folios.runs()
             ]
             kernel.charge("hugetlb_pin_folios", nr_folios)
             self.counts.add(order, nr_folios)
             counted = nr_folios
             kernel.charge("hugetlb_luo_folio_ser", nr_folios)
-            if runs:
-                table, area = preserve_folio_table(kernel, runs, order)
-                private = _Private(runs, table, area)
-            else:
-                private = _Private([], None, KhoVmalloc(0, 0, 0, 0))
+            private = preserve_folios(kernel, runs, order)
         except KernelError:
             if counted:
                 self.counts.add(order, -counted)
@@ -117,9 +102,7 @@ class HugetlbMemfdHandler(FileHandler):
     def _fill_holes(self, inode: HugetlbMemfdInode, nr_folios: int) -> None:
         """Allocate what was never touched; new folios are cleared."""
         hugetlb = inode.hugetlb
-        before = RangeSet(
-            (index, index + nr) for index, _, nr in hugetlb.folios.runs()
-        )
+        before = RangeSet((index, index + nr) for index, _, nr in hugetlb.folios.runs())
         if hugetlb.populate(0, nr_folios) < nr_folios:
             raise NoSpace("huge page pool exhausted while filling holes")
         for low, high in before.gaps(0, nr_folios):
@@ -134,15 +117,10 @@ class HugetlbMemfdHandler(FileHandler):
         """Undo preserve."""
         kernel, inode = self.kernel, _inode(luo_file).hugetlb
         private = luo_file.private
-        assert isinstance(private, _Private)
-        order = inode.hstate.order
+        assert isinstance(private, PreservedFolios)
         inode.frozen = False
-        self.counts.add(order, -sum(run.nr for run in private.runs))
-        if private.table is not None:
-            kernel.kho.unpreserve_vmalloc(private.vmalloc, private.table)
-            for run in private.runs:
-                kernel.kho.unpreserve_folios(run.pfn, order, run.nr)
-            vfree(kernel.page_alloc, private.table)
+        self.counts.add(private.order, -private.nr_folios)
+        private.unpreserve(kernel)
         kernel.kho.unpreserve_free(luo_file.data)
 
     def _ser(self, luo_file: LuoFile) -> HugemfdSer:
@@ -206,6 +184,4 @@ def _inode(luo_file: LuoFile) -> HugetlbMemfdInode:
 
 
 def _vmalloc_of(ser: HugemfdSer) -> KhoVmalloc:
-    return KhoVmalloc(
-        ser.folios_first, ser.folios_total_pages, ser.folios_flags, ser.folios_order
-    )
+    return KhoVmalloc(ser.folios_first, ser.folios_total_pages, ser.folios_flags, ser.folios_order)

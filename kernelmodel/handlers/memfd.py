@@ -11,7 +11,6 @@ kexec. One that fails at a folio frees that folio and the later ones.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kernelmodel.abi.folio_table import FolioRun
@@ -27,14 +26,14 @@ from kernelmodel.errors import (
 )
 from kernelmodel.fs import File
 from kernelmodel.handlers.folio_table import (
+    PreservedFolios,
     folio_heads,
-    preserve_folio_table,
+    preserve_folios,
     restore_folio_table,
 )
 from kernelmodel.luo.handler import FileHandler, LuoFile
 from kernelmodel.mm.memfd import memfd_file
 from kernelmodel.mm.shmem import F_ALL_SEALS, PG_DIRTY, PG_UPTODATE, ShmemInode, add_seals
-from kernelmodel.mm.vmalloc import VmallocArea, vfree
 
 if TYPE_CHECKING:
     from kernelmodel.kernel import Kernel
@@ -45,15 +44,6 @@ _UINT_MAX = (1 << 32) - 1
 _FLAGS = MEMFD_LUO_FOLIO_DIRTY | MEMFD_LUO_FOLIO_UPTODATE
 
 
-@dataclass(frozen=True, slots=True)
-class _Private:
-    """What the outgoing side keeps for unpreserve."""
-
-    runs: list[FolioRun]
-    table: VmallocArea | None
-    vmalloc: KhoVmalloc
-
-
 class MemfdHandler(FileHandler):
     """C: memfd_luo_file_ops."""
 
@@ -62,7 +52,7 @@ class MemfdHandler(FileHandler):
         self.kernel = kernel
 
     def can_preserve(self, file: File) -> bool:
-        """A tmpfs file without a link: a memfd, or an unlinked file. C: memfd_luo_can_preserve()."""
+        """A tmpfs file without a link, as memfds are. C: memfd_luo_can_preserve()."""
         return isinstance(file.inode, ShmemInode) and file.inode.nlink == 0
 
     def get_id(self, file: File) -> int:
@@ -91,14 +81,13 @@ class MemfdHandler(FileHandler):
             kernel.kho.unpreserve_free(ser_pa)
             inode.frozen = inode.pinned = False
             raise
-        nr_folios = sum(run.nr for run in private.runs)
         area = private.vmalloc
         ser = MemfdLuoSer(
             file.f_pos,
             inode.size,
             seals,
             0,
-            nr_folios,
+            private.nr_folios,
             area.first,
             area.total_pages,
             area.flags,
@@ -107,12 +96,12 @@ class MemfdHandler(FileHandler):
         kernel.memory.write(ser_pa, ser.pack())
         luo_file.data, luo_file.private = ser_pa, private
 
-    def _preserve_folios(self, inode: ShmemInode) -> _Private:
+    def _preserve_folios(self, inode: ShmemInode) -> PreservedFolios:
         """Pin, fill, write down, preserve. C: memfd_luo_preserve_folios()."""
         nr_pages = inode.nr_size_pages
-        if inode.size == 0:
-            return _Private([], None, KhoVmalloc(0, 0, 0, 0))
         kernel = self.kernel
+        if nr_pages == 0:
+            return preserve_folios(kernel, [], 0)
         inode.allocate(0, nr_pages, PG_DIRTY | PG_UPTODATE)
         inode.migrate_from_scratch()
         inode.pinned = True
@@ -124,8 +113,7 @@ class MemfdHandler(FileHandler):
             inode.pages.put(index, index + nr, (pfn - index, PG_DIRTY | PG_UPTODATE))
             runs.append(FolioRun(pfn, index, nr, 1, 1, _FLAGS))
         kernel.charge("memfd_luo_folio_ser", nr_pages)
-        table, vmalloc = preserve_folio_table(kernel, runs, 0)
-        return _Private(runs, table, vmalloc)
+        return preserve_folios(kernel, runs, 0)
 
     def freeze(self, luo_file: LuoFile) -> None:
         """The position as it is now. C: memfd_luo_freeze()."""
@@ -137,13 +125,9 @@ class MemfdHandler(FileHandler):
         """C: memfd_luo_unpreserve()."""
         kernel, inode = self.kernel, _inode(luo_file)
         private = luo_file.private
-        assert isinstance(private, _Private)
+        assert isinstance(private, PreservedFolios)
         inode.frozen = inode.pinned = False
-        if private.table is not None:
-            kernel.kho.unpreserve_vmalloc(private.vmalloc, private.table)
-            for run in private.runs:
-                kernel.kho.unpreserve_folios(run.pfn, 0, run.nr)
-            vfree(kernel.page_alloc, private.table)
+        private.unpreserve(kernel)
         kernel.kho.unpreserve_free(luo_file.data)
 
     def _ser(self, luo_file: LuoFile) -> MemfdLuoSer:
@@ -198,9 +182,12 @@ class MemfdHandler(FileHandler):
     def _discard(self, runs: list[FolioRun]) -> None:
         """Free folios that nobody will get."""
         for run in runs:
-            for at in range(0, run.nr):
-                if run.pfn and self.kernel.kho.restore_folios(run.pfn + at * run.step, 0):
-                    self.kernel.page_alloc.free_run(run.pfn + at * run.step, 1)
+            at = 0
+            while run.pfn and at < run.nr:
+                pfn = run.pfn + at * run.step
+                restored = self.kernel.kho.restore_folios(pfn, 0, run.nr - at)
+                self.kernel.page_alloc.free_run(pfn, restored)
+                at += max(restored, 1)  # one that is not preserved is passed over
 
     def finish(self, luo_file: LuoFile) -> None:
         """Free what was not retrieved. C: memfd_luo_finish()."""
@@ -233,6 +220,4 @@ def _inode(luo_file: LuoFile) -> ShmemInode:
 
 
 def _vmalloc_of(ser: MemfdLuoSer) -> KhoVmalloc:
-    return KhoVmalloc(
-        ser.folios_first, ser.folios_total_pages, ser.folios_flags, ser.folios_order
-    )
+    return KhoVmalloc(ser.folios_first, ser.folios_total_pages, ser.folios_flags, ser.folios_order)

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from kernelmodel.abi.kexec_handover import KhoBlockHeaderSer
 from kernelmodel.errors import InvalidArgument, KernelError, NoSpace
 from kernelmodel.kho.kexec_handover import Kho
-from kernelmodel.machine import PAGE_SIZE
+from kernelmodel.memory import PAGE_SIZE
 
 __all__ = ["KHO_MAX_BLOCKS", "KhoBlockSet"]
 

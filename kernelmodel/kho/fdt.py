@@ -112,7 +112,9 @@ class Fdt:
         if len(data) < _HEADER.size:
             raise FdtError("shorter than a header")
         header = _HEADER.unpack_from(data)
-        magic, total, off_struct, off_strings, _, version, compatible, _, n_strings, n_struct = header
+        magic, total, off_struct, off_strings, _, version, compatible, _, n_strings, n_struct = (
+            header
+        )
         if magic != FDT_MAGIC:
             raise FdtError(f"bad magic {magic:#x}")
         if version < _LAST_COMPATIBLE or compatible > _VERSION:

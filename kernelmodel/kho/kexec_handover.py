@@ -20,7 +20,6 @@ What the kernel does page by page is done for runs here; a run of n costs what n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,11 +29,8 @@ from kernelmodel.abi.kexec_handover import (
     KHO_PROP_MEMORY_MAP,
     KHO_PROP_SUBTREE_DATA,
     KHO_PROP_SUBTREE_SIZE,
-    KHO_VMALLOC_ALLOC,
-    KHO_VMALLOC_PHYS_PER_CHUNK,
     KhoKexecMetadata,
     KhoScratch,
-    KhoVmalloc,
 )
 from kernelmodel.abi.layout import cstring, to_cstring
 from kernelmodel.errors import (
@@ -48,10 +44,10 @@ from kernelmodel.errors import (
 from kernelmodel.kho.fdt import Fdt, FdtError
 from kernelmodel.kho.radix_tree import KeyRun, KhoRadixTree
 from kernelmodel.kho.scratch import ScratchParam, reserve_scratch
-from kernelmodel.machine import GIB, PAGE_SHIFT, PAGE_SIZE, Firmware
+from kernelmodel.machine import Firmware
+from kernelmodel.memory import GIB, PAGE_SHIFT, PAGE_SIZE
 from kernelmodel.mm.mmzone import MAX_PAGE_ORDER
 from kernelmodel.mm.ranges import RangeMap, RangeSet
-from kernelmodel.mm.vmalloc import VmallocArea
 
 if TYPE_CHECKING:
     from kernelmodel.kernel import Kernel
@@ -206,7 +202,9 @@ class Kho:
         kernel = self.kernel
         kernel.charge("kho_init")
         try:
-            self._tree = KhoRadixTree(kernel.memory, kernel.get_zeroed_page(), kernel.get_zeroed_page)
+            self._tree = KhoRadixTree(
+                kernel.memory, kernel.get_zeroed_page(), kernel.get_zeroed_page
+            )
             self.fdt_pa = self.alloc_preserve(PAGE_SIZE)
         except NoMemory as error:
             kernel.printk(f"KHO: cannot initialise, disabling KHO: {error}")
@@ -341,54 +339,6 @@ class Kho:
         self.unpreserve_folios(pa >> PAGE_SHIFT, order)
         self.kernel.page_alloc.free_pages(pa >> PAGE_SHIFT, order)
 
-    def preserve_vmalloc(self, area: VmallocArea) -> KhoVmalloc:
-        """Preserve the pages and describe them in a chain of chunks. C: kho_preserve_vmalloc().
-
-        Raises:
-            NoMemory: no page for a chunk or a node; nothing stays preserved.
-        """
-        kernel = self.kernel
-        kernel.charge("kho_preserve_vmalloc", area.nr_pages)
-        first = chunk = self._new_chunk()
-        done: list[tuple[int, int]] = []
-        slot = 0
-        try:
-            for pfn, nr_pages in area.extents:
-                while nr_pages:
-                    take = min(nr_pages, KHO_VMALLOC_PHYS_PER_CHUNK - slot)
-                    self.preserve_folios(pfn, 0, take)
-                    done.append((pfn, take))
-                    entries = b"".join(
-                        (at << PAGE_SHIFT).to_bytes(8, "little") for at in range(pfn, pfn + take)
-                    )
-                    kernel.memory.write(chunk + 8 * (1 + slot), entries)
-                    pfn, nr_pages, slot = pfn + take, nr_pages - take, slot + take
-                    if slot == KHO_VMALLOC_PHYS_PER_CHUNK:
-                        following = self._new_chunk()
-                        kernel.memory.write_u64(chunk, following)
-                        chunk, slot = following, 0
-        except KernelError:
-            for pfn, nr_pages in done:
-                self.unpreserve_folios(pfn, 0, nr_pages)
-            self._drop_chunks(first)
-            raise
-        return KhoVmalloc(first, area.nr_pages, KHO_VMALLOC_ALLOC, area.order)
-
-    def _new_chunk(self) -> int:
-        return self.alloc_preserve(PAGE_SIZE)
-
-    def _drop_chunks(self, chunk: int) -> None:
-        while chunk:
-            following = self.kernel.memory.u64(chunk)
-            self.unpreserve_free(chunk)
-            chunk = following
-
-    def unpreserve_vmalloc(self, ser: KhoVmalloc, area: VmallocArea) -> None:
-        """Undo `preserve_vmalloc`; the area itself stays. C: kho_unpreserve_vmalloc()."""
-        for pfn, nr_pages in area.extents:
-            self.unpreserve_folios(pfn, 0, nr_pages)
-        self._drop_chunks(ser.first)
-
     # Restoring.
 
     def restore_folios(self, pfn: int, order: int, nr: int = 1) -> int:
@@ -405,6 +355,8 @@ class Kho:
             if found is None or found[2] != order or at - found[0] & (1 << order) - 1:
                 break
             take = min(nr - restored, found[1] - at >> order)
+            if not kernel.page_alloc.pfn_valid(at, take << order):
+                break
             self.tags.clear(at, at + (take << order))
             kernel.page_alloc.adjust_managed(at, take << order)
             restored += take
@@ -428,55 +380,22 @@ class Kho:
         self.kernel.charge("kho_unpreserve_free")
         self.kernel.page_alloc.free_pages(pfn, order)
 
-    def restore_vmalloc(self, ser: KhoVmalloc) -> VmallocArea | None:
-        """Take back an area; None if its chunks do not describe one. C: kho_restore_vmalloc().
-
-        On failure nothing of what was restored so far is given back.
-        """
-        kernel = self.kernel
-        extents: list[tuple[int, int]] = []
-        total = 0
-        chunk = ser.first
-        while chunk:
-            for pfn, blocks in self._chunk_entries(chunk, ser.order):
-                total += blocks << ser.order
-                if total > ser.total_pages:
-                    return None
-                if self.restore_folios(pfn, ser.order, blocks) != blocks:
-                    kernel.warn_on(f"vmalloc page {pfn:#x} is not preserved")
-                    return None
-                extents.append((pfn, blocks << ser.order))
-            following = kernel.memory.u64(chunk)
-            self.restore_free(chunk)
-            chunk = following
-        kernel.charge("kho_restore_vmalloc", total)
-        if total != ser.total_pages:
-            return None
-        return VmallocArea(tuple(extents), ser.order)
-
-    def _chunk_entries(self, chunk: int, order: int) -> Iterator[tuple[int, int]]:
-        """Entries up to the first zero, as runs of adjacent blocks (pfn, blocks)."""
-        page = self.kernel.memory.read(chunk, PAGE_SIZE)
-        run: tuple[int, int] | None = None
-        for at in range(8, PAGE_SIZE, 8):
-            pa = int.from_bytes(page[at : at + 8], "little")
-            if pa == 0:
-                break
-            pfn = pa >> PAGE_SHIFT
-            if run is not None and pfn == run[0] + (run[1] << order):
-                run = (run[0], run[1] + 1)
-                continue
-            if run is not None:
-                yield run
-            run = (pfn, 1)
-        if run is not None:
-            yield run
-
     # What was handed over, for those who look.
 
     def outgoing_runs(self) -> list[KeyRun]:
         """Everything preserved so far."""
         return list(self._tree.runs()) if self._tree is not None else []
+
+    @property
+    def outgoing_tree(self) -> KhoRadixTree | None:
+        """The tree that the next kernel will be given."""
+        return self._tree
+
+    def handover_digest(self) -> bytes:
+        """Of every byte that is handed over: the tree's pages and all that it lists."""
+        extents = [(pa >> PAGE_SHIFT, 1) for _, pa in self.outgoing_nodes()]
+        extents += [(run.pfn, run.nr << run.order) for run in self.outgoing_runs()]
+        return self.kernel.memory.content_digest(extents)
 
     def outgoing_nodes(self) -> list[tuple[int, int]]:
         """Pages of the outgoing tree as (level, address)."""

@@ -24,7 +24,7 @@ from kernelmodel.abi.kexec_handover import (
     KHO_TREE_MAX_DEPTH,
 )
 from kernelmodel.errors import KernelPanic
-from kernelmodel.machine import PAGE_SIZE, PhysicalMemory
+from kernelmodel.memory import PAGE_SIZE, PhysicalMemory
 
 __all__ = ["KeyRun", "KhoRadixTree", "decode_key", "encode_key"]
 
@@ -159,8 +159,10 @@ class KhoRadixTree:
                 continue
             table = np.frombuffer(self.memory.read(pa, PAGE_SIZE), dtype="<u8")
             shift = _BITMAP_LOG2 + KHO_TABLE_SIZE_LOG2 * (level - 1)
-            for index in reversed(np.flatnonzero(table).tolist()):
-                stack.append((level - 1, int(table[index]), prefix | index << shift))
+            stack.extend(
+                (level - 1, int(table[index]), prefix | index << shift)
+                for index in reversed(np.flatnonzero(table).tolist())
+            )
 
 
 def _leaf_runs(bitmap: bytes, prefix: int) -> Iterator[KeyRun]:
@@ -198,8 +200,4 @@ def _bit_runs(bitmap: bytes) -> Iterator[tuple[int, int]]:
         return
     flags = np.unpackbits(np.frombuffer(bitmap, dtype=np.uint8), bitorder="little")[at:]
     edges = np.flatnonzero(np.diff(np.concatenate(([0], flags, [0])).astype(np.int8))) + at
-    pairs = edges.reshape(-1, 2).tolist()
-    for first, last in pairs:
-        yield first, last
-
-
+    yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from kernelmodel.abi.kexec_handover import KhoScratch
 from kernelmodel.errors import NoMemory
-from kernelmodel.machine import GIB, PAGE_SHIFT, PAGE_SIZE
+from kernelmodel.memory import GIB, PAGE_SHIFT, PAGE_SIZE
 from kernelmodel.mm.memblock import NUMA_NO_NODE, Memblock
 from kernelmodel.mm.mmzone import MAX_ORDER_NR_PAGES
 

@@ -74,7 +74,9 @@ class Luo:
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
-        self.enabled = kernel.params.flag("liveupdate", default=False) and kernel.release.luo is not None
+        self.enabled = (
+            kernel.params.flag("liveupdate", default=False) and kernel.release.luo is not None
+        )
         #: How many live updates led to this kernel.
         self.liveupdate_num = 0
         self.luo_ser_pa = 0
@@ -210,7 +212,12 @@ class Luo:
 
 
 def _dispatch(
-    table: dict[int, _Ioctl], task: Task, file: File, cmd: int, arg: bytearray, check: Callable[[int], None]
+    table: dict[int, _Ioctl],
+    task: Task,
+    file: File,
+    cmd: int,
+    arg: bytearray,
+    check: Callable[[int], None],
 ) -> int:
     """Common decoding: number, encoding, direction, size, trailing bytes, in this order."""
     entry = table.get(cmd & 0xFF)
@@ -249,7 +256,7 @@ class LiveupdateDevice:
             LIVEUPDATE_CREATE_SESSION & 0xFF: (72, 72, self._create),
             LIVEUPDATE_RETRIEVE_SESSION & 0xFF: (72, 72, self._retrieve),
         }
-        return _dispatch(table, task, file, cmd, arg, lambda nr: None)
+        return _dispatch(table, task, file, cmd, arg, lambda _nr: None)
 
     def _create(self, task: Task, file: File, arg: bytearray) -> int:
         return self._reply(task, arg, self.luo.sessions.create(_name(arg)))

@@ -35,7 +35,7 @@ from kernelmodel.errors import (
     NotSupported,
 )
 from kernelmodel.luo.handler import FileHandler, Flb
-from kernelmodel.machine import PAGE_SIZE
+from kernelmodel.memory import PAGE_SIZE
 
 if TYPE_CHECKING:
     from kernelmodel.luo.core import Luo

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from kernelmodel.fs import File
 
-__all__ = ["Flb", "FlbOps", "FileHandler", "LuoFile"]
+__all__ = ["FileHandler", "Flb", "FlbOps", "LuoFile"]
 
 
 @dataclass(slots=True)

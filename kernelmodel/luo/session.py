@@ -151,7 +151,7 @@ class LuoSessions:
             self.incoming_blocks.restore(sessions_pa)
 
     def deserialize(self) -> None:
-        """Read all sessions and their files, once; the result is kept. C: luo_session_deserialize().
+        """Read all sessions and their files, once and for all. C: luo_session_deserialize().
 
         Raises:
             KernelError: the first attempt's error, at every call.
@@ -217,5 +217,3 @@ class LuoSessions:
 def _same(one: bytes, other: bytes) -> bool:
     """Bounded comparison of two name buffers up to the first NUL. C: strncmp()."""
     return one.split(b"\0", 1)[0] == other.split(b"\0", 1)[0]
-
-

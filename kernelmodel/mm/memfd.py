@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from kernelmodel.errors import InvalidArgument, NoDevice
 from kernelmodel.fs import File, Inode, PlainFileOperations
-from kernelmodel.machine import PAGE_SHIFT, Content
+from kernelmodel.memory import PAGE_SHIFT, Content
 from kernelmodel.mm.hugetlbfs import HugetlbInode
 from kernelmodel.mm.shmem import F_SEAL_EXEC, F_SEAL_SEAL, ShmemFileOperations, ShmemInode
 
@@ -100,7 +100,7 @@ def memfd_create(kernel: Kernel, flags: int) -> File:
     """
     size_log2 = flags >> MFD_HUGE_SHIFT & _MFD_HUGE_MASK
     known = _ALL_FLAGS | (_MFD_HUGE_MASK << MFD_HUGE_SHIFT if flags & MFD_HUGETLB else 0)
-    if flags & ~known or flags & MFD_EXEC and flags & MFD_NOEXEC_SEAL:
+    if flags & ~known or (flags & MFD_EXEC and flags & MFD_NOEXEC_SEAL):
         raise InvalidArgument("bad flags", flags=flags)
     seals = 0 if flags & (MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL) else F_SEAL_SEAL
     if flags & MFD_NOEXEC_SEAL:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from kernelmodel.errors import Busy, InvalidArgument, NotPermitted, NotSupported
 from kernelmodel.fs import File, Inode, PlainFileOperations
-from kernelmodel.machine import PAGE_SHIFT, PAGE_SIZE, Content
+from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE, Content
 from kernelmodel.mm.ranges import RangeMap
 
 if TYPE_CHECKING:
@@ -116,6 +116,10 @@ class ShmemInode(Inode):
                 index += nr_pages
             taken += high - low
         return taken
+
+    def preallocate(self, nid: int) -> None:
+        """Give every page up to the size a frame, as a VMM's prealloc does. Raises: NoMemory."""
+        self.allocate(0, self.nr_size_pages, PG_DIRTY | PG_UPTODATE, nid=nid)
 
     def add_to_page_cache(self, index: int, pfn: int, nr_pages: int, flags: int) -> None:
         """Put frames that are there already at an index."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kernelmodel.machine import PAGE_SIZE
+from kernelmodel.memory import PAGE_SIZE
 from kernelmodel.mm.page_alloc import PageAllocator
 
 __all__ = ["VmallocArea", "vfree", "vmalloc"]

@@ -1,0 +1,119 @@
+"""Preserving vmalloc areas: the pages one by one, and a chain of chunks that lists them.
+
+A chunk is a page {u64 next, u64 phys[511]}; its list ends at the first zero. When slot 511 has
+just been filled the next chunk is allocated at once, so a list of an exact multiple of 511
+entries is followed by an empty chunk.
+
+C: kernel/liveupdate/kexec_handover.c (kho_preserve_vmalloc and its counterparts), 7.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kernelmodel.abi.kexec_handover import (
+    KHO_VMALLOC_ALLOC,
+    KHO_VMALLOC_PHYS_PER_CHUNK,
+    KhoVmalloc,
+)
+from kernelmodel.errors import KernelError
+from kernelmodel.kho.kexec_handover import Kho
+from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE
+from kernelmodel.mm.vmalloc import VmallocArea
+
+__all__ = ["preserve_vmalloc", "restore_vmalloc", "unpreserve_vmalloc"]
+
+
+def preserve_vmalloc(kho: Kho, area: VmallocArea) -> KhoVmalloc:
+    """Preserve the pages and describe them. C: kho_preserve_vmalloc().
+
+    Raises:
+        NoMemory: no page for a chunk or a node; nothing stays preserved.
+    """
+    kernel = kho.kernel
+    kernel.charge("kho_preserve_vmalloc", area.nr_pages)
+    first = chunk = kho.alloc_preserve(PAGE_SIZE)
+    done: list[tuple[int, int]] = []
+    slot = 0
+    try:
+        for start, end in ((pfn, pfn + nr_pages) for pfn, nr_pages in area.extents):
+            pfn = start
+            while pfn < end:
+                take = min(end - pfn, KHO_VMALLOC_PHYS_PER_CHUNK - slot)
+                kho.preserve_folios(pfn, 0, take)
+                done.append((pfn, take))
+                entries = b"".join(
+                    (at << PAGE_SHIFT).to_bytes(8, "little") for at in range(pfn, pfn + take)
+                )
+                kernel.memory.write(chunk + 8 * (1 + slot), entries)
+                pfn, slot = pfn + take, slot + take
+                if slot == KHO_VMALLOC_PHYS_PER_CHUNK:
+                    following = kho.alloc_preserve(PAGE_SIZE)
+                    kernel.memory.write_u64(chunk, following)
+                    chunk, slot = following, 0
+    except KernelError:
+        for pfn, nr_pages in done:
+            kho.unpreserve_folios(pfn, 0, nr_pages)
+        _drop_chunks(kho, first)
+        raise
+    return KhoVmalloc(first, area.nr_pages, KHO_VMALLOC_ALLOC, area.order)
+
+
+def _drop_chunks(kho: Kho, chunk: int) -> None:
+    while chunk:
+        following = kho.kernel.memory.u64(chunk)
+        kho.unpreserve_free(chunk)
+        chunk = following
+
+
+def unpreserve_vmalloc(kho: Kho, ser: KhoVmalloc, area: VmallocArea) -> None:
+    """Undo `preserve_vmalloc`; the area itself stays. C: kho_unpreserve_vmalloc()."""
+    for pfn, nr_pages in area.extents:
+        kho.unpreserve_folios(pfn, 0, nr_pages)
+    _drop_chunks(kho, ser.first)
+
+
+def restore_vmalloc(kho: Kho, ser: KhoVmalloc) -> VmallocArea | None:
+    """Take back an area; None if its chunks do not describe one. C: kho_restore_vmalloc().
+
+    On failure nothing of what was restored so far is given back.
+    """
+    kernel = kho.kernel
+    extents: list[tuple[int, int]] = []
+    total = 0
+    chunk = ser.first
+    while chunk:
+        for pfn, blocks in _chunk_entries(kho, chunk, ser.order):
+            total += blocks << ser.order
+            if total > ser.total_pages:
+                return None
+            if kho.restore_folios(pfn, ser.order, blocks) != blocks:
+                kernel.warn_on(f"vmalloc page {pfn:#x} is not preserved")
+                return None
+            extents.append((pfn, blocks << ser.order))
+        following = kernel.memory.u64(chunk)
+        kho.restore_free(chunk)
+        chunk = following
+    kernel.charge("kho_restore_vmalloc", total)
+    if total != ser.total_pages:
+        return None
+    return VmallocArea(tuple(extents), ser.order)
+
+
+def _chunk_entries(kho: Kho, chunk: int, order: int) -> Iterator[tuple[int, int]]:
+    """Entries up to the first zero, as runs of adjacent blocks (pfn, blocks)."""
+    page = kho.kernel.memory.read(chunk, PAGE_SIZE)
+    run: tuple[int, int] | None = None
+    for at in range(8, PAGE_SIZE, 8):
+        pa = int.from_bytes(page[at : at + 8], "little")
+        if pa == 0:
+            break
+        pfn = pa >> PAGE_SHIFT
+        if run is not None and pfn == run[0] + (run[1] << order):
+            run = (run[0], run[1] + 1)
+            continue
+        if run is not None:
+            yield run
+        run = (pfn, 1)
+    if run is not None:
+        yield run

@@ -1,0 +1,67 @@
+"""The userspace agent of a host: the one process that has /dev/liveupdate open.
+
+It holds the session descriptors, by which sessions live, and passes memory files between VMMs and
+sessions. The model of luod, as far as its kernel interface goes.
+"""
+
+from __future__ import annotations
+
+from kernelmodel.kernel import Kernel
+from kernelmodel.syscalls import DEV_LIVEUPDATE, Task
+
+__all__ = ["Agent"]
+
+
+class Agent:
+    """One life of the agent: it ends with its kernel."""
+
+    __slots__ = ("device", "sessions", "task")
+
+    def __init__(self, kernel: Kernel) -> None:
+        """Open the device.
+
+        Raises:
+            NoEntry: this kernel has none. IoError: what came over cannot be read.
+        """
+        self.task = Task(kernel, "luod")
+        self.device = self.task.open(DEV_LIVEUPDATE)
+        #: Descriptors of open sessions by name; outgoing and incoming may share a name.
+        self.sessions: dict[tuple[str, str], int] = {}
+
+    def session(self, name: str) -> int | None:
+        """The descriptor of an open session, the outgoing one first."""
+        return self.sessions.get(("outgoing", name), self.sessions.get(("incoming", name)))
+
+    def create(self, name: str) -> None:
+        """CREATE_SESSION."""
+        self.sessions["outgoing", name] = self.task.create_session(self.device, name)
+
+    def retrieve(self, name: str) -> None:
+        """RETRIEVE_SESSION."""
+        self.sessions["incoming", name] = self.task.retrieve_session(self.device, name)
+
+    def preserve(self, session: int, vmm: Task, fd: int, token: int) -> None:
+        """PRESERVE_FD of a VMM's descriptor, passed over for the call."""
+        mine = vmm.send_fd(fd, self.task)
+        try:
+            self.task.preserve_fd(session, mine, token)
+        finally:
+            self.task.close(mine)
+
+    def fetch(self, session: int, token: int, vmm: Task) -> int:
+        """RETRIEVE_FD, passed on to a VMM; the descriptor's number there."""
+        mine = self.task.retrieve_fd(session, token)
+        try:
+            return self.task.send_fd(mine, vmm)
+        finally:
+            self.task.close(mine)
+
+    def finish(self, session: int) -> None:
+        """FINISH."""
+        self.task.finish_session(session)
+
+    def close(self, session: int) -> None:
+        """close(2) of a session's descriptor."""
+        for key in [key for key, fd in self.sessions.items() if fd == session]:
+            del self.sessions[key]
+        self.task.close(session)

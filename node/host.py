@@ -1,0 +1,448 @@
+"""One host: a machine, the kernel that runs on it now, its VMs and its agent.
+
+Every operation of a host is a method here, each a step that an agent could take. A live update
+(`node.live_update`) is a sequence of them; gRPC offers them one by one. What the kernel refuses is
+a `KernelError`, what the host's state does not allow a `HostStateError`.
+
+The kernel is replaced at the jump: the old one's object is dropped, and the new one is booted from
+the machine's memory and the firmware record. VMs keep nothing of their memory but its fingerprint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import Final
+
+from kernelmodel import kexec
+from kernelmodel.boot import boot
+from kernelmodel.errors import KernelError, KernelPanic, ModelBug
+from kernelmodel.kernel import Kernel, KernelConfig, no_failures
+from kernelmodel.machine import Machine, MachineSpec
+from kernelmodel.memory import GIB
+from kernelmodel.releases import CATALOGUE, Release
+from kernelmodel.sim.clock import Clock, Phase
+from kernelmodel.sim.cost import CostModel
+from kernelmodel.sim.trace import Trace
+from kernelmodel.syscalls import Task
+from node import faults, views
+from node.agent import Agent
+from node.api import FaultSpec, HostGauges, HostSpec, VmSpec
+from node.views import SessionView
+from node.vm import MEMORY_TOKEN, Vm, VmState
+
+__all__ = ["Host", "HostState", "HostStateError", "kernel_cmdline"]
+
+_HUGEPAGESZ: Final = {2 << 20: "2M", 1 << 30: "1G"}
+
+
+class HostState(StrEnum):
+    """Where a host stands in its life."""
+
+    UP = "up"  # a kernel runs
+    KEXEC_LOADED = "kexec_loaded"  # and the next one is loaded
+    REBOOTING = "rebooting"  # between reboot(2) and the next kernel's agent
+    PANICKED = "panicked"  # only a cold reboot leads on
+    COLD_BOOTING = "cold_booting"
+
+
+_NEXT: Final = {
+    HostState.UP: {HostState.KEXEC_LOADED, HostState.COLD_BOOTING, HostState.PANICKED},
+    HostState.KEXEC_LOADED: {
+        HostState.REBOOTING,
+        HostState.COLD_BOOTING,
+        HostState.KEXEC_LOADED,
+        HostState.PANICKED,
+    },
+    HostState.REBOOTING: {HostState.UP, HostState.PANICKED},
+    HostState.PANICKED: {HostState.COLD_BOOTING},
+    HostState.COLD_BOOTING: {HostState.UP, HostState.PANICKED},
+}
+
+
+class HostStateError(Exception):
+    """The host or the VM is not in a state for this; `reason` is a word in upper snake case."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(reason, message)
+        self.reason = reason
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def kernel_cmdline(spec: HostSpec) -> str:
+    """The command line that a host boots with."""
+    words = ["kho=on", "liveupdate=on"]
+    for pool in spec.hugepages:
+        words += [f"hugepagesz={_HUGEPAGESZ[pool.page_bytes]}", f"hugepages={pool.count}"]
+    return " ".join([*words, *spec.cmdline.split()])
+
+
+class Host:
+    """One host. Deterministic: a function of its inventory, the seed and what it was told."""
+
+    def __init__(
+        self,
+        spec: HostSpec,
+        vms: Iterable[VmSpec],
+        *,
+        seed: int,
+        cost: CostModel,
+        fault_specs: Iterable[FaultSpec] = (),
+        record_events: bool = False,
+        config: KernelConfig | None = None,
+    ) -> None:
+        self.spec = spec
+        self.config = config or KernelConfig()
+        self.machine = Machine(MachineSpec(spec.node_bytes, spec.cpus))
+        self.clock = Clock(cost, spec.cpus, seed, ("host", spec.name))
+        self.trace = Trace(f"host/{spec.name}", record_events)
+        self.faults = faults.Faults(fault_specs)
+        self.state = HostState.COLD_BOOTING
+        self.vms = {vm.name: Vm(vm, i % len(spec.node_bytes)) for i, vm in enumerate(vms)}
+        self.phases: list[Phase] = []
+        self.agent: Agent | None = None
+        self.loaded: Release | None = None
+        self.panic_message = ""
+        self._cmdline = kernel_cmdline(spec)
+        self._kernel: Kernel | None = None
+        self._power_on(_release(spec.release))
+        for vm in self.vms.values():
+            try:
+                vm.start(self.kernel)
+            except KernelError as error:
+                raise ModelBug(
+                    f"{spec.name} has no memory for its VM {vm.spec.name}: {error}"
+                ) from error
+        self._start_agent()
+        # All of this was long ago: the simulation begins with a host that runs.
+        self.clock.restart()
+        self.clock.on_phase = self._phase_ended
+        self._advance(HostState.UP, "powered on")
+        for vm in self.vms.values():
+            self._emit("vm", name=vm.spec.name, state=vm.state, fingerprint=self._look_at(vm))
+
+    # Bookkeeping.
+
+    @property
+    def name(self) -> str:
+        """The host's name."""
+        return self.spec.name
+
+    @property
+    def kernel(self) -> Kernel:
+        """The kernel that runs. Raises: HostStateError if none does."""
+        if self._kernel is None:
+            raise HostStateError("HOST_DOWN", f"{self.name} is {self.state}")
+        return self._kernel
+
+    @property
+    def liveupdate_num(self) -> int:
+        """Live updates since the last cold boot, as the running kernel counts them."""
+        return self._kernel.luo.liveupdate_num if self._kernel is not None else 0
+
+    @property
+    def release(self) -> str:
+        """The running release, empty while there is none."""
+        return self._kernel.release.name if self._kernel is not None else ""
+
+    def _advance(self, to: HostState, why: str) -> None:
+        if to not in _NEXT[self.state]:
+            raise ModelBug(f"{self.name}: {self.state} -> {to}: {why}")
+        self.state = to
+        self._emit("host", state=to, release=self.release, why=why)
+
+    def _emit(self, event: str, **fields: int | str | bytes | bool) -> None:
+        self.trace.emit(self.clock.now_ns, event, **fields)
+
+    def emit(self, event: str, **fields: int | str | bytes | bool) -> None:
+        """Record what somebody else did to this host."""
+        self._emit(event, **fields)
+
+    def _phase_ended(self, phase: Phase) -> None:
+        self.phases.append(phase)
+
+    def take_phases(self) -> list[Phase]:
+        """Phases since the last call, each recorded as an event now."""
+        taken, self.phases = self.phases, []
+        for phase in taken:
+            self._emit("phase", name=phase.name, start=phase.start_ns, ns=phase.duration_ns)
+        return taken
+
+    def vm(self, name: str) -> Vm:
+        """A VM of this host. Raises: HostStateError."""
+        if name not in self.vms:
+            raise HostStateError("NO_SUCH_VM", f"{self.name} has no VM {name!r}")
+        return self.vms[name]
+
+    def _the_agent(self) -> Agent:
+        if self.agent is None:
+            raise HostStateError("NO_AGENT", f"{self.name}: no agent has /dev/liveupdate open")
+        return self.agent
+
+    def _session(self, name: str) -> int:
+        fd = self._the_agent().session(name)
+        if fd is None:
+            raise HostStateError("NO_SUCH_SESSION", f"{self.name}: no open session {name!r}")
+        return fd
+
+    # VMs.
+
+    def pause_vm(self, name: str) -> None:
+        """Stop the vCPUs and remember what memory holds."""
+        vm = self.vm(name)
+        if vm.state is not VmState.RUNNING:
+            raise HostStateError("VM_NOT_RUNNING", f"{name} is {vm.state}")
+        vm.run()
+        self.clock.charge("vm_pause", vm.spec.vcpus)
+        vm.fingerprint = self._look_at(vm)
+        vm.advance(VmState.PAUSED)
+        self._emit("vm", name=name, state=vm.state, fingerprint=vm.fingerprint)
+
+    def resume_vm(self, name: str) -> None:
+        """Let the vCPUs run."""
+        vm = self.vm(name)
+        if vm.state is not VmState.PAUSED:
+            raise HostStateError("VM_NOT_PAUSED", f"{name} is {vm.state}")
+        self.clock.charge("vm_resume", vm.spec.vcpus)
+        vm.advance(VmState.RUNNING)
+        self._emit("vm", name=name, state=vm.state)
+
+    def restart_vm(self, name: str) -> None:
+        """Start a stopped VM afresh. Raises: KernelError if there is no memory for it."""
+        vm = self.vm(name)
+        if vm.state is not VmState.STOPPED:
+            raise HostStateError("VM_NOT_STOPPED", f"{name} is {vm.state}")
+        vm.start(self.kernel)
+        self.clock.charge("vm_boot")
+        self._emit("vm", name=name, state=vm.state, fingerprint=self._look_at(vm))
+
+    def _look_at(self, vm: Vm) -> bytes:
+        return vm.read_fingerprint(self.machine.memory)
+
+    # Sessions.
+
+    def create_session(self, name: str) -> None:
+        """CREATE_SESSION on /dev/liveupdate."""
+        with self._refusals("create_session", session=name):
+            self._the_agent().create(name)
+
+    def preserve_fd(self, session: str, token: int, vm: str) -> None:
+        """PRESERVE_FD of a VM's memory."""
+        fd, machine = self._session(session), self.vm(vm)
+        if machine.task is None:
+            raise HostStateError("VM_STOPPED", f"{vm} has no memory")
+        with self._refusals("preserve_fd", session=session, token=token, vm=vm):
+            self._the_agent().preserve(fd, machine.task, machine.fd, token)
+
+    def preserve_vm(self, name: str) -> None:
+        """What a VMM does for its VM: a session of its name, its memory in it."""
+        self.create_session(name)
+        try:
+            self.preserve_fd(name, MEMORY_TOKEN, name)
+        except (KernelError, HostStateError):
+            self.close_session(name)
+            raise
+
+    def close_session(self, name: str) -> None:
+        """close(2): an outgoing session lets go of its files, an incoming one finishes."""
+        fd = self._session(name)
+        with self._refusals("close_session", session=name):
+            self._the_agent().close(fd)
+
+    def retrieve_session(self, name: str) -> None:
+        """RETRIEVE_SESSION on /dev/liveupdate."""
+        with self._refusals("retrieve_session", session=name):
+            self._the_agent().retrieve(name)
+
+    def retrieve_fd(self, session: str, token: int, name: str) -> bool:
+        """RETRIEVE_FD; the VM gets its memory back. Whether it holds what it held when paused."""
+        fd, vm = self._session(session), self.vm(name)
+        if vm.state is not VmState.STOPPED:
+            raise HostStateError("VM_NOT_STOPPED", f"{name} is {vm.state}")
+        task = Task(self.kernel, f"vmm:{name}")
+        with self._refusals("retrieve_fd", session=session, token=token, vm=name):
+            vm.fd = self._the_agent().fetch(fd, token, task)
+        vm.task = task
+        vm.advance(VmState.PAUSED)
+        self.clock.charge("vmm_rebuild", vm.spec.vcpus)
+        intact = bool(vm.fingerprint) and self._look_at(vm) == vm.fingerprint
+        self._emit("retrieved", vm=name, intact=intact)
+        return intact
+
+    def finish_session(self, name: str) -> None:
+        """FINISH."""
+        fd = self._session(name)
+        with self._refusals("finish_session", session=name):
+            self._the_agent().finish(fd)
+
+    @contextmanager
+    def _refusals(self, what: str, **fields: int | str) -> Iterator[None]:
+        """Record a call and what the kernel said to it."""
+        try:
+            yield
+        except KernelError as error:
+            self._emit(what, errno=error.name, **fields)
+            raise
+        self._emit(what, **fields)
+
+    def sessions(self) -> list[SessionView]:
+        """All sessions that this kernel knows."""
+        return views.sessions(self._kernel) if self._kernel is not None else []
+
+    # Kernels.
+
+    def kexec_load(self, release: str, cmdline: str = "") -> None:
+        """kexec_file_load(2), with the running kernel's command line unless another is given."""
+        if self.state not in (HostState.UP, HostState.KEXEC_LOADED):
+            raise HostStateError("HOST_DOWN", f"{self.name} is {self.state}")
+        target = _release(release)
+        self.kernel.fail_function = self.faults.fail_function
+        with self._refusals("kexec_file_load", release=release):
+            self._the_agent().task.kexec_file_load(target, cmdline or self._cmdline)
+        self.loaded = target
+        self._advance(HostState.KEXEC_LOADED, f"loaded {release}")
+
+    def freeze(self) -> kexec.Kimage:
+        """reboot(2) up to the point of no return. Raises: KernelError, and nothing has changed."""
+        if self.state not in (HostState.UP, HostState.KEXEC_LOADED):
+            raise HostStateError("HOST_DOWN", f"{self.name} is {self.state}")
+        kernel = self.kernel
+        kernel.fail_function = self.faults.fail_function
+        try:
+            with self.clock.phase("freeze"), self._refusals("freeze"):
+                return kexec.kernel_kexec(kernel)
+        finally:
+            kernel.fail_function = no_failures
+
+    def jump(self, image: kexec.Kimage, boot_timeout_ns: int) -> None:
+        """From the jump to the next kernel's agent. The host is UP after it, or PANICKED.
+
+        `boot_timeout_ns` is the watchdog's, from the jump on.
+        """
+        for vm in self.vms.values():
+            if vm.state is VmState.RUNNING:  # nobody paused it: its guest runs to the very end
+                vm.run()
+                vm.fingerprint = self._look_at(vm)
+        faults.strike_memory(self.faults, self.kernel)
+        self._emit("jump", release=image.release.name, handover=self.kernel.kho.handover_digest())
+        self._advance(HostState.REBOOTING, "kexec")
+        slow = self.faults.strike("slow-boot")
+        slowdown = self.clock.slow("boot", round(slow.factor * 1000)) if slow else None
+        start_ns = self.clock.now_ns
+        try:
+            with self.clock.phase("kexec"):
+                release, firmware = kexec.jump(self.kernel, image)
+            self._drop_kernel()
+            self._kernel = boot(
+                self.machine,
+                release,
+                firmware,
+                self.clock,
+                config=self.config,
+                fail_function=self.faults.fail_function,
+            )
+            self._kernel.fail_function = no_failures
+            with self.clock.phase("userspace"):
+                self.clock.charge("userspace_init")
+                self._start_agent()
+        except KernelPanic as panic:
+            self._die(panic, start_ns, boot_timeout_ns)
+            return
+        finally:
+            if slowdown is not None:
+                slowdown.lift()
+        if self.clock.now_ns - start_ns > boot_timeout_ns:
+            self._die(faults.BootHang("watchdog: no agent in time"), start_ns, boot_timeout_ns)
+            return
+        self._cmdline = firmware.cmdline
+        self._advance(HostState.UP, "kexec done")
+
+    def _die(self, panic: KernelPanic, start_ns: int, boot_timeout_ns: int) -> None:
+        """The booting kernel is gone. A hang is noticed when the watchdog's time is up."""
+        self._drop_kernel()
+        deadline = start_ns + boot_timeout_ns
+        if isinstance(panic, faults.BootHang):
+            if self.clock.now_ns < deadline:
+                self.clock.advance_to(deadline)
+            self.clock.cut(deadline)
+        self.phases = [phase for phase in self.phases if phase.end_ns <= self.clock.now_ns]
+        self.panic_message = str(panic)
+        self._advance(HostState.PANICKED, str(panic))
+
+    def cold_reboot(self, release: str) -> None:
+        """A reset through firmware: nothing in memory survives, VMs are stopped."""
+        target = _release(release)
+        self._advance(HostState.COLD_BOOTING, f"cold reboot into {release}")
+        self._drop_kernel()
+        with self.clock.phase("firmware"):
+            self.clock.charge("watchdog_reset")
+            self.clock.charge("firmware_post")
+            self.clock.charge("cold_boot_memory_init", sum(self.spec.node_bytes) // GIB)
+        self._cmdline = kernel_cmdline(self.spec)
+        try:
+            self._power_on(target)
+        except KernelPanic as panic:
+            self._drop_kernel()
+            self.panic_message = str(panic)
+            self._advance(HostState.PANICKED, str(panic))
+            return
+        with self.clock.phase("userspace"):
+            self.clock.charge("userspace_init")
+            self._start_agent()
+        self._advance(HostState.UP, "cold boot done")
+
+    def _power_on(self, release: Release) -> None:
+        self.machine.reset()
+        firmware = self.machine.cold_firmware(self._cmdline)
+        self._kernel = boot(self.machine, release, firmware, self.clock, config=self.config)
+
+    def _start_agent(self) -> None:
+        self.clock.charge("agent_start")
+        try:
+            self.agent = Agent(self.kernel)
+        except KernelError as error:
+            self.agent = None
+            self.kernel.printk(f"luod: cannot open /dev/liveupdate: {error}")
+            self._emit("agent", errno=error.name)
+
+    def _drop_kernel(self) -> None:
+        self._kernel = None
+        self.agent = None
+        self.loaded = None
+        for vm in self.vms.values():
+            vm.forget()
+
+    # Faults.
+
+    def inject(self, fault: FaultSpec) -> None:
+        """Arm a fault."""
+        if fault.kind not in faults.FAULT_KINDS:
+            known = ", ".join(faults.FAULT_KINDS)
+            raise HostStateError("NO_SUCH_FAULT", f"no fault {fault.kind!r}; there are: {known}")
+        if fault.vm:
+            self.vm(fault.vm)
+        self.faults.add(fault)
+        self._emit("inject", kind=fault.kind, times=fault.times)
+
+    # Looking.
+
+    def gauges(self) -> HostGauges:
+        """The host's own counters."""
+        return views.gauges(self._kernel, self.vms.values())
+
+    def debugfs(self, path: str) -> str:
+        """A file that the running kernel would show, as text. Raises: HostStateError."""
+        files = views.debugfs(self.kernel)
+        if path not in files:
+            raise HostStateError("NO_SUCH_FILE", f"no file {path!r}; there are: {', '.join(files)}")
+        return files[path]()
+
+
+def _release(name: str) -> Release:
+    if name not in CATALOGUE:
+        raise HostStateError("NO_SUCH_RELEASE", f"unknown release {name!r}")
+    return CATALOGUE[name]

@@ -1,0 +1,388 @@
+"""One host update: the steps in order, what is tried again, and what is fallen back to.
+
+Happy path: load the next kernel, preserve every VM, pause them, freeze and jump, retrieve, resume,
+finish. Loading, preserving and finishing lie outside the blackout.
+
+Unhappy paths, by `UpdatePolicy`: a freeze that fails resumes the VMs and is tried again after a
+delay, and then given up (or turned into a cold reboot); a next kernel that panics or hangs is
+reset into a cold boot, with every VM restarted; a VM whose memory does not come back, or comes
+back changed, is lost, and started afresh if the policy says so.
+
+Time: the host's blackout runs from the last VM's pause to the end of the last VM's retrieve; its
+phases add up to it exactly. A VM's downtime adds its wait for the others' pause and its wait for
+its own resume, and whatever earlier attempts cost it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from kernelmodel.errors import KernelError, ModelBug
+from kernelmodel.sim.clock import Phase
+from node.api import (
+    BLACKOUT_PHASES,
+    MIN_UPDATE_NS,
+    HostOutcome,
+    UpdateCommand,
+    UpdateResult,
+    VmOutcome,
+    VmResult,
+)
+from node.host import Host, HostState, HostStateError
+from node.vm import MEMORY_TOKEN, VmState
+
+__all__ = ["update_host"]
+
+
+@dataclass(slots=True)
+class _VmTimes:
+    """What an update costs one VM, as it becomes known."""
+
+    paused_ns: int | None = None  # its pause in the attempt that went through
+    failed_freeze_ns: int = 0  # downtime of attempts that did not
+    resumed_ns: int | None = None
+    restarted: bool = False
+    outcome: VmOutcome = VmOutcome.PRESERVED
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class _Update:
+    """One update under way."""
+
+    host: Host
+    command: UpdateCommand
+    vms: dict[str, _VmTimes] = field(default_factory=dict)
+    phases: dict[str, int] = field(default_factory=dict)
+    outside: dict[str, int] = field(default_factory=dict)
+    attempts: int = 0
+    blackout_start_ns: int | None = None
+    blackout_end_ns: int | None = None
+    preserved_from_ns: int | None = None
+    preserved_until_ns: int | None = None
+    preserved_pages: dict[str, int] = field(default_factory=dict)
+
+    def running(self) -> list[str]:
+        """VMs to be taken along."""
+        return [name for name in self.vms if self.host.vm(name).state is VmState.RUNNING]
+
+    # Steps.
+
+    def in_lanes(self, phase: str, names: list[str], step: Callable[[str], object]) -> Phase:
+        """Let every VM take a step on a lane of its own; failures are the step's business."""
+        with self.host.clock.phase(phase) as done:
+            for name in names:
+                with self.host.clock.lane(f"vmm:{name}"):
+                    step(name)
+        return done
+
+    def load(self) -> None:
+        """kexec_file_load, before anything is disturbed."""
+        with self.host.clock.phase("kexec_file_load") as phase:
+            self.host.kexec_load(self.command.release)
+        self.outside["kexec_file_load"] = phase.duration_ns
+
+    def preserve(self) -> None:
+        """Every running VM into a session of its own. Raises KernelError, nothing preserved."""
+        done: list[str] = []
+
+        def step(name: str) -> None:
+            self.host.preserve_vm(name)
+            done.append(name)
+
+        try:
+            phase = self.in_lanes("preserve", self.running(), step)
+        except KernelError:
+            for name in reversed(done):
+                self.host.close_session(name)
+            raise
+        self.outside["preserve"] = phase.duration_ns
+        self.preserved_from_ns = phase.end_ns
+
+    def unpreserve(self) -> None:
+        """Close every session: VMs go on as before."""
+        for view in reversed(self.host.sessions()):
+            if view.outgoing:
+                self.host.close_session(view.name)
+        self.preserved_until_ns = self.host.clock.now_ns
+
+    def pause(self) -> None:
+        """Pause all; the blackout begins when the last one stands."""
+        names = self.running()
+        phase = self.in_lanes("pause", names, self.host.pause_vm)
+        for name in names:
+            self.vms[name].paused_ns = phase.lane_end_ns(f"vmm:{name}")
+        self.blackout_start_ns = phase.end_ns
+
+    def resume(self, names: list[str]) -> None:
+        """Let VMs run."""
+        phase = self.in_lanes("resume", names, self.host.resume_vm)
+        for name in names:
+            self.vms[name].resumed_ns = phase.lane_end_ns(f"vmm:{name}")
+
+    def freeze_failed(self) -> None:
+        """Undo the pause of a failed attempt; its cost stays with the VMs."""
+        names = [name for name, times in self.vms.items() if times.paused_ns is not None]
+        self.resume(names)
+        for name in names:
+            times = self.vms[name]
+            assert times.paused_ns is not None
+            assert times.resumed_ns is not None
+            times.failed_freeze_ns += times.resumed_ns - times.paused_ns
+            times.paused_ns = times.resumed_ns = None
+        self.blackout_start_ns = None
+        self.host.take_phases()
+
+    def retrieve(self) -> None:
+        """Sessions and memory back; who does not come back intact is lost."""
+        names = [name for name, times in self.vms.items() if times.paused_ns is not None]
+        if self.host.agent is None:
+            for name in names:
+                self.lose(name, "the agent cannot open /dev/liveupdate")
+            names = []
+        phase = self.in_lanes("retrieve", names, self._retrieve_vm)
+        self.blackout_end_ns = phase.end_ns
+
+    def _retrieve_vm(self, name: str) -> None:
+        try:
+            self.host.retrieve_session(name)
+            intact = self.host.retrieve_fd(name, MEMORY_TOKEN, name)
+        except KernelError as error:
+            self.lose(name, f"retrieve failed with {error.name}")
+            return
+        if not intact:
+            self.lose(name, "memory came back changed")
+            self.host.vm(name).stop()
+
+    def lose(self, name: str, why: str) -> None:
+        """A VM's memory is gone."""
+        self.vms[name].outcome = VmOutcome.LOST
+        self.vms[name].reason = why
+        self.host.emit("vm_lost", name=name, why=why)
+
+    def count_preserved(self) -> None:
+        """Pages that came back, by page size."""
+        for name, times in self.vms.items():
+            vm = self.host.vm(name)
+            if times.paused_ns is not None and times.outcome is VmOutcome.PRESERVED:
+                label = vm.spec.backing.page_label
+                self.preserved_pages[label] = self.preserved_pages.get(label, 0) + vm.nr_pages
+
+    def finish(self) -> None:
+        """Finish every retrieved session and close it; pools settle."""
+        names = [view.name for view in self.host.sessions() if view.retrieved]
+
+        def step(name: str) -> None:
+            self.host.finish_session(name)
+            self.host.close_session(name)
+
+        phase = self.in_lanes("finish", names, step)
+        self.outside["finish"] = phase.duration_ns
+        self.preserved_until_ns = phase.end_ns
+
+    def restart(self, names: list[str]) -> None:
+        """Start stopped VMs afresh, as far as there is memory for them."""
+        failed: dict[str, str] = {}
+
+        def step(name: str) -> None:
+            try:
+                self.host.restart_vm(name)
+            except KernelError as error:
+                failed[name] = error.name
+
+        phase = self.in_lanes("restart", names, step)
+        for name in names:
+            times = self.vms[name]
+            if name in failed:
+                times.outcome = VmOutcome.LOST
+                times.reason = f"{times.reason}; cannot start again: {failed[name]}"
+            else:
+                times.restarted = True
+                times.resumed_ns = phase.lane_end_ns(f"vmm:{name}")
+
+    def cold_reboot(self, release: str, why: str) -> None:
+        """Reset and restart every VM."""
+        self.note_phases()
+        self.host.cold_reboot(release)
+        names = list(self.vms)
+        for name in names:
+            self.vms[name].outcome = VmOutcome.RESTARTED
+            self.vms[name].reason = why
+        if self.host.state is HostState.UP:
+            self.restart(names)
+        else:
+            for name in names:
+                self.lose(name, "the host does not come up")
+        self.blackout_end_ns = None
+        self.preserved_until_ns = self.host.clock.now_ns
+        self.preserved_pages = {}
+
+    def note_phases(self) -> None:
+        """Take over the phases of the blackout that have ended."""
+        start = self.blackout_start_ns
+        for phase in self.host.take_phases():
+            if (
+                start is not None
+                and phase.start_ns >= start
+                and phase.name in BLACKOUT_PHASES
+                and (self.blackout_end_ns is None or phase.end_ns <= self.blackout_end_ns)
+            ):
+                self.phases[phase.name] = self.phases.get(phase.name, 0) + phase.duration_ns
+
+    # The result.
+
+    def vm_result(self, name: str) -> VmResult:
+        """Downtime of one VM, in phases that add up to it."""
+        times = self.vms[name]
+        if times.outcome is VmOutcome.LOST:
+            return VmResult(name, times.outcome, times.reason, None, {})
+        phases: dict[str, int] = {}
+        if times.failed_freeze_ns:
+            phases["failed_freeze"] = times.failed_freeze_ns
+        if times.paused_ns is not None and times.resumed_ns is not None:
+            assert self.blackout_start_ns is not None
+            phases["pause_wait"] = self.blackout_start_ns - times.paused_ns
+            phases.update(self.phases)
+            down_ns = times.resumed_ns - times.paused_ns
+            rest = down_ns - phases["pause_wait"] - sum(self.phases.values())
+            phases["restart" if times.restarted else "resume_wait"] = rest
+        downtime_ns = sum(phases.values())
+        return VmResult(name, times.outcome, times.reason, downtime_ns, phases)
+
+    def result(self, outcome: HostOutcome, reason: str, detail: str) -> UpdateResult:
+        """Close the books."""
+        host, start_ns = self.host, self.command.start_ns
+        if host.clock.now_ns < start_ns + MIN_UPDATE_NS:
+            host.clock.advance_to(start_ns + MIN_UPDATE_NS)  # the agent's report takes a moment
+        host.take_phases()
+        vms = tuple(self.vm_result(name) for name in self.vms)
+        self._check_sums()
+        host.emit("update_done", outcome=outcome, reason=reason, release=host.release)
+        for vm in vms:
+            host.emit(
+                "vm_done",
+                name=vm.name,
+                outcome=vm.outcome,
+                downtime=-1 if vm.downtime_ns is None else vm.downtime_ns,
+            )
+        return UpdateResult(
+            host=host.name,
+            seq=self.command.seq,
+            outcome=outcome,
+            reason=reason,
+            detail=detail,
+            release=host.release,
+            start_ns=start_ns,
+            end_ns=host.clock.now_ns,
+            blackout_start_ns=self.blackout_start_ns,
+            blackout_end_ns=self.blackout_end_ns,
+            preserved_from_ns=self.preserved_from_ns,
+            preserved_until_ns=self.preserved_until_ns,
+            preserved_pages=self.preserved_pages,
+            phases_ns=self.phases,
+            outside_ns=self.outside,
+            freeze_attempts=self.attempts,
+            vms=vms,
+            gauges=host.gauges(),
+            digest=host.trace.hexdigest(),
+            events=host.trace.take_events(),
+        )
+
+    def _check_sums(self) -> None:
+        if self.blackout_start_ns is None or self.blackout_end_ns is None:
+            return
+        blackout = self.blackout_end_ns - self.blackout_start_ns
+        if sum(self.phases.values()) != blackout:
+            raise ModelBug(f"{self.host.name}: phases {self.phases} are not {blackout}")
+
+
+def update_host(host: Host, command: UpdateCommand) -> UpdateResult:
+    """Carry out one command.
+
+    The host must be UP and must not have reached `start_ns` yet; anything that goes wrong on
+    the host is in the result, never an exception.
+    """
+    if host.clock.now_ns < command.start_ns:
+        host.clock.advance_to(command.start_ns)
+    host.take_phases()
+    update = _Update(host, command)
+    update.vms = {name: _VmTimes() for name, vm in host.vms.items() if vm.state is VmState.RUNNING}
+    host.emit("update", release=command.release, seq=command.seq)
+    if host.state not in (HostState.UP, HostState.KEXEC_LOADED) or host.agent is None:
+        why = f"host is {host.state}" if host.agent is not None else "no agent runs"
+        return update.result(HostOutcome.FAILED, "not-ready", why)
+    try:
+        return _run(update)
+    except HostStateError as error:  # somebody scripted this host into a corner
+        return update.result(HostOutcome.FAILED, "not-ready", str(error))
+
+
+def _run(update: _Update) -> UpdateResult:
+    host, command = update.host, update.command
+    try:
+        update.load()
+    except KernelError as error:
+        return update.result(HostOutcome.FAILED, "kexec-load-failed", str(error))
+    try:
+        update.preserve()
+    except KernelError as error:
+        return update.result(HostOutcome.FAILED, "preserve-failed", str(error))
+    policy = command.policy
+    while True:
+        update.attempts += 1
+        update.pause()
+        try:
+            image = host.freeze()
+            break
+        except KernelError as error:
+            update.freeze_failed()
+            if update.attempts <= policy.freeze_retries:
+                host.clock.advance_to(host.clock.now_ns + policy.freeze_retry_delay_ns)
+                continue
+            return _freeze_gave_up(update, error)
+    old_release = host.release
+    host.jump(image, policy.boot_timeout_ns)
+    if host.state is HostState.PANICKED:
+        return _boot_failed(update, old_release)
+    update.retrieve()
+    update.count_preserved()
+    update.note_phases()
+    kept = [name for name, times in update.vms.items() if times.outcome is VmOutcome.PRESERVED]
+    lost = [name for name, times in update.vms.items() if times.outcome is VmOutcome.LOST]
+    update.resume(kept)
+    update.finish()
+    if lost and policy.restart_lost_vms:
+        update.restart(lost)
+    retried = f"after {update.attempts} freezes" if update.attempts > 1 else ""
+    if lost:
+        detail = "; ".join(f"{name}: {update.vms[name].reason}" for name in lost)
+        return update.result(HostOutcome.UPDATED, "vm-lost", detail)
+    return update.result(HostOutcome.UPDATED, "freeze-retried" if retried else "", retried)
+
+
+def _freeze_gave_up(update: _Update, error: KernelError) -> UpdateResult:
+    """Retries are used up: stay on the old kernel, or give up the VMs' memory."""
+    if update.command.policy.on_freeze_failure == "cold-reboot":
+        update.cold_reboot(update.command.release, "freeze-failed")
+        return update.result(HostOutcome.UPDATED, "freeze-failed", f"cold reboot: {error}")
+    update.unpreserve()
+    detail = f"{update.attempts} freezes failed: {error}"
+    return update.result(HostOutcome.FAILED, "freeze-failed", detail)
+
+
+def _boot_failed(update: _Update, old_release: str) -> UpdateResult:
+    """The next kernel did not come up: reset."""
+    host, policy = update.host, update.command.policy
+    reason = (
+        "boot-timeout"
+        if "watchdog" in host.panic_message or "no progress" in (host.panic_message)
+        else "panic"
+    )
+    to_new = policy.on_panic == "cold-reboot-new"
+    message = host.panic_message
+    update.cold_reboot(update.command.release if to_new else old_release, reason)
+    outcome = HostOutcome.UPDATED if to_new else HostOutcome.ROLLED_BACK
+    if host.state is not HostState.UP:
+        outcome = HostOutcome.FAILED
+    return update.result(outcome, reason, message)

@@ -1,0 +1,78 @@
+"""What can be seen of a host from outside: its sessions, its counters, its kernel's files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from kernelmodel.kernel import Kernel
+from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE
+from node.api import Backing, HostGauges
+from node.vm import Vm, VmState
+
+__all__ = ["SessionView", "debugfs", "gauges", "sessions"]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionView:
+    """One live-update session."""
+
+    name: str
+    outgoing: bool
+    tokens: tuple[int, ...]
+    retrieved: bool
+
+
+def sessions(kernel: Kernel) -> list[SessionView]:
+    """All sessions that a kernel knows, outgoing ones first, each list in its order."""
+    known = kernel.luo.sessions
+    return [
+        SessionView(
+            session.name.split(b"\0", 1)[0].decode(errors="replace"),
+            outgoing,
+            tuple(luo_file.token for luo_file in session.file_set.files),
+            session.retrieved,
+        )
+        for outgoing, those in ((True, known.outgoing), (False, known.incoming))
+        for session in those
+    ]
+
+
+def gauges(kernel: Kernel | None, vms: Iterable[Vm]) -> HostGauges:
+    """Counters of a host whose kernel may be down."""
+    states = {state.value: 0 for state in VmState}
+    for vm in vms:
+        states[vm.state] += 1
+    if kernel is None:
+        return HostGauges("", states, {}, 0)
+    pools: dict[str, dict[str, int]] = {}
+    for backing in (Backing.HUGETLB_2M, Backing.HUGETLB_1G):
+        order = backing.page_bytes.bit_length() - 1 - PAGE_SHIFT
+        hstate = kernel.hugetlb.hstates.get(order)
+        if hstate is not None:
+            pools[backing.page_label] = {
+                "free": hstate.free_huge_pages,
+                "used": hstate.nr_huge_pages - hstate.free_huge_pages,
+                "reserved": hstate.resv_huge_pages,
+                "surplus": hstate.surplus_huge_pages,
+            }
+    scratch = sum(area.size for area in kernel.kho.scratch)
+    return HostGauges(kernel.release.name, states, pools, scratch)
+
+
+def debugfs(kernel: Kernel) -> dict[str, Callable[[], str]]:
+    """Files that a kernel shows, by path, each made when it is read.
+
+    Below kho/out: the FDT's page in hex, the scratch areas' addresses and sizes. Of /proc the
+    hugetlb lines of meminfo, buddyinfo and cmdline. The kernel's log is `dmesg`.
+    """
+    areas = kernel.kho.scratch
+    return {
+        "kho/out/fdt": lambda: kernel.memory.read(kernel.kho.fdt_pa, PAGE_SIZE).hex(),
+        "kho/out/scratch_phys": lambda: "".join(f"{area.addr:#x}\n" for area in areas),
+        "kho/out/scratch_len": lambda: "".join(f"{area.size:#x}\n" for area in areas),
+        "proc/meminfo": kernel.hugetlb.meminfo,
+        "proc/buddyinfo": kernel.page_alloc.buddyinfo,
+        "proc/cmdline": lambda: kernel.params.cmdline + "\n",
+        "dmesg": lambda: "".join(f"{line}\n" for line in kernel.messages),
+    }
