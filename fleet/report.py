@@ -20,7 +20,7 @@ from fleet.api import RolloutState, RunRecord
 from fleet.charts.downtime import downtime_chart
 from fleet.charts.phases import MOST_BARS, phase_bars, phases_chart
 from fleet.charts.svg import clock, seconds
-from fleet.charts.timeline import timeline_chart
+from fleet.charts.timeline import MOST_ROWS, timeline_chart
 from fleet.html import Markup, code, legend, table, text
 from fleet.report_notes import cost_notes, memory_notes, model_notes
 from fleet.report_trouble import trouble_notes
@@ -129,14 +129,22 @@ def _headline(result: Result) -> str:
     kept = f"{vms.preserved:,} of {vms.total:,} VMs kept their memory"
     told.append(f"{kept}, {', '.join(fates)}." if fates else f"{kept}; none was restarted or lost.")
     if downtime.count and downtime.p50 is not None:
-        share = 100 * downtime.within_budget / downtime.count
         told.append(
             f"Half of the VMs were down for at most {seconds(downtime.p50)}; "
-            f"{share:.1f} % stayed within the budget of {seconds(downtime.budget)}."
+            f"{_share(result)} stayed within the budget of {seconds(downtime.budget)}."
         )
     if result.rollout.state != RolloutState.COMPLETED:
         told.append(f"The rollout was {result.rollout.state}: {result.rollout.why}.")
     return " ".join(told)
+
+
+def _share(result: Result) -> str:
+    """Downtimes within budget in percent, rounded down: 100 % means all."""
+    downtime = result.downtime_seconds
+    if not downtime.count:
+        return "–"
+    permille = 1000 * downtime.within_budget // downtime.count
+    return f"{permille / 10:g}\N{NO-BREAK SPACE}%"
 
 
 def _tile(name: str, value: str, of: str) -> str:
@@ -171,7 +179,7 @@ def _tiles(result: Result) -> Markup:
         _tile("downtime p99", _or_lost(downtime.p99), f"longest {_or_lost(downtime.max)}"),
         _tile(
             "within budget",
-            f"{100 * downtime.within_budget / downtime.count:.1f} %" if downtime.count else "–",
+            _share(result),
             f"of {downtime.count:,} downtimes ≤ {seconds(downtime.budget)}",
         ),
         _tile(
@@ -220,7 +228,7 @@ def _phases_note(record: RunRecord) -> str:
     bars = (
         "one bar each"
         if ran <= MOST_BARS
-        else "the longest one bar each, the others averaged in groups of equal size"
+        else "the longest one bar each, the others averaged in groups of 5 % each"
     )
     return (
         f"{ran:,} host updates went through a blackout, {bars}, longest first. The phases of a "
@@ -264,7 +272,12 @@ def _timeline_note(record: RunRecord) -> str:
 
 def _timeline_legend(record: RunRecord) -> Markup:
     seen = {str(outcome) for outcome in record.hosts.values()}
+    is_large = len(record.hosts) > MOST_ROWS
+    if is_large:
+        seen |= {"updating", "pending"}
     colours = {c: s.replace("_", " ") for s, c in _HOST_COLOURS.items() if s in seen}
+    if is_large:
+        return legend(colours)
     marks = "▲ fell back or failed · ↻ freeze retried · ✕ VM lost"
     shown = legend({"light-bar": "update, VMs running", **colours})
     return Markup(shown.replace("</ul>", f"<li>{text(marks)}</li></ul>"))

@@ -54,7 +54,11 @@ def model_notes(record: RunRecord) -> Markup:
     sources = sorted({host.release for host in record.scenario.hosts})
     named = [CATALOGUE[name].title if name in CATALOGUE else name for name in sources]
     return Markup(
-        facts({"from": ", ".join(named), "to": target.title})
+        paragraph(
+            "Linux 7.3 preserves plain memfds and nothing else; what carries hugetlb memfds over a "
+            "kexec exists as proposals. The kernels here are models of both."
+        )
+        + facts({"from": ", ".join(named), "to": target.title})
         + table("The target release", ("part", "ABI", "status", "what for"), rows)
     )
 

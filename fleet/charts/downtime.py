@@ -7,7 +7,8 @@ have no place on the axis and stand beyond its end.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -23,6 +24,7 @@ _LOG_TICKS: Final = (
     *(0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 20, 30, 60),
     *(120, 300, 600, 1200, 1800, 3600, 7200),
 )
+_LABEL_ROOM: Final = 34.0
 _LOG_FROM: Final = 4.0  # longest to shortest at which the axis becomes logarithmic
 
 
@@ -55,20 +57,30 @@ def downtime_chart(
     low, high = min(every[0], budget_s) * 0.9, max(every[-1], budget_s) * 1.1
     right = _RIGHT - (_LOST_WIDTH if lost else 0)
     is_log = high / low > _LOG_FROM
-    low = low if is_log else max(0.0, low)
-    x = (log if is_log else linear)(low, high, _LEFT, right)
-    ratio = high / low if is_log else 1.0
-    edges = [
-        low * ratio ** (i / _BINS) if is_log else low + (high - low) * i / _BINS
-        for i in range(_BINS + 1)
-    ]
+    edges = _edges(low, high, budget_s, is_log=is_log)
+    x = (log if is_log else linear)(edges[0], edges[-1], _LEFT, right)
     _axis(canvas, x, low, high, is_log=is_log)
-    top = _bars(canvas, x, edges, finite_s, lost)
+    columns = _count(edges, finite_s)
+    top = max(lost, *(sum(column.values()) for column in columns))
     _count_axis(canvas, top, right)
+    _bars(canvas, x, edges, columns, top)
+    if lost:
+        _lost_bar(canvas, lost, top, right)
     _share(canvas, x, every, lost, right)
     _budget(canvas, x(budget_s), budget_s)
     _percentiles(canvas, x, percentiles)
     return canvas.render()
+
+
+def _edges(low: float, high: float, budget: float, *, is_log: bool) -> list[float]:
+    """Edges of the bins, evenly over the axis and so that no bin holds both sides of the budget."""
+    if is_log:
+        step = math.log(high / low) / (_BINS - 1)
+        below = math.ceil(math.log(budget / low) / step)
+        return [budget * math.exp(step * (i - below)) for i in range(_BINS + 1)]
+    width = (high - low) / (_BINS - 1)
+    below = math.ceil((budget - low) / width)
+    return [budget + width * (i - below) for i in range(_BINS + 1)]
 
 
 def _axis(canvas: Canvas, x: Scale, low: float, high: float, *, is_log: bool) -> None:
@@ -87,38 +99,33 @@ def _axis(canvas: Canvas, x: Scale, low: float, high: float, *, is_log: bool) ->
     canvas.text(_LEFT, floor + 32, "downtime of a VM in one update, virtual time", "tick")
 
 
-def _bars(
-    canvas: Canvas,
-    x: Scale,
-    edges: Sequence[float],
-    finite_s: Mapping[str, Sequence[float]],
-    lost: int,
-) -> int:
-    """Draw the stacked bars; return what the top of the count axis stands for."""
-    counts = {outcome: [0] * _BINS for outcome in finite_s}
+def _count(edges: Sequence[float], finite_s: Mapping[str, Sequence[float]]) -> list[dict[str, int]]:
+    """For each bin, how many VMs of each outcome are in it; an edge belongs to the bin before."""
+    columns: list[dict[str, int]] = [{} for _ in range(_BINS)]
     for outcome, values in finite_s.items():
         for value in values:
-            counts[outcome][min(bisect_right(edges, value) - 1, _BINS - 1)] += 1
-    totals = [sum(column) for column in zip(*counts.values(), strict=True)]
-    top: int = max(*totals, lost)
-    base = _TOP + _BARS
-    for i in range(_BINS):
-        y = base
-        for outcome, column in counts.items():
-            if not column[i]:
-                continue
-            tall = max(1.5, column[i] / top * _BARS)
+            column = columns[min(max(bisect_left(edges, value) - 1, 0), _BINS - 1)]
+            column[outcome] = column.get(outcome, 0) + 1
+    return columns
+
+
+def _bars(
+    canvas: Canvas, x: Scale, edges: Sequence[float], columns: list[dict[str, int]], top: int
+) -> None:
+    for left, right, column in zip(edges, edges[1:], columns, strict=False):
+        y = _TOP + _BARS
+        for outcome, count in column.items():
+            tall = max(1.5, count / top * _BARS)
             y -= tall
-            tip = f"{seconds(edges[i])} to {seconds(edges[i + 1])}: {column[i]} VMs {outcome}"
-            left = x(edges[i])
-            canvas.rect(left + 0.5, y, x(edges[i + 1]) - left - 1, tall, f"vm-{outcome}", tip)
-    if lost:
-        right = x(edges[-1])
-        tall = max(1.5, lost / top * _BARS)
-        canvas.rect(right + 40, base - tall, 20, tall, "vm-lost", f"{lost} VMs lost")
-        canvas.text(right + 50, base - tall - 5, str(lost), "value", "middle")
-        canvas.text(right + 50, base + 14, "lost", "tick", "middle")
-    return top
+            tip = f"{seconds(left)} to {seconds(right)}: {count:,} VMs {outcome}"
+            canvas.rect(x(left) + 0.5, y, x(right) - x(left) - 1, tall, f"vm-{outcome}", tip)
+
+
+def _lost_bar(canvas: Canvas, lost: int, top: int, right: float) -> None:
+    base, tall = _TOP + _BARS, max(1.5, lost / top * _BARS)
+    canvas.rect(right + 40, base - tall, 20, tall, "vm-lost", f"{lost:,} VMs lost")
+    canvas.text(right + 50, base - tall - 5, f"{lost:,}", "value", "middle")
+    canvas.text(right + 50, base + 14, "lost", "tick", "middle")
 
 
 def _count_axis(canvas: Canvas, top: int, right: float) -> None:
@@ -151,12 +158,15 @@ def _budget(canvas: Canvas, at: float, budget_s: float) -> None:
 
 
 def _percentiles(canvas: Canvas, x: Scale, percentiles: Mapping[str, float | None]) -> None:
-    """Marks on the share curve, their names above the histogram where there is room."""
+    """Marks on the curve, named to the right of it, or to the left where the next is close."""
     top = _TOP + _BARS + _GAP
     y = linear(0, 100, top + _SHARE, top)
-    for name, value in percentiles.items():
-        if value is None:
-            continue
-        share = y(float(name.removeprefix("p")))
-        canvas.mark(x(value), share, "●", "dot", f"{name}: {seconds(value)}")
-        canvas.text(x(value) + 7, share + 12, name, "value")
+    marks = [(name, value) for name, value in percentiles.items() if value is not None]
+    following = [x(value) for _, value in marks[1:]] + [math.inf]
+    for (name, value), following_x in zip(marks, following, strict=True):
+        at, share = x(value), y(float(name.removeprefix("p")))
+        canvas.mark(at, share, "●", "dot", f"{name}: {seconds(value)}")
+        if following_x - at < _LABEL_ROOM:
+            canvas.text(at - 7, share + 2, name, "value", "end")
+        else:
+            canvas.text(at + 7, share + 13, name, "value")

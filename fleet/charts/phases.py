@@ -60,7 +60,8 @@ def phase_bars(updates: Iterable[tuple[str, dict[str, int]]]) -> list[Bar]:
     alone, rest = single[:_ALONE], single[_ALONE:]
     cuts = [len(rest) * i // _GROUPS for i in range(_GROUPS + 1)]
     return alone + [
-        _mean_bar(f"mean of {to - start:,}", rest[start:to]) for start, to in pairwise(cuts)
+        _mean_bar(f"{100 * i // _GROUPS}–{100 * (i + 1) // _GROUPS} %", rest[start:to])
+        for i, (start, to) in enumerate(pairwise(cuts))
     ]
 
 
@@ -70,7 +71,7 @@ def _mean_bar(label: str, bars: Sequence[Bar]) -> Bar:
     return Bar(
         label,
         {name: sum(bar.phases_s.get(name, 0.0) for bar in bars) / len(bars) for name in names},
-        f"{seconds(bars[-1].total_s)} to {seconds(bars[0].total_s)}",
+        f"mean of {len(bars):,} from {seconds(bars[-1].total_s)} to {seconds(bars[0].total_s)}",
     )
 
 

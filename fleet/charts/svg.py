@@ -27,6 +27,8 @@ __all__ = [
 #: Width of every chart in user units; the page scales it to what there is.
 WIDTH: Final = 960.0
 
+_SPACE: Final = "\N{NO-BREAK SPACE}"
+
 Scale = Callable[[float], float]
 Anchor = Literal["start", "middle", "end"]
 
@@ -43,7 +45,7 @@ class Canvas:
         )
         self._shapes: list[str] = []
 
-    def rect(  # noqa: PLR0917  # the order in which SVG people name them
+    def rect(
         self, x: float, y: float, width: float, height: float, style: str, tip: str = ""
     ) -> None:
         """A rectangle of CSS class `style`; `tip` is shown by a pointer that rests on it."""
@@ -134,15 +136,15 @@ def clock_step(span_s: float, most: int) -> float:
 def seconds(value_s: float) -> str:
     """A duration as people write it: "38 ms", "4.2 s", "14 s", "7 min 3 s"."""
     if value_s < 1:
-        return f"{value_s * 1000:.3g} ms"
+        return f"{value_s * 1000:.3g}{_SPACE}ms"
     if value_s < 10:
-        return f"{value_s:.2g} s"
+        return f"{value_s:.2g}{_SPACE}s"
     if value_s < 120:
-        return f"{value_s:.1f}".removesuffix(".0") + " s"
+        return f"{value_s:.1f}".removesuffix(".0") + f"{_SPACE}s"
     whole = round(value_s)
     hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
     parts = [(hours, "h"), (minutes, "min"), (rest, "s")]
-    return " ".join(f"{count} {unit}" for count, unit in parts if count)
+    return _SPACE.join(f"{count}{_SPACE}{unit}" for count, unit in parts if count)
 
 
 def clock(value_s: float) -> str:

@@ -215,7 +215,8 @@ def _waves(canvas: Canvas, axis: TimeAxis, floor: float, *, filled: bool = True)
     for stretch in axis.stretches:
         wide = stretch.right - stretch.left
         if stretch.is_soak:
-            canvas.rect(stretch.left, _TOP - 4, wide, floor - _TOP + 4, "soak")
+            above = 4 if filled else 0
+            canvas.rect(stretch.left, _TOP - above, wide, floor - _TOP + above, "soak")
             if wide > 44:
                 length = seconds(stretch.end_s - stretch.start_s)
                 canvas.text(stretch.left + wide / 2, floor + 30, "soak", "tick", "middle")
