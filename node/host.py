@@ -350,6 +350,7 @@ class Host:
                 self.clock.charge("userspace_init")
                 self._start_agent()
         except KernelPanic as panic:
+            del self.phases[-1:]  # the phase it died in never came to its end
             self._die(panic, start_ns, boot_timeout_ns)
             return
         finally:
