@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from msgspec import Struct
 
@@ -29,9 +29,11 @@ from fleet.api import RolloutState, WaveRecord
 from fleet.domains import Domains
 from fleet.plan import PlannedWave, RolloutPlan
 from fleet.policy import Tally, host_is_up, judge, judge_canary
-from fleet.scenario import GateSpec
 from kernelmodel.errors import ModelBug
 from node.api import HostOutcome, UpdateCommand, UpdateResult
+
+if TYPE_CHECKING:
+    from fleet.scenario import GateSpec
 
 __all__ = [
     "NEXT",

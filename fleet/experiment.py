@@ -57,8 +57,10 @@ from node.api import (
 
 __all__ = ["Experiment", "RolloutRefused", "journal_header", "run_rollout"]
 
-#: Wall seconds between two snapshots while nothing but single hosts changes.
+#: Wall seconds between two snapshots while nothing but single hosts changes, and how many times
+#: the time that a snapshot takes: that of a big fleet must not become what the driver does.
 _SNAPSHOT_SECONDS = 0.1
+_SNAPSHOT_RATIO = 20
 
 _Event = tuple[int, int, str, Observation]  # time, kind (a host's end before a tick), host, itself
 
@@ -121,7 +123,7 @@ class Experiment:
         self._changed = asyncio.Event()
         self._is_running = False
         self._update_wall: tuple[float, float] | None = None  # first batch sent, last answered
-        self._snapshot_at = 0.0
+        self._next_snapshot = 0.0  # on the wall
         self._old_results = journal.results()
         self._old_requests = journal.requests()
         self.snapshot: FleetSnapshot = self._books.snapshot(0, self.coordinator)
@@ -249,9 +251,11 @@ class Experiment:
                 answer.set_result(refusal)
 
     def _refuse_the_rest(self) -> None:
+        state = self.coordinator.state
+        why = f"the rollout is {state} already" if state.is_final else "the rollout has broken off"
         for _, _, answer in self._asked:
             if not answer.done():
-                answer.set_result(f"the rollout is {self.coordinator.state} already")
+                answer.set_result(why)
         self._asked.clear()
 
     async def _send(self) -> None:
@@ -311,10 +315,12 @@ class Experiment:
 
     def _refresh(self, *, at_once: bool = True) -> None:
         """Replace the snapshot and tell whoever waits for that."""
-        if not at_once and time.monotonic() < self._snapshot_at + _SNAPSHOT_SECONDS:
+        began = time.monotonic()
+        if not at_once and began < self._next_snapshot:
             return
-        self._snapshot_at = time.monotonic()
         self.snapshot = self._books.snapshot(self._now_ns(), self.coordinator)
+        took = time.monotonic() - began
+        self._next_snapshot = began + max(_SNAPSHOT_SECONDS, _SNAPSHOT_RATIO * took)
         self._changed.set()
         self._changed = asyncio.Event()
         if self._on_change is not None:

@@ -42,11 +42,8 @@ def run(options: RunOptions, console: Console, errors: Console) -> ExitCode:
         errors.print(mistakes(bad))
         return ExitCode.BAD_INPUT
     out = options.directory(scenario)
-    header = journal_header(scenario, records_events=options.trace_out is not None)
     try:
-        if options.trace_out is not None:
-            options.trace_out.parent.mkdir(parents=True, exist_ok=True)
-        journal = open_journal(out / "journal.sqlite", header, resume=options.resume)
+        journal = _prepare(options, scenario, out, errors)
     except (JournalError, OSError) as error:
         errors.print(Text(str(error)))
         return ExitCode.BAD_INPUT
@@ -65,13 +62,38 @@ def run(options: RunOptions, console: Console, errors: Console) -> ExitCode:
         except Exception as bug:  # noqa: BLE001 - the outermost frame
             errors.print(confession(bug, scenario, options, out))
             return ExitCode.SIMULATOR_FAILED
-    outputs = write_outputs(record, out)
+    try:
+        outputs = write_outputs(record, out)
+    except OSError as error:
+        again = options.resume_command(out)
+        errors.print(Text(f"the results cannot be written: {error}. To try again:\n  {again}"))
+        return ExitCode.BAD_INPUT
     console.print(closing_tables(record, outputs.result))
     written = [outputs.result_json, outputs.report_html, outputs.event_store]
     if options.trace_out is not None:
         written.append(options.trace_out)
     console.print(Text("\n".join(f"wrote {path}" for path in written)), soft_wrap=True)
     return ExitCode.DONE if record.state is RolloutState.COMPLETED else ExitCode.HALTED
+
+
+def _prepare(options: RunOptions, scenario: Scenario, out: Path, errors: Console) -> Journal:
+    """The run's journal, in a directory where nothing of another run is left to be mistaken.
+
+    Raises:
+        JournalError: there is nothing to resume, or another run is at work there.
+        OSError: something cannot be written.
+    """
+    header = journal_header(scenario, records_events=options.trace_out is not None)
+    path, result = out / "journal.sqlite", out / "result.json"
+    was_interrupted = path.exists() and not result.exists()
+    if options.trace_out is not None:
+        options.trace_out.parent.mkdir(parents=True, exist_ok=True)
+        options.trace_out.open("ab").close()
+    journal = open_journal(path, header, resume=options.resume)
+    result.unlink(missing_ok=True)
+    if was_interrupted and not options.resume:
+        errors.print(Text(f"this replaces an interrupted run in {out}; --resume goes on with one"))
+    return journal
 
 
 async def _run(

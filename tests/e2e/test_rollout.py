@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -156,7 +157,7 @@ def test_a_vm_whose_memory_was_lost_is_reported_and_halts_the_rollout(
 
 
 LONG = (
-    SMALL.read_text().replace("count = 3", "count = 300").replace("wave_size = 2", "wave_size = 9")
+    SMALL.read_text().replace("count = 3", "count = 150").replace("wave_size = 2", "wave_size = 9")
 )
 
 
@@ -182,7 +183,30 @@ def test_ctrl_c_keeps_the_state_and_the_run_goes_on_to_the_same_digest(tmp_path:
     digests = []
     for words in (again[1:], [*command, "--out", "undisturbed"]):
         ended = subprocess.run([*LUFLEET, *words], cwd=tmp_path, check=True, capture_output=True)
-        assert b"300 of 300 hosts updated" in ended.stdout
+        assert b"150 of 150 hosts updated" in ended.stdout
         out = tmp_path / words[words.index("--out") + 1]
         digests.append(json.loads((out / "result.json").read_text())["digest"])
     assert digests[0] == digests[1]
+
+
+def test_a_served_fleet_starts_is_scraped_and_stops(tmp_path: Path) -> None:
+    """`serve --start` reaches the digest of `run`, and SIGTERM makes it write its results."""
+    options = ["--grpc", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--speed", "inf", "--start"]
+    process = subprocess.Popen(
+        [*LUFLEET, "serve", str(SMALL), "--backend", "local", "--out", "o", *options],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    said = [process.stdout.readline() for _ in range(4)]
+    assert said[0].startswith("small: 3 hosts, 9 VMs")
+    url = said[2].split()[1]
+    while b'lufleet_rollout_state{state="completed"} 1.0' not in urlopen(url).read():
+        pass
+    process.send_signal(signal.SIGTERM)
+    closing, _ = process.communicate()
+    assert process.returncode == 0
+    assert "completed: 3 of 3 hosts updated" in closing
+    digest = json.loads((tmp_path / "o/result.json").read_text())["digest"]
+    assert digest == run_small(tmp_path / "run")

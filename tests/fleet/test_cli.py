@@ -98,12 +98,14 @@ WRONG = [
     ("run s.toml --actors all", "neither a number of actors nor per-host"),
     ("run s.toml --backend slurm", "slurm"),
     ("serve s.toml --speed 0", "is not a speed"),
-    ("serve s.toml --grpc nowhere", "'nowhere' is no HOST:PORT"),
+    ("serve s.toml --grpc nowhere", "--grpc: 'nowhere' is no HOST:PORT"),
+    ("serve s.toml --metrics :1", "--metrics: ':1' is no HOST:PORT"),
     ("run s.toml --resume", "there is no run to resume"),
     ("run missing.toml", "missing.toml"),
     ("run s.toml --set rollout.waves=3", "rollout.waves"),
     ("run s.toml --seed=-1", "--seed"),
     ("run s.toml --out s.toml", "s.toml"),
+    ("run s.toml --trace-out .", "Is a directory"),
 ]
 
 
@@ -160,6 +162,27 @@ def test_an_interrupted_run_is_kept_and_the_line_that_it_prints_goes_on(backends
     ]
     assert digests[0] == digests[1]
     assert Path("t/trace").read_bytes() == Path("u").read_bytes()
+
+
+def test_starting_over_after_an_interrupt_is_pointed_out(backends: Backends) -> None:
+    backends(3, asyncio.CancelledError())
+    lufleet("run", "s.toml")
+    backends()
+    result = lufleet("run", "s.toml")
+    assert result.exit_code == 0
+    assert "this replaces an interrupted run in runs/small-fleet-seed7-" in result.stderr
+    backends()
+    assert lufleet("run", "s.toml").stderr == "", "it had ended"
+
+
+@pytest.mark.usefixtures("backends")
+def test_results_that_cannot_be_written_are_not_lost() -> None:
+    Path("o/report.html").mkdir(parents=True)
+    result = lufleet("run", "s.toml", "--out", "o")
+    assert result.exit_code == 2
+    assert "the results cannot be written" in result.stderr
+    Path("o/report.html").rmdir()
+    assert lufleet(*shlex.split(result.stderr.splitlines()[-1])[1:]).exit_code == 0
 
 
 def test_resume_refuses_another_scenario(backends: Backends) -> None:
