@@ -5,6 +5,9 @@ sees it; it is acknowledged after that, so what a client was told has happened s
 coordinator and every actor. The shard's handle remembers it as well and replays it, in its place
 among the rollout's commands, when the actor has to be rebuilt.
 
+Simplification: the fleet's metrics tell of rollouts; what is done to a host by hand shows in
+GetHost and in its events.
+
 Unhappy paths: a host that the rollout is updating right now takes no changes, for its model is
 already where the update will have ended. A shard that cannot be kept alive is UNAVAILABLE.
 """
