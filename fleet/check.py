@@ -14,7 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fleet.host_memory import estimate, memfd_need
+from fleet.host_memory import memfd_need, try_boot
 from fleet.plan import PlannedWave, make_plan
 from fleet.scenario import Reading, Scenario
 from fleet.units import show_duration, show_size
@@ -108,7 +108,7 @@ def _memfd_use(hosts: list[HostSpec], vms: list[list[VmSpec]]) -> list[tuple[int
     return [
         (
             sum(memfd_need(vm.memory_bytes) for vm in held if vm.backing is Backing.MEMFD),
-            estimate(host).left,
+            try_boot(host).left,
         )
         for host, held in zip(hosts, vms, strict=True)
     ]

@@ -1,7 +1,7 @@
 """Whether what a scenario asks for can be done at all, before anything starts.
 
 Memory: every VM has a host, its size is whole pages, hugetlb VMs fit their pool and plain ones
-what is left beside pools, scratch areas, struct pages and the kernel (`fleet.host_memory`).
+what the booted kernel leaves beside pools, scratch areas and its own (`fleet.host_memory`).
 Crossings: the next kernel must understand what this one hands over, and a kernel without the
 proposal refuses hugetlb memfds. What goes wrong by chance or by an injected fault is not looked
 for here; that is what the simulation is for.
@@ -12,11 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from fleet.bad_input import Faults, Place, did_you_mean
-from fleet.host_memory import HostMemory, estimate, memfd_need
+from fleet.host_memory import HostMemory, memfd_need, try_boot
 from fleet.inventory import Inventory
 from fleet.units import show_size
-from kernelmodel.kernel import KernelConfig
-from kernelmodel.machine import GIB
 from kernelmodel.releases import CATALOGUE, Release
 from node.api import Backing, HostSpec, VmSpec
 
@@ -61,7 +59,7 @@ def _check_vm(vm: VmSpec, inventory: Inventory, faults: Faults) -> None:
             what = f"VM {vm.name}: LUO refuses a memfd of more than {_MOST_MEMFD_PAGES} pages"
             faults.add(place, what, "larger pages, or a smaller VM")
         return
-    pool = _pool(host, vm.backing)
+    pool = _pool(host, page)
     if pages > pool:
         what = f"VM {vm.name} needs {pages} pages of {vm.backing.page_label}"
         has = f"the pool of host {host.name} has {pool}" if pool else f"host {host.name} has none"
@@ -69,70 +67,51 @@ def _check_vm(vm: VmSpec, inventory: Inventory, faults: Faults) -> None:
         faults.add(place, f"{what}, {has}", right, alike="VMs larger than their pool")
 
 
-def _pool(host: HostSpec, backing: Backing) -> int:
-    return sum(pool.count for pool in host.hugepages if pool.page_bytes == backing.page_bytes)
+def _pool(host: HostSpec, page_bytes: int) -> int:
+    return sum(pool.count for pool in host.hugepages if pool.page_bytes == page_bytes)
 
 
 def _check_host(host: HostSpec, vms: list[VmSpec], place: Place, faults: Faults) -> None:
     """Find whether the VMs of a host fit it together."""
-    memory = estimate(host)
-    if memory.left < 0:
-        what = f"host {host.name}: hugepage pools of {show_size(memory.pools)} do not fit"
-        if not memory.pools:
-            what = f"host {host.name}: there is no room for VMs"
-        right = f"pools of {show_size(_most_pools(memory))} at most, or another kho_scratch="
-        if not _most_pools(memory):
-            right = "more memory, or another kho_scratch="
-        what = f"{what} in {show_size(memory.total)} beside {_taken(memory)}"
-        faults.add(place, what, right, alike="hosts too small")
-    _check_scratch(host, memory, place, faults)
-    gigantic = _pool(host, Backing.HUGETLB_1G)
-    if gigantic > memory.gigantic:
-        what = f"host {host.name}: {gigantic} pages of 1GiB do not fit"
-        right = f"at most {memory.gigantic}: so many whole gigabytes its memory has"
-        faults.add(place, what, right, alike="too many 1GiB pages")
+    memory = try_boot(host)
+    who = f"host {host.name}"
+    if memory.trouble:
+        right = "smaller pools, more memory, or another kho_scratch="
+        faults.add(place, f"{who}: {memory.trouble}", right, alike="hosts that cannot be updated")
+    for pool in memory.missing:
+        size = show_size(pool.page_bytes)
+        wanted = _pool(host, pool.page_bytes)
+        what = f"{who}: its kernel gets {wanted - pool.count} of {wanted} pages of {size}"
+        right = f"at most {wanted - pool.count}, or smaller pools of another size"
+        faults.add(place, f"{what} beside {_taken(memory)}", right, alike="pools too large")
     for backing in (Backing.HUGETLB_2M, Backing.HUGETLB_1G):
         needs = [-(-vm.memory_bytes // backing.page_bytes) for vm in vms if vm.backing is backing]
-        pool = _pool(host, backing)
+        there = _pool(host, backing.page_bytes)
         # One VM larger than the pool has been named already.
-        if sum(needs) > pool and all(need <= pool for need in needs):
-            what = f"host {host.name}: its VMs need {sum(needs)} pages of {backing.page_label}"
+        if sum(needs) > there and all(need <= there for need in needs):
+            what = f"{who}: its VMs need {sum(needs)} pages of {backing.page_label}"
             right = f"a pool of {sum(needs)}, or fewer VMs"
-            faults.add(place, f"{what}, the pool has {pool}", right, alike="pools too small")
+            faults.add(place, f"{what}, the pool has {there}", right, alike="pools too small")
     plain = [vm.memory_bytes for vm in vms if vm.backing is Backing.MEMFD]
     need = sum(map(memfd_need, plain))
-    if plain and need > memory.left >= 0:
+    if plain and need > memory.left and not memory.trouble and not memory.missing:
         what = (
-            f"host {host.name}: its {len(plain)} plain memfd VMs need {show_size(need)} with their "
-            f"tables, {show_size(memory.left)} are left of {show_size(memory.total)} beside "
-            f"{show_size(memory.pools)} for hugepage pools, {_taken(memory)}"
+            f"{who}: its {len(plain)} plain memfd VMs need {show_size(need)} with their tables, "
+            f"{show_size(memory.left)} are left beside {_taken(memory)}"
         )
         right = "fewer or smaller VMs, or smaller pools"
         faults.add(place, what, right, alike="hosts too full")
 
 
-def _check_scratch(host: HostSpec, memory: HostMemory, place: Place, faults: Faults) -> None:
-    """Find scratch areas into which kexec_file_load() could not put the next kernel."""
-    image = KernelConfig()
-    segments = (image.kernel_bytes, image.initrd_bytes)
-    largest, second, *_ = sorted(memory.scratch_areas, reverse=True)
-    if largest < sum(segments) and (largest < max(segments) or second < min(segments)):
-        sizes = " and ".join(map(show_size, segments))
-        what = f"host {host.name}: the next kernel and its initrd ({sizes}) fit no KHO scratch area"
-        faults.add(place, what, "a larger kho_scratch=", alike="scratch too small")
-
-
-def _most_pools(memory: HostMemory) -> int:
-    return max(memory.left + memory.pools, 0) // GIB * GIB
-
-
 def _taken(memory: HostMemory) -> str:
     parts = {
+        "hugepage pools": memory.pools,
         "KHO scratch": memory.scratch,
         "struct pages": memory.struct_pages,
-        "the kernel": memory.reserve,
+        "the kernel": memory.kernel,
     }
-    return ", ".join(f"{show_size(size)} for {what}" for what, size in parts.items() if size)
+    listed = ", ".join(f"{show_size(size)} for {what}" for what, size in parts.items() if size)
+    return f"{listed} of {show_size(memory.total)}"
 
 
 def check_crossings(inventory: Inventory, target: str, target_place: Place, faults: Faults) -> None:

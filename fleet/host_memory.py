@@ -1,98 +1,107 @@
-"""What of a host's memory is left for VMs: an estimate, on the safe side.
+"""What a host has for its VMs: the kernel that it runs is booted once to see.
 
-The kernel model decides for itself what it reserves; this is the arithmetic of an administrator
-who checks beforehand. Struct pages take 64 bytes for every 4 KiB. Hugepage pools take what they
-say, and gigantic pages need whole aligned gigabytes. KHO's scratch areas
-take what `kho_scratch=` says, or by default 200 % of what the kernel has reserved for itself when
-they are made, twice: once for low memory and anywhere together, once over the nodes. That memory
-takes movable allocations only and cannot be preserved, so that no VM may count on it. The kernel
-keeps a reserve for its image, its CPUs and what it allocates while it runs, and the tables of
-preserved folios need room as well.
+How much of a host its struct pages, KHO's scratch areas, hugepage pools and the kernel itself
+leave depends on where each comes to lie: gigantic pages need whole gigabytes, a scratch area one
+stretch on its node. An estimate is wrong at the edges, and that is where a check is wanted. The
+kernel model answers in a few milliseconds, once for all hosts of the same make.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from msgspec import Struct
 
-from fleet.kernel_parameters import kho_scratch
-from kernelmodel.machine import GIB, MIB, MachineSpec
-from node.api import HostSpec
+from kernelmodel.boot import STRUCT_PAGE_SIZE, boot
+from kernelmodel.errors import KernelError, KernelPanic
+from kernelmodel.kernel import Kernel
+from kernelmodel.kexec import kexec_file_load
+from kernelmodel.machine import Machine, MachineSpec
+from kernelmodel.memory import PAGE_SIZE
+from kernelmodel.releases import CATALOGUE
+from kernelmodel.sim.clock import Clock
+from kernelmodel.sim.cost import CostModel
+from node.api import HostSpec, HugepagePool
+from node.host import kernel_cmdline
 
-__all__ = ["HostMemory", "estimate", "memfd_need", "struct_pages"]
+__all__ = ["HostMemory", "memfd_need", "try_boot"]
 
-STRUCT_PAGE_BYTES = 64
-PAGE_BYTES = 4096
-#: Kernel image, boot allocations and user space of the hypervisor itself.
-RESERVE_BYTES = 192 * MIB
-#: Per-CPU areas and stacks.
-RESERVE_PER_CPU = MIB
-#: Scratch areas are rounded up to 4 MiB each.
-SCRATCH_ALIGN = 4 * MIB
-#: A plain memfd's preservation keeps 16 bytes for each page and needs 8 more for a while.
-FOLIO_TABLE_BYTES = 24
+#: Preserving a plain memfd keeps 16 bytes for each page and needs 8 more for a while.
+_FOLIO_TABLE_BYTES = 24
+#: Left free beside the VMs: LUO's blocks, KHO's radix tree, what the agent opens.
+_SLACK_BYTES = 16 << 20
 
 
 class HostMemory(Struct, frozen=True):
-    """Where a host's memory goes, in bytes."""
+    """Where a host's memory goes, in bytes; `trouble` says why it cannot be updated live."""
 
     total: int
-    pools: int  # hugepage pools
-    struct_pages: int
-    scratch: int  # KHO scratch areas
-    reserve: int  # the kernel's own
-    gigantic: int  # 1 GiB pages that there is room for, were nothing else in memory
-    scratch_areas: tuple[int, ...]  # bytes of each at most
+    pools: int = 0  # hugepage pools, as large as the kernel got them
+    struct_pages: int = 0
+    scratch: int = 0  # KHO's scratch areas, which nothing that is preserved may use
+    left: int = 0  # for plain memfds
+    missing: tuple[HugepagePool, ...] = ()  # pages that the kernel did not get
+    trouble: str = ""
 
     @property
-    def left(self) -> int:
-        """For plain memfds; negative if not even the rest fits."""
-        taken = self.pools + self.struct_pages + self.scratch + self.reserve
-        return self.total - taken
-
-
-def struct_pages(memory_bytes: int) -> int:
-    """Bytes of struct pages that describe this much memory."""
-    return memory_bytes // PAGE_BYTES * STRUCT_PAGE_BYTES
-
-
-def estimate(host: HostSpec) -> HostMemory:
-    """Where the memory of a host goes."""
-    total = sum(host.node_bytes)
-    own = struct_pages(total) + RESERVE_BYTES + RESERVE_PER_CPU * host.cpus
-    areas = _scratch(host, own)
-    return HostMemory(
-        total=total,
-        pools=sum(pool.page_bytes * pool.count for pool in host.hugepages),
-        struct_pages=struct_pages(total),
-        scratch=sum(areas),
-        reserve=RESERVE_BYTES + RESERVE_PER_CPU * host.cpus,
-        gigantic=_whole_gigabytes(host),
-        scratch_areas=areas,
-    )
-
-
-def _whole_gigabytes(host: HostSpec) -> int:
-    """Aligned gigabytes of RAM around the holes; the first is where the kernel itself lies."""
-    ranges = MachineSpec(host.node_bytes, host.cpus).memory_map()
-    return sum(max(r.end // GIB - max(-(-r.base // GIB), 1), 0) for r in ranges)
-
-
-def _scratch(host: HostSpec, own: int) -> tuple[int, ...]:
-    """Bytes of each scratch area of a kernel that has reserved `own` bytes.
-
-    How a percentage is shared out depends on where the kernel's memory lies; low memory and
-    anywhere together are taken for one area, so that none is larger than the largest of these.
-    """
-    nodes = len(host.node_bytes)
-    param = kho_scratch(host.cmdline)
-    if param.percent is None:
-        areas = [param.lowmem, param.globl, *(param.pernode for _ in range(nodes))]
-    else:
-        share = own * param.percent // 100
-        areas = [share, 0, *(share // nodes for _ in range(nodes))]
-    return tuple(area + SCRATCH_ALIGN for area in areas)
+    def kernel(self) -> int:
+        """The kernel's own, and what low zones hold back."""
+        return self.total - self.pools - self.struct_pages - self.scratch - self.left
 
 
 def memfd_need(memory_bytes: int) -> int:
     """What a plain memfd VM needs of a host: its memory and the table that preserves it."""
-    return memory_bytes + memory_bytes // PAGE_BYTES * FOLIO_TABLE_BYTES
+    return memory_bytes + memory_bytes // PAGE_SIZE * _FOLIO_TABLE_BYTES
+
+
+def try_boot(host: HostSpec) -> HostMemory:
+    """Boot a host's kernel and look at what it has left."""
+    return _try_boot(host.node_bytes, host.cpus, host.release, host.hugepages, kernel_cmdline(host))
+
+
+@lru_cache(maxsize=4096)
+def _try_boot(
+    node_bytes: tuple[int, ...],
+    cpus: int,
+    release_name: str,
+    hugepages: tuple[HugepagePool, ...],
+    cmdline: str,
+) -> HostMemory:
+    total = sum(node_bytes)
+    machine = Machine(MachineSpec(node_bytes, cpus))
+    release = CATALOGUE[release_name]
+    clock = Clock(CostModel.load(), cpus, 0, ("check",))
+    try:
+        kernel = boot(machine, release, machine.cold_firmware(cmdline), clock)
+    except KernelPanic as panic:
+        return HostMemory(total, trouble=f"its kernel does not boot: {panic}")
+    trouble = ""
+    if not kernel.kho.enabled:
+        said = next((said for said in kernel.messages if said.startswith("KHO")), "KHO is off")
+        trouble = f"its kernel cannot be updated live: {said}"
+    else:
+        try:
+            kexec_file_load(kernel, release, cmdline)
+        except KernelError as error:
+            trouble = f"its kernel cannot load the next one: {error}"
+    got = {pool.page_bytes: _pool_pages(kernel, pool) for pool in hugepages}
+    nodes = kernel.page_alloc.nodes
+    available = sum(kernel.page_alloc.nr_available(0, nid) for nid in nodes) * PAGE_SIZE
+    return HostMemory(
+        total=total,
+        pools=sum(size * count for size, count in got.items()),
+        struct_pages=total // PAGE_SIZE * STRUCT_PAGE_SIZE,
+        scratch=sum(area.size for area in kernel.kho.scratch),
+        left=max(available - _SLACK_BYTES, 0),
+        missing=tuple(
+            HugepagePool(pool.page_bytes, pool.count - got[pool.page_bytes])
+            for pool in hugepages
+            if got[pool.page_bytes] < pool.count
+        ),
+        trouble=trouble,
+    )
+
+
+def _pool_pages(kernel: Kernel, pool: HugepagePool) -> int:
+    order = (pool.page_bytes // PAGE_SIZE).bit_length() - 1
+    return kernel.hugetlb.hstate(order).nr_huge_pages

@@ -8,36 +8,17 @@ from __future__ import annotations
 
 from typing import Final
 
-from msgspec import Struct
-
 from fleet.bad_input import Faults, did_you_mean
 from fleet.fields import Fields
 from fleet.inventory import Inventory
 from fleet.units import shown
 from kernelmodel.errors import ERRNO_CLASSES
 from node.api import FaultSpec
+from node.faults import FAULT_KINDS
 
-__all__ = ["KINDS", "read_faults"]
+__all__ = ["read_faults"]
 
-
-class _Kind(Struct, frozen=True):
-    """What a kind of fault looks at beside `host` and `times`."""
-
-    factor: bool = False
-    errno: str = ""  # the default errno, "" for a kind without one
-    vm: bool = False
-
-
-KINDS: Final = {
-    "slow-boot": _Kind(factor=True),
-    "freeze-fails": _Kind(errno="EIO"),
-    "next-kernel-panics": _Kind(),
-    "boot-hangs": _Kind(),
-    "drop-preserved-page": _Kind(vm=True),
-    "corrupt-folio-entry": _Kind(vm=True),
-    "kexec-load-fails": _Kind(errno="ENOMEM"),
-}
-
+_OF_SOME_KINDS: Final = ("vm", "factor", "errno")
 _MOST_TIMES: Final = 1_000_000
 _LARGEST_FACTOR: Final = 1000.0
 _HINTS_UP_TO: Final = 5_000
@@ -48,40 +29,34 @@ def read_faults(root: Fields, inventory: Inventory, faults: Faults) -> tuple[Fau
     found: list[FaultSpec] = []
     for fields in root.tables("faults"):
         before = len(faults)
-        name = fields.text("kind", None, KINDS, "kinds")
-        kind = KINDS.get(name, _Kind(factor=True, errno="EIO", vm=True))
-        vm = _read_vm(fields, inventory) if kind.vm and _wanted(fields, name, "vm") else ""
-        host = _read_host(fields, inventory, vm)
+        kind = fields.text("kind", None, FAULT_KINDS, "kinds")
+        looks_at = FAULT_KINDS.get(kind, frozenset())
+        vm = _read_vm(fields, inventory) if "vm" in looks_at else ""
         spec = FaultSpec(
-            host=host,
-            kind=name,
+            host=_read_host(fields, inventory, vm),
+            kind=kind,
             times=fields.integer("times", 1, 0, _MOST_TIMES),
             vm=vm,
-            factor=_read_factor(fields, name) if kind.factor else 1.0,
-            errno=_read_errno(fields, kind.errno) if kind.errno else "",
+            factor=_read_factor(fields) if "factor" in looks_at else 1.0,
+            errno=_read_errno(fields) if "errno" in looks_at else "",
         )
-        for key in ("vm", "factor", "errno"):
-            if fields.given(key) and not getattr(kind, key):
-                fields.complain(key, f"a {name} fault has none", "leave it out")
+        for key in _OF_SOME_KINDS:
+            # An unknown kind is not blamed for keys that the meant one may have.
+            if fields.given(key) and key not in looks_at and kind in FAULT_KINDS:
+                fields.complain(key, f"a {kind} fault has none", "leave it out")
         fields.close()
         if len(faults) == before:
             found.append(spec)
     return tuple(found)
 
 
-def _wanted(fields: Fields, kind: str, key: str) -> bool:
-    """Whether to read a key; an unknown kind is not blamed for keys that it lacks."""
-    return kind in KINDS or fields.given(key)
-
-
-def _read_factor(fields: Fields, kind: str) -> float:
-    if not _wanted(fields, kind, "factor"):
-        return 1.0
+def _read_factor(fields: Fields) -> float:
     return fields.number("factor", None, above=0.0, at_most=_LARGEST_FACTOR)
 
 
-def _read_errno(fields: Fields, default: str) -> str:
-    return fields.text("errno", default, sorted(ERRNO_CLASSES), "errnos")
+def _read_errno(fields: Fields) -> str:
+    """An errno by its symbol; without one the kind has its own."""
+    return fields.text("errno", "", sorted(ERRNO_CLASSES), "errnos")
 
 
 def _read_host(fields: Fields, inventory: Inventory, vm: str) -> str:
