@@ -68,6 +68,14 @@ _Actors = Annotated[
         show_default=False,
     ),
 ]
+_Address = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        help="Join this Ray cluster instead of starting a Ray on this machine.",
+        show_default=False,
+    ),
+]
 
 
 def _version(asked: bool) -> None:
@@ -88,12 +96,13 @@ def _lufleet(
 
 
 @app.command()
-def run(  # noqa: PLR0917 - options, not positions
+def run(
     scenario: _Scenario,
     seed: _Seed = None,
     set_: _Set = None,
     backend: _Backend = BackendName.RAY,
     actors: _Actors = None,
+    address: _Address = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -115,13 +124,14 @@ def run(  # noqa: PLR0917 - options, not positions
     from fleet.run import RunOptions
     from fleet.run import run as run_rollout
 
-    _need_ray(backend)
+    _check_backend(backend, address)
     options = RunOptions(
         scenario=scenario,
         seed=seed,
         overrides=tuple(set_ or ()),
         backend=backend.value,
         actors=_number(actors),
+        address=address,
         out=out,
         trace_out=trace_out,
         resume=resume,
@@ -148,7 +158,7 @@ def check(scenario: _Scenario, seed: _Seed = None, set_: _Set = None) -> None:
 
 
 @app.command()
-def serve(  # noqa: PLR0917 - options, not positions
+def serve(
     scenario: _Scenario,
     grpc: Annotated[str, typer.Option(metavar="HOST:PORT")] = "127.0.0.1:50051",
     metrics: Annotated[str, typer.Option(metavar="HOST:PORT")] = "127.0.0.1:9464",
@@ -162,6 +172,7 @@ def serve(  # noqa: PLR0917 - options, not positions
     set_: _Set = None,
     backend: _Backend = BackendName.RAY,
     actors: _Actors = None,
+    address: _Address = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -176,13 +187,14 @@ def serve(  # noqa: PLR0917 - options, not positions
     from fleet.serve import ServeOptions
     from fleet.serve import serve as serve_fleet
 
-    _need_ray(backend)
+    _check_backend(backend, address)
     options = ServeOptions(
         scenario=scenario,
         seed=seed,
         overrides=tuple(set_ or ()),
         backend=backend.value,
         actors=_number(actors),
+        address=address,
         out=out,
         grpc=grpc,
         metrics=metrics,
@@ -196,9 +208,11 @@ def _number(actors: str | None) -> int | str | None:
     return actors if actors is None or actors == "per-host" else int(actors)
 
 
-def _need_ray(backend: BackendName) -> None:
+def _check_backend(backend: BackendName, address: str | None) -> None:
     from importlib.util import find_spec
 
+    if backend is not BackendName.RAY and address is not None:
+        raise typer.BadParameter("--address is that of a Ray cluster; use --backend ray with it")
     if backend is BackendName.RAY and find_spec("ray") is None:
         raise typer.BadParameter(
             "Ray is not installed; pip install 'lufleet[ray]', or use --backend local"

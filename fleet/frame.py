@@ -43,6 +43,7 @@ class Options(Struct, frozen=True):
     overrides: tuple[str, ...] = ()
     backend: str = "ray"
     actors: int | str | None = None
+    address: str | None = None  # of a Ray cluster to join
     out: Path | None = None
 
     def directory(self, scenario: Scenario) -> Path:
@@ -61,8 +62,9 @@ class Options(Struct, frozen=True):
         for override in self.overrides:
             words += ["--set", override]
         words += ["--backend", backend or self.backend]
-        if self.actors is not None and not backend:
-            words += ["--actors", str(self.actors)]
+        for name in ("actors", "address"):
+            if (value := getattr(self, name)) is not None and not backend:
+                words += [f"--{name}", str(value)]
         return shlex.join([*words, *flags])
 
 
@@ -79,9 +81,9 @@ def open_journal(path: Path, header: Header, *, resume: bool = False) -> Journal
     return Journal.create(path, header)
 
 
-def make_backend(name: str) -> Backend:
-    """The backend of this name. Ray takes some seconds to start."""
-    return RayBackend() if name == "ray" else LocalBackend()
+def make_backend(options: Options) -> Backend:
+    """The backend that was asked for. Ray takes some seconds to start."""
+    return RayBackend(options.address) if options.backend == "ray" else LocalBackend()
 
 
 def on_signals(callback: Callable[[], object]) -> None:

@@ -169,7 +169,7 @@ class _LocalShard:
     def hosts(self) -> tuple[str, ...]:
         return tuple(host.name for host in self._config.hosts)
 
-    async def call(self, method: str, *args: object, history: Sequence[Deed] = ()) -> Any:  # noqa: ANN401, ARG002 - ShardHandle
+    async def call(self, method: str, *args: object, history: Sequence[Deed] = ()) -> Any:  # noqa: ANN401 - ShardHandle
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, self._invoke, method, args)
 
@@ -271,7 +271,9 @@ class _RayShard:
         from node.actor import ShardActor
 
         commands = (*self._config.commands, *self._history)
-        actor = self._ray.remote(num_cpus=0, max_restarts=0)(ShardActor)
+        # Without a demand for CPUs Ray would put every actor of a cluster on its first node.
+        remote = self._ray.remote(num_cpus=0, max_restarts=0, scheduling_strategy="SPREAD")
+        actor = remote(ShardActor)
         return actor.remote(replace(self._config, commands=commands))
 
 

@@ -101,7 +101,7 @@ async def _run(
 ) -> RunRecord:
     began = time.monotonic()  # Ray's start is part of what a run takes
     with Progression(console) as progression:
-        backend = make_backend(options.backend)
+        backend = make_backend(options)
         try:
             experiment = Experiment(
                 scenario,

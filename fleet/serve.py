@@ -90,7 +90,7 @@ async def _serve(
     scenario: Scenario, options: ServeOptions, journal: Journal, console: Console
 ) -> RunRecord | None:
     stop = asyncio.Event()
-    backend = make_backend(options.backend)
+    backend = make_backend(options)
     on_signals(stop.set)
 
     def ready(endpoints: Endpoints) -> None:

@@ -1,0 +1,86 @@
+"""A Ray cluster of two nodes: the same actors, spread over both, to the same digest."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from fleet.api import RunRecord
+from fleet.experiment import Experiment, journal_header, run_rollout
+from fleet.journal import Journal
+from fleet.launcher import LocalBackend, RayBackend
+from fleet.scenario import load_scenario
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
+
+pytestmark = pytest.mark.ray
+
+SMALL = load_scenario(Path(__file__).parents[2] / "examples/small.toml")
+
+#: Ray takes a quarter of a minute to notice that a node is gone, unless told to be quick.
+QUICK = {
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 200,
+    "health_check_timeout_ms": 500,
+    "health_check_failure_threshold": 3,
+}
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+    from ray.cluster_utils import Cluster
+
+    node: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 << 20}
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={**node, "include_dashboard": False, "_system_config": QUICK},
+    )
+    cluster.add_node(**node)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()  # type: ignore[no-untyped-call]
+
+
+def node_of(_: object) -> str:
+    """Which node this runs on; to be called in an actor."""
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def test_actors_spread_over_the_nodes_and_outlive_one(cluster: Cluster) -> None:
+    """A node dies after the canary; the actors that it held are rebuilt on the other."""
+
+    def remove_node_once(experiment: Experiment) -> None:
+        if experiment.results and cluster.worker_nodes:
+            cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+
+    async def run(journal: Journal) -> RunRecord:
+        backend = RayBackend(cluster.address)
+        try:
+            experiment = Experiment(SMALL, backend, journal, on_change=remove_node_once)
+            await experiment.open()
+            assert len(await spread(experiment)) == 2
+            record = await experiment.run()
+            # Workers of a dead node answer until their end is noticed.
+            while len(await spread(experiment)) != 1:
+                pass
+            return record
+        finally:
+            await backend.close()
+
+    async def spread(experiment: Experiment) -> set[str]:
+        asked: list[Any] = [shard.call("__ray_call__", node_of) for shard in experiment.shards]
+        return set(await asyncio.gather(*asked))
+
+    with Journal.create(None, journal_header(SMALL, records_events=False)) as journal:
+        record = asyncio.run(run(journal))
+    assert record.digest == asyncio.run(run_rollout(SMALL, LocalBackend())).digest
