@@ -97,6 +97,7 @@ class Experiment:
         pace: Pace | None = None,
         trace_path: Path | None = None,
         on_change: Callable[[Experiment], None] | None = None,
+        on_result: Callable[[UpdateResult], None] | None = None,
         began: float | None = None,
     ) -> None:
         self.scenario = scenario
@@ -112,6 +113,7 @@ class Experiment:
         self._trace_file = None if trace_path is None else TraceFile(trace_path)
         self._log = Trace("fleet", record=trace_path is not None)
         self._on_change = on_change
+        self._on_result = on_result  # is told of each update that ends, its events included
         self.coordinator = Coordinator(self.plan, scenario.rollout.gate, self._log)
         self._books = Books(scenario)
         self._shard_of: dict[str, ShardHandle] = {}
@@ -134,7 +136,7 @@ class Experiment:
             self.scenario,
             self.plan,
             shards=self._actors,
-            records_events=self._trace_file is not None,
+            records_events=self._trace_file is not None or self._on_result is not None,
             done=self._journal.history(),
             processors=1 if self._backend.name == "local" else os.cpu_count() or 1,
         )
@@ -302,6 +304,8 @@ class Experiment:
 
     def _end_update(self, result: UpdateResult) -> None:
         self._books.ended(result)
+        if self._on_result is not None:
+            self._on_result(result)
         if self._trace_file is not None:
             self._trace_file.write(f"host/{result.host}", result.events)
         self.results.append(replace(result, events=b""))

@@ -31,6 +31,7 @@ from lufleet.v1 import fleet_pb2, fleet_pb2_grpc
 from node.api import VmSpec
 from node.grpc_server import Context, NotHere, Server, abort, page
 from node.messages import host_spec_message, update_message, vm_spec_message
+from node.watchers import Watchers
 
 __all__ = ["FLEET_SERVICE", "Fleet", "FleetServicer", "add_to"]
 
@@ -82,8 +83,16 @@ class Fleet:
         speed: float | None = None,
     ) -> None:
         self._pace = _PaceFromStart(speed)
-        self.experiment = Experiment(scenario, backend, journal, actors=actors, pace=self._pace)
-        self.hosts = FleetHosts(self.experiment, journal, speed)
+        watchers = Watchers()
+        self.experiment = Experiment(
+            scenario,
+            backend,
+            journal,
+            actors=actors,
+            pace=self._pace,
+            on_result=watchers.updated,
+        )
+        self.hosts = FleetHosts(self.experiment, journal, watchers, speed)
         self.rollout: asyncio.Task[RunRecord] | None = None
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 

@@ -26,7 +26,7 @@ from fleet.launcher import HostUnreachable
 from node.api import HostCall
 from node.calls import READING, HostReply
 from node.grpc_server import NotHere
-from node.watchers import Watchers
+from node.watchers import EventQueue, Watchers
 
 __all__ = ["FleetHosts"]
 
@@ -37,13 +37,15 @@ class FleetHosts:
     `speed` is virtual seconds a wall second for whoever follows a long operation; None: at once.
     """
 
-    def __init__(self, experiment: Experiment, journal: Journal, speed: float | None) -> None:
+    def __init__(
+        self, experiment: Experiment, journal: Journal, watchers: Watchers, speed: float | None
+    ) -> None:
         self._experiment = experiment
         self._journal = journal
         self._speed = speed
         self._names = [host.name for host in experiment.scenario.hosts]
         self._known = frozenset(self._names)
-        self.watchers = Watchers()
+        self._watchers = watchers
 
     def names(self) -> Sequence[str]:
         """In the order of the inventory."""
@@ -73,10 +75,10 @@ class FleetHosts:
         if self._speed is not None and to_ns > from_ns:
             await asyncio.sleep((to_ns - from_ns) / 1e9 / self._speed)
 
-    def watch(self, host: str) -> AbstractContextManager[asyncio.Queue[bytes]]:
+    def watch(self, host: str) -> AbstractContextManager[EventQueue]:
         """A queue of what happens on a host."""
         self._check(host)
-        return self.watchers.watch(host)
+        return self._watchers.watch(host)
 
     async def _send(self, call: HostCall, *, journaled: bool) -> HostReply:
         shard = self._experiment.shard_of(call.host)
@@ -86,7 +88,7 @@ class FleetHosts:
             )
         except HostUnreachable as gone:
             raise NotHere(grpc.StatusCode.UNAVAILABLE, "HOST_UNREACHABLE", str(gone)) from gone
-        self.watchers.publish(call.host, reply.events)
+        self._watchers.answered(call.host, reply)
         return reply
 
     def _check(self, host: str) -> None:

@@ -26,7 +26,7 @@ from node.calls import READING, HostReply
 from node.grpc_server import NotHere, Server, start_server
 from node.servicer import HOST_SERVICE, add_to
 from node.shard import Shard
-from node.watchers import Watchers
+from node.watchers import EventQueue, Watchers
 
 __all__ = ["ShardActor"]
 
@@ -51,14 +51,14 @@ class ShardActor:
         await self._serve()
         results = await self._compute(lambda shard: shard.update(commands))
         for result in results:
-            self._watchers.publish(result.host, result.events)
+            self._watchers.updated(result)
         return results
 
     async def call_host(self, call: HostCall) -> HostReply:
         """Carry out a call of HostService, which the coordinator has journaled."""
         await self._serve()
         reply = await self._compute(lambda shard: shard.call_host(call))
-        self._watchers.publish(call.host, reply.events)
+        self._watchers.answered(call.host, reply)
         return reply
 
     async def gauges(self) -> dict[str, HostGauges]:
@@ -127,7 +127,7 @@ class _OwnHosts:
     async def pace(self, from_ns: int, to_ns: int) -> None:
         """Here time is nobody's concern."""
 
-    def watch(self, host: str) -> AbstractContextManager[asyncio.Queue[bytes]]:
+    def watch(self, host: str) -> AbstractContextManager[EventQueue]:
         self._check(host)
         return self._watchers.watch(host)
 

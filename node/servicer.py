@@ -13,7 +13,6 @@ Unhappy paths: an unknown host is NOT_FOUND, a refusal of the modelled kernel ca
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, TypeVar
@@ -28,6 +27,7 @@ from node.calls import HostReply, Refusal
 from node.grpc_server import Context, NotHere, Server, abort, page
 from node.messages import event_message
 from node.status import kernel_status
+from node.watchers import EventQueue
 
 __all__ = ["HOST_SERVICE", "HostServicer", "Hosts", "add_to"]
 
@@ -55,8 +55,8 @@ class Hosts(Protocol):
     async def pace(self, from_ns: int, to_ns: int) -> None:
         """Let virtual time pass."""
 
-    def watch(self, host: str) -> AbstractContextManager[asyncio.Queue[bytes]]:
-        """A queue that gets the records of whatever happens on a host from now on.
+    def watch(self, host: str) -> AbstractContextManager[EventQueue]:
+        """A queue that gets whatever happens on a host from now on.
 
         Raises:
             NotHere: no such host.
@@ -130,7 +130,7 @@ class HostServicer(host_pb2_grpc.HostServiceServicer):
         with watching as queue:
             yield host_pb2.WatchEventsResponse()
             while True:
-                for event in decode(await queue.get()):
+                for event in await queue.get():
                     if not request.names or event.name in request.names:
                         yield host_pb2.WatchEventsResponse(event=event_message(event))
 

@@ -191,3 +191,27 @@ def test_a_watcher_hears_what_others_do_to_a_host() -> None:
         return ""
 
     assert served(client, FLEET, LocalBackend()) == "create_session"
+
+
+def test_a_watcher_hears_a_rollout_and_what_was_done_before_it_once() -> None:
+    async def client(endpoints: Endpoints) -> list[str]:
+        heard: list[str] = []
+        async with grpc.aio.insecure_channel(endpoints.grpc) as channel:
+            stub: Stub = host_pb2_grpc.HostServiceStub(channel)
+            fleet = fleet_pb2_grpc.FleetServiceStub(channel)
+            watching = stub.WatchEvents(host_pb2.WatchEventsRequest(host=HOSTS[0]))
+            async for message in watching:
+                heard.append(message.event.name)
+                if heard == [""]:
+                    request = host_pb2.CreateSessionRequest(host=HOSTS[0], session="s")
+                    await stub.CreateSession(request)
+                    await fleet.StartRollout(fleet_pb2.StartRolloutRequest())
+                if heard[-1] == "vm_done" and heard.count("vm_done") == 2:
+                    break
+            watching.cancel()
+        return heard
+
+    heard = served(client, FLEET, LocalBackend())
+    assert heard[:3] == ["", "create_session", "update"]
+    assert heard.count("create_session") == 3  # one by hand, one for each VM
+    assert "jump" in heard

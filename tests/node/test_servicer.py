@@ -19,7 +19,7 @@ from node.calls import HostReply, Refusal
 from node.grpc_server import NotHere, start_server
 from node.servicer import HOST_SERVICE, add_to
 from node.status import errno_of, error_info_of
-from node.watchers import Watchers
+from node.watchers import EventQueue, Watchers
 
 if TYPE_CHECKING:
     from lufleet.v1.host_pb2_grpc import HostServiceAsyncStub as Stub
@@ -48,7 +48,7 @@ class SaidHosts:
     async def pace(self, from_ns: int, to_ns: int) -> None:
         self.paces.append((from_ns, to_ns))
 
-    def watch(self, host: str) -> AbstractContextManager[asyncio.Queue[bytes]]:
+    def watch(self, host: str) -> AbstractContextManager[EventQueue]:
         if host not in self.names():
             raise NotHere(grpc.StatusCode.NOT_FOUND, "NO_SUCH_HOST", f"no host {host!r}")
         return self.watchers.watch(host)
@@ -207,8 +207,8 @@ def test_a_watcher_hears_what_it_asked_for_from_the_first_message_on() -> None:
             if message.HasField("event"):
                 heard.append(message.event.name)
             else:
-                hosts.watchers.publish("h2", events(1))
-                hosts.watchers.publish("h1", events(1, 2, 3))
+                hosts.watchers.answered("h2", HostReply(0, 1, events=events(1)))
+                hosts.watchers.answered("h1", HostReply(0, 3, events=events(1, 2, 3)))
             if len(heard) == 2:
                 watching.cancel()
                 return heard

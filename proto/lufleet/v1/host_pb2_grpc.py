@@ -163,7 +163,8 @@ class HostServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchEvents(self, request, context):
-        """The host's events as they happen, until the client cancels.
+        """The host's events as they happen, until the client cancels. Those of an update by a rollout
+        are told when it has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -53,7 +53,9 @@ class HostServiceStub:
     /proc ("proc/buddyinfo"), or its log ("dmesg"). A wrong path is answered with those there are.
     """
     WatchEvents: _grpc.UnaryStreamMultiCallable[_host_pb2.WatchEventsRequest, _host_pb2.WatchEventsResponse]
-    """The host's events as they happen, until the client cancels."""
+    """The host's events as they happen, until the client cancels. Those of an update by a rollout
+    are told when it has ended.
+    """
     PauseVm: _grpc.UnaryUnaryMultiCallable[_host_pb2.PauseVmRequest, _host_pb2.PauseVmResponse]
     """Stops a VM's vCPUs. Its downtime begins."""
     ResumeVm: _grpc.UnaryUnaryMultiCallable[_host_pb2.ResumeVmRequest, _host_pb2.ResumeVmResponse]
@@ -107,7 +109,9 @@ class HostServiceAsyncStub(HostServiceStub):
     /proc ("proc/buddyinfo"), or its log ("dmesg"). A wrong path is answered with those there are.
     """
     WatchEvents: _aio.UnaryStreamMultiCallable[_host_pb2.WatchEventsRequest, _host_pb2.WatchEventsResponse]  # type: ignore[assignment]
-    """The host's events as they happen, until the client cancels."""
+    """The host's events as they happen, until the client cancels. Those of an update by a rollout
+    are told when it has ended.
+    """
     PauseVm: _aio.UnaryUnaryMultiCallable[_host_pb2.PauseVmRequest, _host_pb2.PauseVmResponse]  # type: ignore[assignment]
     """Stops a VM's vCPUs. Its downtime begins."""
     ResumeVm: _aio.UnaryUnaryMultiCallable[_host_pb2.ResumeVmRequest, _host_pb2.ResumeVmResponse]  # type: ignore[assignment]
@@ -182,7 +186,9 @@ class HostServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _host_pb2.WatchEventsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_host_pb2.WatchEventsResponse], _abc.AsyncIterator[_host_pb2.WatchEventsResponse]]:
-        """The host's events as they happen, until the client cancels."""
+        """The host's events as they happen, until the client cancels. Those of an update by a rollout
+        are told when it has ended.
+        """
 
     @_abc_1.abstractmethod
     def PauseVm(
