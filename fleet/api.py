@@ -87,9 +87,11 @@ class RunRecord(Struct, frozen=True):
 
 
 class Histogram(Struct, frozen=True):
-    """A duration histogram: `counts[i]` values were <= HISTOGRAM_EDGES_NS[i] and > the edge
-    before, the last count (one more than there are edges) those beyond every edge. Not
-    cumulative. A lost VM has no finite downtime: it is in the last count, not in the sum.
+    """A duration histogram, not cumulative.
+
+    `counts[i]` values were <= HISTOGRAM_EDGES_NS[i] and > the edge before; the last count (one
+    more than there are edges) is of those beyond every edge. A lost VM has no finite downtime: it
+    is in the last count, not in the sum.
     """
 
     counts: tuple[int, ...] = (0,) * (len(HISTOGRAM_EDGES_NS) + 1)
