@@ -106,6 +106,7 @@ class Experiment:
         self.record: RunRecord | None = None
         self.shards: list[ShardHandle] = []
         self._began = time.monotonic() if began is None else began
+        self._cost_digest = CostModel.load(scenario.cost_profile).digest()
         self._backend = backend
         self._journal = journal
         self._actors = actors
@@ -336,7 +337,7 @@ class Experiment:
             0,
             "plan",
             scenario=self.scenario.digest,
-            costs=CostModel.load(self.scenario.cost_profile).digest(),
+            costs=self._cost_digest,
             target=self.plan.target_release,
             hosts=len(self.plan.hosts),
             waves=len(self.plan.waves),
@@ -363,7 +364,7 @@ class Experiment:
             waves=self.coordinator.wave_records,
             virtual_ns=self.coordinator.now_ns,
             digest=run_digest(streams),
-            cost_digest=CostModel.load(scenario.cost_profile).digest(),
+            cost_digest=self._cost_digest,
             wall_seconds=time.monotonic() - self._began,
             peak_rss_bytes=await self._backend.peak_rss_bytes(),
             backend=self._backend.name,
