@@ -31,6 +31,8 @@ __all__ = [
 MIB: Final = 1 << 20
 #: The largest host: what x86-64 addresses with four-level page tables.
 MOST_MEMORY: Final = 64 << 40
+#: The smallest node: a kernel and its initrd take more than half of it.
+LEAST_NODE: Final = 256 << 20
 #: LUO keeps a session's name in 64 bytes with its NUL; a VM's session is called like the VM.
 SESSION_NAME_BYTES: Final = 63
 _NAME: Final = re.compile(r"[^\s/]+")
@@ -123,8 +125,8 @@ def split_over_nodes(sizes: tuple[int, ...], numa_nodes: int | None) -> tuple[in
     if len(sizes) == 1 and numa_nodes is not None:
         sizes = (sizes[0] // numa_nodes,) * numa_nodes
     nodes = tuple(size // MIB * MIB for size in sizes)
-    if not all(nodes):
-        raise Unfit("leaves a NUMA node without memory", "at least 1MiB on each node")
+    if min(nodes) < LEAST_NODE:
+        raise Unfit("a NUMA node has next to nothing", f"at least {show_size(LEAST_NODE)} on each")
     return nodes
 
 
