@@ -264,17 +264,19 @@ class Experiment:
     async def _send(self) -> None:
         """Have everything computed that was started and not sent; one message a shard."""
         batch, self._unsent = self._unsent, []
-        self._journal.sent(batch)
+        fresh = []
+        for command in batch:
+            if old := self._old_results.pop((command.host, command.seq), None):
+                self._take(command, old)
+            else:
+                fresh.append(command)
+        if not fresh:
+            return
+        self._journal.sent(fresh)
         messages: dict[int, list[UpdateCommand]] = {}
         shards = {id(shard): shard for shard in self.shards}
-        for command in batch:
-            old = self._old_results.pop((command.host, command.seq), None)
-            if old is None:
-                messages.setdefault(id(self._shard_of[command.host]), []).append(command)
-            else:
-                self._take(command, old)
-        if not messages:
-            return
+        for command in fresh:
+            messages.setdefault(id(self._shard_of[command.host]), []).append(command)
         began = time.monotonic() if self._update_wall is None else self._update_wall[0]
         with self._pace.held():
             await asyncio.gather(

@@ -38,7 +38,7 @@ CREATE TABLE deed (  -- an UpdateCommand, or without a seq a HostCall
 CREATE TABLE result (
     host TEXT NOT NULL, seq INTEGER NOT NULL, body BLOB NOT NULL, PRIMARY KEY (host, seq)
 );
-CREATE TABLE request (step INTEGER NOT NULL, body BLOB NOT NULL);
+CREATE TABLE request (step INTEGER PRIMARY KEY, body BLOB NOT NULL);
 """
 
 _encode = msgspec.msgpack.encode
@@ -158,7 +158,7 @@ class Journal:
         self.close()
 
     def _insert(self, table: str, rows: list[tuple[object, ...]]) -> None:
-        """Write rows in one transaction; a command that is sent again replaces itself."""
+        """Write rows in one transaction; what is noted again replaces itself."""
         if rows:
             marks = ", ".join("?" * len(rows[0]))
             with self._db:

@@ -257,7 +257,10 @@ def test_requests_are_obeyed_in_virtual_time_and_journaled(tmp_path: Path) -> No
     assert record.waves[1].start_ns >= 3600 * SECOND
     assert 9 <= len(record.results) < 24
     with Journal.resume(path, header) as journal:
+        noted = journal.history(), journal.requests()
         again = asyncio.run(run_rollout(SCENARIO, ToyBackend(), journal))
+        assert (journal.history(), journal.requests()) == noted
+    assert [request.kind for request in noted[1].values()] == ["pause", "resume", "abort"]
     assert again.digest == record.digest
     assert again.results == record.results
 
