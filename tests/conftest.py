@@ -1,4 +1,4 @@
-"""What every test shares: the switch that turns skips into failures, and one Ray for all."""
+"""What every test shares: the switch that turns skips into failures, and a Ray."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Generator, Iterator
 import pytest
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[None]:
-    """A small Ray on this machine, for as long as tests run: backends that find it leave it."""
+    """One small Ray for the tests of a module: backends that find it running leave it running."""
     from fleet.launcher import RayBackend
 
     owner = RayBackend()
