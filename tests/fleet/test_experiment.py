@@ -293,3 +293,20 @@ def test_results_are_handed_out_in_the_order_of_their_ends() -> None:
 
     asyncio.run(watched())
     assert all((a.end_ns, a.host) < (b.end_ns, b.host) for a, b in pairwise(ends))
+
+
+@pytest.mark.parametrize("actors", [1, None])
+def test_no_rack_ever_has_more_hosts_down_than_it_may(actors: int | None) -> None:
+    """Seen from the results alone, at every instant at which an update starts."""
+    results = run(actors=actors).results
+    rack_of = {host.name: host.domains["rack"] for host in SCENARIO.hosts}
+    most = 0
+    for now in results:
+        down = [
+            result.host
+            for result in results
+            if rack_of[result.host] == rack_of[now.host]
+            and result.start_ns <= now.start_ns < result.end_ns
+        ]
+        most = max(most, len(down))
+    assert most == ROLLOUT.max_unavailable["rack"]
