@@ -7,8 +7,9 @@ wave a host comes.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -24,6 +25,8 @@ from node.api import Backing, FaultSpec, HostSpec, VmSpec
 __all__ = ["summary"]
 
 _MOST_WAVES_SHOWN = 12
+_MOST_RACKS_SHOWN = 24
+_MOST_MAKES_SHOWN = 4
 _MOST_FAULTS_SHOWN = 20
 _HUGE = (Backing.HUGETLB_2M, Backing.HUGETLB_1G)
 
@@ -31,7 +34,7 @@ _HUGE = (Backing.HUGETLB_2M, Backing.HUGETLB_1G)
 def summary(reading: Reading) -> RenderableType:
     """The whole of it, for a rich console."""
     scenario = reading.scenario
-    parts: list[RenderableType] = [_head(scenario), _racks(scenario)]
+    parts: list[RenderableType] = [_head(scenario), _makes(scenario.hosts), _racks(scenario)]
     if scenario.vms:
         parts.append(_backings(scenario.vms))
     parts.append(_waves(scenario))
@@ -62,8 +65,53 @@ def _head(scenario: Scenario) -> Text:
     return Text("\n".join(f"{name:9} {value}" for name, value in rows.items()) + "\n")
 
 
+def _makes(hosts: Sequence[HostSpec]) -> Table:
+    """A column for each make of host: its hardware, its pools, where its memory goes."""
+    makes: dict[tuple[object, ...], list[HostSpec]] = {}
+    for host in hosts:
+        key = (host.node_bytes, host.cpus, host.release, host.hugepages, host.cmdline)
+        makes.setdefault(key, []).append(host)
+    shown = list(makes.values())[:_MOST_MAKES_SHOWN]
+    title = "Makes of hosts"
+    if len(makes) > len(shown):
+        title += f" (the first {len(shown)} of {len(makes)})"
+    table = _table(title, ("",), [alike[0].name for alike in shown])
+    columns = [_make(alike) for alike in shown]
+    for label in columns[0] if columns else ():
+        table.add_row(label, *(column[label] for column in columns))
+    return table
+
+
+def _make(alike: Sequence[HostSpec]) -> dict[str, str]:
+    host, memory = alike[0], try_boot(alike[0])
+    return {
+        "hosts alike": str(len(alike)),
+        "NUMA nodes": _nodes(host.node_bytes),
+        "CPUs": str(host.cpus),
+        "release": host.release,
+        "2MiB pages": _pool(host, Backing.HUGETLB_2M),
+        "1GiB pages": _pool(host, Backing.HUGETLB_1G),
+        "KHO scratch": show_size(memory.scratch),
+        "struct pages": show_size(memory.struct_pages),
+        "kernel": show_size(memory.kernel),
+        "left for memfds": show_size(memory.left),
+    }
+
+
+def _nodes(sizes: Sequence[int]) -> str:
+    """(256 GiB, 256 GiB) as 2 × 256GiB."""
+    return " + ".join(
+        f"{len(list(same))} × {show_size(size)}" for size, same in itertools.groupby(sizes)
+    )
+
+
+def _pool(host: HostSpec, backing: Backing) -> str:
+    count = sum(pool.count for pool in host.hugepages if pool.page_bytes == backing.page_bytes)
+    return str(count) if count else "–"
+
+
 def _racks(scenario: Scenario) -> Table:
-    """Hosts, memory and pools by rack; use is that of the fullest host."""
+    """Hosts by rack, and how full pools and hosts are."""
     racks: dict[str, list[HostSpec]] = {}
     for host in scenario.hosts:
         racks.setdefault(host.domains["rack"], []).append(host)
@@ -71,21 +119,22 @@ def _racks(scenario: Scenario) -> Table:
     for vm in scenario.vms:
         vms.setdefault(vm.host, []).append(vm)
     table = _table(
-        "Hosts by rack (pages and room: used of all, and on the fullest host)",
-        ("rack", "releases"),
-        ("hosts", "memory", "VMs", "2MiB pages", "1GiB pages", "room for memfds"),
+        "Hosts by rack; use of all, and of the fullest host",
+        ("rack",),
+        ("hosts", "memory", "VMs", "2MiB pool", "1GiB pool", "room for memfds"),
     )
-    for rack, hosts in racks.items():
+    for rack, hosts in list(racks.items())[:_MOST_RACKS_SHOWN]:
         on_rack = [vms.get(host.name, []) for host in hosts]
         table.add_row(
             rack,
-            ", ".join(dict.fromkeys(host.release for host in hosts)),
             str(len(hosts)),
             show_size(sum(sum(host.node_bytes) for host in hosts)),
             str(sum(map(len, on_rack))),
-            *(_use(_pool_use(hosts, on_rack, b), str) for b in _HUGE),
-            _use(_memfd_use(hosts, on_rack), show_size),
+            *(_use(_pool_use(hosts, on_rack, backing)) for backing in _HUGE),
+            _use(_memfd_use(hosts, on_rack)),
         )
+    if len(racks) > _MOST_RACKS_SHOWN:
+        table.add_row("…", f"{len(racks) - _MOST_RACKS_SHOWN} more racks")
     return table
 
 
@@ -114,26 +163,26 @@ def _memfd_use(hosts: list[HostSpec], vms: list[list[VmSpec]]) -> list[tuple[int
     ]
 
 
-def _use(pairs: list[tuple[int, int]], show: Callable[[int], str]) -> str:
+def _use(pairs: list[tuple[int, int]]) -> str:
+    """23%, 62%: of everything, and of the host that has least left."""
     used, there = sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)
     if not there:
         return "–"
     fullest = max(used * 100 // there for used, there in pairs if there)
-    return f"{show(used)} of {show(there)}, {fullest}%"
+    return f"{used * 100 // there}%, {fullest}%"
 
 
 def _backings(vms: Sequence[VmSpec]) -> Table:
     table = _table(
         "VMs by backing",
-        ("backing", "pages"),
-        ("VMs", "memory", "smallest", "median", "90%", "largest", "vCPUs"),
+        ("backing",),
+        ("VMs", "memory", "min", "median", "90%", "max", "vCPUs"),
     )
     for backing in Backing:
         sizes = sorted(vm.memory_bytes for vm in vms if vm.backing is backing)
         if sizes:
             table.add_row(
                 backing.value,
-                backing.page_label,
                 str(len(sizes)),
                 show_size(sum(sizes)),
                 *(show_size(_quantile(sizes, percent)) for percent in (0, 50, 90, 100)),
@@ -163,7 +212,7 @@ def _waves(scenario: Scenario) -> Table:
         by_rack = Counter(racks[host] for host in wave.hosts)
         table.add_row(
             wave.name,
-            _some(wave.hosts, 4),
+            _some(wave.hosts, 3),
             _some([f"{rack} {n}" for rack, n in sorted(by_rack.items())], 6),
             str(len(wave.hosts)),
             show_duration(wave.soak_ns),

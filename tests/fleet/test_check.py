@@ -1,0 +1,91 @@
+"""What `lufleet check` shows."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from rich.console import Console
+
+from fleet.check import summary
+from fleet.scenario import read_scenario
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+FLEET = """
+[[fleet.host_class]]
+name = "small"
+count = 30
+racks = 30
+memory = "2GiB"
+cpus = 2
+release = "7.3.4"
+[[fleet.host_class]]
+name = "large"
+count = 2
+memory = "4GiB+8GiB"
+cpus = 4
+release = "7.3.2"
+cmdline = "kho_scratch=300%"
+[[fleet.vm_class]]
+name = "v"
+hosts = "large"
+per_host = 2
+memory = "1GiB"
+backing = "memfd"
+vcpus = 1
+[update]
+target = "7.3.4"
+[rollout]
+wave_size = 1
+"""
+
+
+def shown(path: Path, *overrides: str) -> str:
+    """The summary as text of 80 columns, runs of spaces squeezed."""
+    out = io.StringIO()
+    Console(width=80, file=out).print(summary(read_scenario(path, overrides)))
+    return " ".join(out.getvalue().replace("│", " ").split())
+
+
+def test_the_example_is_shown_with_what_matters() -> None:
+    text = shown(EXAMPLES / "rolling-update.toml")
+    for part in (
+        "24 hosts, 192 VMs",
+        "7.3.2+hugetlb → 7.3.4+hugetlb (with the proposal flb-counts",
+        "hosts alike 24 NUMA nodes 2 × 256GiB CPUs 128",
+        "2MiB pages 49152 1GiB pages 256",
+        "r1 8 4TiB 64 24%, 62%",
+        "memfd 63 272GiB 1GiB 4GiB 8GiB 8GiB",
+        "Waves (at once at most: 2 per rack)",
+        "canary r1-h01 r1 1 1 10min",
+        "r3-h06 next-kernel-panics 1",
+        "7.3.4+hugetlb is a proposal",
+    ):
+        assert part in text, part
+    assert "…" not in text.replace(", …", ""), "nothing is cut off"
+
+
+def test_a_fleet_of_several_makes_shows_each_and_what_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "s.toml"
+    path.write_text(FLEET, "utf-8")
+    text = shown(path)
+    for part in (
+        "small-1 ┃ large-1",
+        "hosts alike 30 2",
+        "NUMA nodes 1 × 2GiB 1 × 4GiB + 1 × 8GiB",
+        "… 6 more racks",
+        "30 hosts run 7.3.4 already and are left alone",
+        "30 hosts have no VMs",
+    ):
+        assert part in text, part
+    assert "proposal" not in text
+
+
+def test_many_waves_and_faults_are_shown_in_part(tmp_path: Path) -> None:
+    path = tmp_path / "s.toml"
+    faults = "".join(f"[[faults]]\nkind='boot-hangs'\nhost='small-{n}'\n" for n in range(1, 26))
+    path.write_text(FLEET.replace('"7.3.4"\n[[', '"7.3.2"\n[[') + faults, "utf-8")
+    text = shown(path)
+    assert "… 21 more" in text, "of 32 waves twelve rows are left"
+    assert "… 5 more" in text, "of 25 faults twenty"
