@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Generator, Iterator
 
 import pytest
+
+# A server that is stopped under its watchers is nothing to write home about.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from lufleet.v1 import fleet_pb2, host_pb2
+
 ROOT = Path(__file__).parents[2]
 PROTO = ROOT / "proto"
 SOURCES = sorted(path.relative_to(PROTO).as_posix() for path in PROTO.rglob("*.proto"))
@@ -55,3 +57,15 @@ def test_buf_finds_nothing() -> None:
 @pytest.mark.parametrize("module", ["host_pb2_grpc", "fleet_pb2_grpc", "vm_pb2_grpc"])
 def test_generated_code_is_imported_as_lufleet_v1(module: str) -> None:
     subprocess.run([sys.executable, "-c", f"from lufleet.v1 import {module}"], check=True)
+
+
+def test_every_rpc_is_in_the_documentation() -> None:
+    text = (ROOT / "docs" / "grpc.md").read_text()
+    services = [
+        *host_pb2.DESCRIPTOR.services_by_name.values(),
+        *fleet_pb2.DESCRIPTOR.services_by_name.values(),
+    ]
+    for service in services:
+        assert service.name in text
+        missing = [method.name for method in service.methods if f"`{method.name}`" not in text]
+        assert not missing, f"docs/grpc.md says nothing of {missing}"
