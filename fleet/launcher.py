@@ -193,6 +193,8 @@ class RayBackend:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        # Or a fleet with an actor per host draws warnings of many processes.
+        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(PER_HOST_MAX))
         import ray
 
         self._ray = ray
@@ -204,7 +206,8 @@ class RayBackend:
                 "include_dashboard": False,
             }
             ray.init(
-                address=address,
+                # Not None: that joins whatever Ray happens to run on this machine.
+                address=address or "local",
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 **(local if address is None else {}),
