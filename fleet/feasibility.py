@@ -1,6 +1,6 @@
 """Whether what a scenario asks for can be done at all, before anything starts.
 
-Memory: every VM has a host, its size is whole pages, hugetlb VMs fit their pool and plain ones
+Memory: a VM's size is whole pages, hugetlb VMs fit their pool and plain ones
 what the booted kernel leaves beside pools, scratch areas and its own (`fleet.host_memory`).
 Crossings: the next kernel must understand what this one hands over, and a kernel without the
 proposal refuses hugetlb memfds. What goes wrong by chance or by an injected fault is not looked
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fleet.bad_input import Faults, Place, did_you_mean
+from fleet.bad_input import Faults, Place
 from fleet.host_memory import HostMemory, memfd_need, try_boot
 from fleet.inventory import Inventory
 from fleet.units import show_size
@@ -20,25 +20,18 @@ from node.api import Backing, HostSpec, VmSpec
 
 __all__ = ["check_crossings", "check_memory"]
 
-#: Beyond this a spelling hint costs more than it gives: it compares with every name.
-_HINTS_UP_TO = 5_000
 #: LUO's memfd handler counts folios in 32 bits and answers EFBIG beyond.
 _MOST_MEMFD_PAGES = (1 << 32) - 1
 
 
 def check_memory(inventory: Inventory, faults: Faults) -> None:
-    """Find VMs without a host, and hosts that cannot hold their VMs."""
+    """Find VMs that no pool can hold, and hosts that cannot hold their VMs."""
     on_host: dict[str, list[VmSpec]] = {name: [] for name in inventory.hosts}
-    names = list(inventory.host_places) if len(inventory.host_places) <= _HINTS_UP_TO else []
     for vm in inventory.vms.values():
-        if vm.host in on_host:
+        if vm.host in on_host:  # else the host's own row cannot be used, and said so
             if vm.host not in inventory.alike:
                 _check_vm(vm, inventory, faults)
             on_host[vm.host].append(vm)
-        elif inventory.host_places and vm.host not in inventory.host_places:
-            right = did_you_mean(vm.host, names, noun="hosts") if names else "a host of the fleet"
-            what = f'VM {vm.name}: there is no host "{vm.host}"'
-            faults.add(inventory.vm_places[vm.name], what, right, alike="VMs without a host")
     for name, vms in on_host.items():
         if name not in inventory.alike:
             _check_host(inventory.hosts[name], vms, inventory.host_places[name], faults)

@@ -57,6 +57,7 @@ VM_COLUMNS: Final = ColumnNames(
     optional=("backing", "page_size"),
 )
 _NO_MEMORY: Final[tuple[int, ...]] = (cells.MOST_MEMORY,)  # stands in for what is unfit
+_HINTS_UP_TO: Final = 5_000  # a spelling hint compares with every name
 _DOMAIN: Final = "failure domain"  # keeps a domain apart from a column of the same name
 
 
@@ -227,14 +228,19 @@ def read_vms(table: Table, mapping: ColumnMap, into: Inventory, faults: Faults) 
     row = _Row(table, columns.at, faults)
     memory = partial(cells.parse_vm_memory, unit=columns.memory_unit)
     vcpus = _count("vcpus", 1)
+    names = list(into.host_places) if len(into.host_places) <= _HINTS_UP_TO else []
     for line, values in table.rows:
         row.over(values, line)
         name = row.get("vm", cells.parse_vm_name, "")
         if name:
             into.name_vm(name, row.place, faults)
+        host = row.get("host", cells.parse_name, "")
+        if host and into.host_places and host not in into.host_places:
+            right = did_you_mean(host, names, noun="hosts") if names else "a host of the fleet"
+            row.complain("host", f'there is no host "{host}"', right)
         vm = VmSpec(
             name=name,
-            host=row.get("host", cells.parse_name, ""),
+            host=host,
             memory_bytes=row.get("memory", memory, 0),
             backing=_backing(row),
             vcpus=row.get("vcpus", vcpus, 1),
