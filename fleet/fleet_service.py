@@ -18,15 +18,15 @@ import grpc
 import msgspec
 
 from fleet.api import RunRecord
-from fleet.coordinator import RequestKind
 from fleet.experiment import Experiment, RolloutRefused
 from fleet.hosts import FleetHosts
 from fleet.journal import Journal
-from fleet.launcher import Backend
+from fleet.launcher import Backend, HostUnreachable
 from fleet.messages import ROLLOUT_STATES, status_message
 from fleet.pace import FreeRunning, Pace, Paced
 from fleet.results import summarise
 from fleet.scenario import Scenario
+from fleet.steps import RequestKind
 from lufleet.v1 import fleet_pb2, fleet_pb2_grpc
 from node.api import VmSpec
 from node.grpc_server import Context, NotHere, Server, abort, page
@@ -178,6 +178,23 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
             ],
             next_page_token=token,
             total_hosts=len(names),
+        )
+
+    async def ListShards(
+        self, request: fleet_pb2.ListShardsRequest, context: Context
+    ) -> fleet_pb2.ListShardsResponse:
+        """The shards and their addresses."""
+        shards = self._fleet.experiment.shards
+        try:
+            addresses = await asyncio.gather(*(shard.call("grpc_address") for shard in shards))
+        except HostUnreachable as gone:
+            unavailable = grpc.StatusCode.UNAVAILABLE
+            await abort(context, NotHere(unavailable, "HOST_UNREACHABLE", str(gone)))
+        return fleet_pb2.ListShardsResponse(
+            shards=[
+                fleet_pb2.Shard(hosts=shard.hosts, address=address)
+                for shard, address in zip(shards, addresses, strict=True)
+            ]
         )
 
     async def StartRollout(

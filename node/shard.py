@@ -84,6 +84,10 @@ class Shard:
         """Carry out a call of HostService."""
         return perform(self.host(call.host), call)
 
+    def grpc_address(self) -> str:
+        """Where it serves gRPC itself: a shard that is not in an actor does not."""
+        return ""
+
     def gauges(self) -> dict[str, HostGauges]:
         """Every host's own counters."""
         return {name: self.host(name).gauges() for name in self._specs}

@@ -177,6 +177,16 @@ def test_every_host_is_listed_under_the_one_address() -> None:
     assert served(client, FLEET, LocalBackend(), actors=2) == [*HOSTS]
 
 
+def test_shards_inside_the_server_have_no_address_of_their_own() -> None:
+    async def client(endpoints: Endpoints) -> list[tuple[int, str]]:
+        async with grpc.aio.insecure_channel(endpoints.grpc) as channel:
+            fleet = fleet_pb2_grpc.FleetServiceStub(channel)
+            shards = (await fleet.ListShards(fleet_pb2.ListShardsRequest())).shards
+            return sorted((len(shard.hosts), shard.address) for shard in shards)
+
+    assert served(client, FLEET, LocalBackend(), actors=2) == [(1, ""), (2, "")]
+
+
 def test_a_watcher_hears_what_others_do_to_a_host() -> None:
     async def client(endpoints: Endpoints) -> str:
         async with grpc.aio.insecure_channel(endpoints.grpc) as channel:

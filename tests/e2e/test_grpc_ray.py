@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -108,24 +107,23 @@ def test_an_actor_that_is_killed_between_calls_comes_back_the_same(
     assert digests(KillableRay(), kill_before) == undisturbed
 
 
-def test_every_actor_serves_its_own_hosts() -> None:
-    async def client(endpoints: Endpoints) -> dict[str, list[str]]:
-        del endpoints
-        addresses = await asyncio.gather(
-            *(handle.call("grpc_address") for handle in backend.handles)
-        )
-        served_by = {}
-        for address in addresses:
-            async with grpc.aio.insecure_channel(address) as channel:
+def test_every_actor_serves_its_own_hosts_at_an_address_that_the_fleet_knows() -> None:
+    async def client(endpoints: Endpoints) -> None:
+        async with grpc.aio.insecure_channel(endpoints.grpc) as channel:
+            fleet = fleet_pb2_grpc.FleetServiceStub(channel)
+            shards = (await fleet.ListShards(fleet_pb2.ListShardsRequest())).shards
+        assert sorted(name for shard in shards for name in shard.hosts) == sorted(HOSTS)
+        assert len({shard.address for shard in shards}) == len(HOSTS)
+        for shard in shards:
+            async with grpc.aio.insecure_channel(shard.address) as channel:
                 stub: Stub = host_pb2_grpc.HostServiceStub(channel)
                 names = (await stub.ListHosts(host_pb2.ListHostsRequest())).names
-                looks = [await stub.GetHost(host_pb2.GetHostRequest(host=name)) for name in names]
-                served_by[address] = [look.host.spec.name for look in looks]
-        return served_by
+                assert list(names) == list(shard.hosts)
+                for name in names:
+                    look = await stub.GetHost(host_pb2.GetHostRequest(host=name))
+                    assert look.host.spec.name == name
 
-    backend = KillableRay()
-    served_by = served(client, FLEET, backend)
-    assert sorted(served_by.values()) == [[host] for host in HOSTS]
+    served(client, FLEET, KillableRay())
 
 
 def test_a_client_of_an_actor_that_dies_is_told_that_it_is_unavailable() -> None:

@@ -26,7 +26,7 @@ from lufleet.v1 import host_pb2 as lufleet_dot_v1_dot_host__pb2
 from lufleet.v1 import vm_pb2 as lufleet_dot_v1_dot_vm__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16lufleet/v1/fleet.proto\x12\nlufleet.v1\x1a\x15lufleet/v1/host.proto\x1a\x13lufleet/v1/vm.proto\"T\n\rInventoryHost\x12\"\n\x04host\x18\x01 \x01(\x0b\x32\x14.lufleet.v1.HostSpec\x12\x1f\n\x03vms\x18\x02 \x03(\x0b\x32\x12.lufleet.v1.VmSpec\"\xdc\x04\n\rRolloutStatus\x12\x17\n\x0fvirtual_time_ns\x18\x01 \x01(\x03\x12\'\n\x05state\x18\x02 \x01(\x0e\x32\x18.lufleet.v1.RolloutState\x12\x0b\n\x03why\x18\x03 \x01(\t\x12\x0c\n\x04wave\x18\x04 \x01(\x05\x12\r\n\x05waves\x18\x05 \x01(\x05\x12\x11\n\twave_name\x18\x06 \x01(\t\x12\x33\n\x05hosts\x18\x07 \x03(\x0b\x32$.lufleet.v1.RolloutStatus.HostsEntry\x12/\n\x03vms\x18\x08 \x03(\x0b\x32\".lufleet.v1.RolloutStatus.VmsEntry\x12\x46\n\x0fpreserved_pages\x18\t \x03(\x0b\x32-.lufleet.v1.RolloutStatus.PreservedPagesEntry\x12Q\n\x15pages_preserved_total\x18\n \x03(\x0b\x32\x32.lufleet.v1.RolloutStatus.PagesPreservedTotalEntry\x1a,\n\nHostsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a*\n\x08VmsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a\x35\n\x13PreservedPagesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a:\n\x18PagesPreservedTotalEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\xad\x01\n\x14ListInventoryRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12>\n\x07\x64omains\x18\x03 \x03(\x0b\x32-.lufleet.v1.ListInventoryRequest.DomainsEntry\x1a.\n\x0c\x44omainsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x81\x01\n\x15ListInventoryResponse\x12\x10\n\x08scenario\x18\x01 \x01(\t\x12(\n\x05hosts\x18\x02 \x03(\x0b\x32\x19.lufleet.v1.InventoryHost\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\x12\x13\n\x0btotal_hosts\x18\x04 \x01(\x03\"\x15\n\x13StartRolloutRequest\"A\n\x14StartRolloutResponse\x12)\n\x06status\x18\x01 \x01(\x0b\x32\x19.lufleet.v1.RolloutStatus\"\x15\n\x13WatchRolloutRequest\"k\n\x14WatchRolloutResponse\x12)\n\x06status\x18\x01 \x01(\x0b\x32\x19.lufleet.v1.RolloutStatus\x12(\n\x08\x66inished\x18\x02 \x03(\x0b\x32\x16.lufleet.v1.HostUpdate\"%\n\x13PauseRolloutRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\"A\n\x14PauseRolloutResponse\x12)\n\x06status\x18\x01 \x01(\x0b\x32\x19.lufleet.v1.RolloutStatus\"&\n\x14ResumeRolloutRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\"B\n\x15ResumeRolloutResponse\x12)\n\x06status\x18\x01 \x01(\x0b\x32\x19.lufleet.v1.RolloutStatus\"%\n\x13\x41\x62ortRolloutRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\"A\n\x14\x41\x62ortRolloutResponse\x12)\n\x06status\x18\x01 \x01(\x0b\x32\x19.lufleet.v1.RolloutStatus\"\x12\n\x10GetResultRequest\"\x87\x01\n\x11GetResultResponse\x12\'\n\x05state\x18\x01 \x01(\x0e\x32\x18.lufleet.v1.RolloutState\x12\x0b\n\x03why\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x17\n\x0fvirtual_time_ns\x18\x04 \x01(\x03\x12\x13\n\x0bresult_json\x18\x05 \x01(\t*\x81\x02\n\x0cRolloutState\x12\x1d\n\x19ROLLOUT_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15ROLLOUT_STATE_PENDING\x10\x01\x12\x18\n\x14ROLLOUT_STATE_CANARY\x10\x02\x12\x16\n\x12ROLLOUT_STATE_WAVE\x10\x03\x12\x19\n\x15ROLLOUT_STATE_SOAKING\x10\x04\x12\x18\n\x14ROLLOUT_STATE_PAUSED\x10\x05\x12\x18\n\x14ROLLOUT_STATE_HALTED\x10\x06\x12\x19\n\x15ROLLOUT_STATE_ABORTED\x10\x07\x12\x1b\n\x17ROLLOUT_STATE_COMPLETED\x10\x08\x32\xd2\x04\n\x0c\x46leetService\x12T\n\rListInventory\x12 .lufleet.v1.ListInventoryRequest\x1a!.lufleet.v1.ListInventoryResponse\x12Q\n\x0cStartRollout\x12\x1f.lufleet.v1.StartRolloutRequest\x1a .lufleet.v1.StartRolloutResponse\x12S\n\x0cWatchRollout\x12\x1f.lufleet.v1.WatchRolloutRequest\x1a .lufleet.v1.WatchRolloutResponse0\x01\x12Q\n\x0cPauseRollout\x12\x1f.lufleet.v1.PauseRolloutRequest\x1a .lufleet.v1.PauseRolloutResponse\x12T\n\rResumeRollout\x12 .lufleet.v1.ResumeRolloutRequest\x1a!.lufleet.v1.ResumeRolloutResponse\x12Q\n\x0c\x41\x62ortRollout\x12\x1f.lufleet.v1.AbortRolloutRequest\x1a .lufleet.v1.AbortRolloutResponse\x12H\n\tGetResult\x12\x1c.lufleet.v1.GetResultRequest\x1a\x1d.lufleet.v1.GetResultResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16lufleet/v1/fleet.proto\x12\nlufleet.v1\x1a\x15lufleet/v1/host.proto\x1a\x13lufleet/v1/vm.proto\"T\n\rInventoryHost\x12\"\n\x04host\x18\x01 \x01(\x0b\x32\x14.lufleet.v1.HostSpec\x12\x1f\n\x03vms\x18\x02 \x03(\x0b\x32\x12.lufleet.v1.VmSpec\"\xdc\x04\n\rRolloutStatus\x12\x17\n\x0fvirtual_time_ns\x18\x01 \x01(\x03\x12\'\n\x05state\x18\x02 \x01(\x0e\x32\x18.lufleet.v1.RolloutState\x12\x0b\n\x03why\x18\x03 \x01(\t\x12\x0c\n\x04wave\x18\x04 \x01(\x05\x12\r\n\x05waves\x18\x05 \x01(\x05\x12\x11\n\twave_name\x18\x06 \x01(\t\x12\x33\n\x05hosts\x18\x07 \x03(\x0b\x32$.lufleet.v1.RolloutStatus.HostsEntry\x12/\n\x03vms\x18\x08 \x03(\x0b\x32\".lufleet.v1.RolloutStatus.VmsEntry\x12\x46\n\x0fpreserved_pages\x18\t \x03(\x0b\x32-.lufleet.v1.RolloutStatus.PreservedPagesEntry\x12Q\n\x15pages_preserved_total\x18\n \x03(\x0b\x32\x32.lufleet.v1.RolloutStatus.PagesPreservedTotalEntry\x1a,\n\nHostsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a*\n\x08VmsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a\x35\n\x13PreservedPagesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a:\n\x18PagesPreservedTotalEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\xad\x01\n\x14ListInventoryRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12>\n\x07\x64omains\x18\x03 \x03(\x0b\x32-.lufleet.v1.ListInventoryRequest.DomainsEntry\x1a.\n\x0c\x44omainsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x81\x01\n\x15ListInventoryResponse\x12\x10\n\x08scenario\x18\x01 \x01(\t\x12(\n\x05hosts\x18\x02 \x03(\x0b\x32\x19.lufleet.v1.InventoryHost\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\x12\x13\n\x0btotal_hosts\x18\x04 \x01(\x03\"\x13\n\x11ListShardsRequest\"\'\n\x05Shard\x12\r\n\x05hosts\x18\x01 \x03(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"7\n\x12ListShardsResponse\x12!\n\x06shards\x18\x01 \x03(\x0b\x32\x11.lufleet.v1.Shard\"\x15\n\x13StartRolloutRequest\"A\n\x14StartRolloutResponse\x12)\n\x06status\x18\x01 \x01(\x0b\x32\x19.lufleet.v1.RolloutStatus\"\x15\n\x13WatchRolloutRequest\"k\n\x14WatchRolloutResponse\x12)\n\x06status\x18\x01 \x01(\x0b\x32\x19.lufleet.v1.RolloutStatus\x12(\n\x08\x66inished\x18\x02 \x03(\x0b\x32\x16.lufleet.v1.HostUpdate\"%\n\x13PauseRolloutRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\"A\n\x14PauseRolloutResponse\x12)\n\x06status\x18\x01 \x01(\x0b\x32\x19.lufleet.v1.RolloutStatus\"&\n\x14ResumeRolloutRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\"B\n\x15ResumeRolloutResponse\x12)\n\x06status\x18\x01 \x01(\x0b\x32\x19.lufleet.v1.RolloutStatus\"%\n\x13\x41\x62ortRolloutRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\"A\n\x14\x41\x62ortRolloutResponse\x12)\n\x06status\x18\x01 \x01(\x0b\x32\x19.lufleet.v1.RolloutStatus\"\x12\n\x10GetResultRequest\"\x87\x01\n\x11GetResultResponse\x12\'\n\x05state\x18\x01 \x01(\x0e\x32\x18.lufleet.v1.RolloutState\x12\x0b\n\x03why\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x17\n\x0fvirtual_time_ns\x18\x04 \x01(\x03\x12\x13\n\x0bresult_json\x18\x05 \x01(\t*\x81\x02\n\x0cRolloutState\x12\x1d\n\x19ROLLOUT_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15ROLLOUT_STATE_PENDING\x10\x01\x12\x18\n\x14ROLLOUT_STATE_CANARY\x10\x02\x12\x16\n\x12ROLLOUT_STATE_WAVE\x10\x03\x12\x19\n\x15ROLLOUT_STATE_SOAKING\x10\x04\x12\x18\n\x14ROLLOUT_STATE_PAUSED\x10\x05\x12\x18\n\x14ROLLOUT_STATE_HALTED\x10\x06\x12\x19\n\x15ROLLOUT_STATE_ABORTED\x10\x07\x12\x1b\n\x17ROLLOUT_STATE_COMPLETED\x10\x08\x32\x9f\x05\n\x0c\x46leetService\x12T\n\rListInventory\x12 .lufleet.v1.ListInventoryRequest\x1a!.lufleet.v1.ListInventoryResponse\x12K\n\nListShards\x12\x1d.lufleet.v1.ListShardsRequest\x1a\x1e.lufleet.v1.ListShardsResponse\x12Q\n\x0cStartRollout\x12\x1f.lufleet.v1.StartRolloutRequest\x1a .lufleet.v1.StartRolloutResponse\x12S\n\x0cWatchRollout\x12\x1f.lufleet.v1.WatchRolloutRequest\x1a .lufleet.v1.WatchRolloutResponse0\x01\x12Q\n\x0cPauseRollout\x12\x1f.lufleet.v1.PauseRolloutRequest\x1a .lufleet.v1.PauseRolloutResponse\x12T\n\rResumeRollout\x12 .lufleet.v1.ResumeRolloutRequest\x1a!.lufleet.v1.ResumeRolloutResponse\x12Q\n\x0c\x41\x62ortRollout\x12\x1f.lufleet.v1.AbortRolloutRequest\x1a .lufleet.v1.AbortRolloutResponse\x12H\n\tGetResult\x12\x1c.lufleet.v1.GetResultRequest\x1a\x1d.lufleet.v1.GetResultResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,8 +43,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ROLLOUTSTATUS_PAGESPRESERVEDTOTALENTRY']._serialized_options = b'8\001'
   _globals['_LISTINVENTORYREQUEST_DOMAINSENTRY']._loaded_options = None
   _globals['_LISTINVENTORYREQUEST_DOMAINSENTRY']._serialized_options = b'8\001'
-  _globals['_ROLLOUTSTATE']._serialized_start=1784
-  _globals['_ROLLOUTSTATE']._serialized_end=2041
+  _globals['_ROLLOUTSTATE']._serialized_start=1903
+  _globals['_ROLLOUTSTATE']._serialized_end=2160
   _globals['_INVENTORYHOST']._serialized_start=82
   _globals['_INVENTORYHOST']._serialized_end=166
   _globals['_ROLLOUTSTATUS']._serialized_start=169
@@ -63,30 +63,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTINVENTORYREQUEST_DOMAINSENTRY']._serialized_end=949
   _globals['_LISTINVENTORYRESPONSE']._serialized_start=952
   _globals['_LISTINVENTORYRESPONSE']._serialized_end=1081
-  _globals['_STARTROLLOUTREQUEST']._serialized_start=1083
-  _globals['_STARTROLLOUTREQUEST']._serialized_end=1104
-  _globals['_STARTROLLOUTRESPONSE']._serialized_start=1106
-  _globals['_STARTROLLOUTRESPONSE']._serialized_end=1171
-  _globals['_WATCHROLLOUTREQUEST']._serialized_start=1173
-  _globals['_WATCHROLLOUTREQUEST']._serialized_end=1194
-  _globals['_WATCHROLLOUTRESPONSE']._serialized_start=1196
-  _globals['_WATCHROLLOUTRESPONSE']._serialized_end=1303
-  _globals['_PAUSEROLLOUTREQUEST']._serialized_start=1305
-  _globals['_PAUSEROLLOUTREQUEST']._serialized_end=1342
-  _globals['_PAUSEROLLOUTRESPONSE']._serialized_start=1344
-  _globals['_PAUSEROLLOUTRESPONSE']._serialized_end=1409
-  _globals['_RESUMEROLLOUTREQUEST']._serialized_start=1411
-  _globals['_RESUMEROLLOUTREQUEST']._serialized_end=1449
-  _globals['_RESUMEROLLOUTRESPONSE']._serialized_start=1451
-  _globals['_RESUMEROLLOUTRESPONSE']._serialized_end=1517
-  _globals['_ABORTROLLOUTREQUEST']._serialized_start=1519
-  _globals['_ABORTROLLOUTREQUEST']._serialized_end=1556
-  _globals['_ABORTROLLOUTRESPONSE']._serialized_start=1558
-  _globals['_ABORTROLLOUTRESPONSE']._serialized_end=1623
-  _globals['_GETRESULTREQUEST']._serialized_start=1625
-  _globals['_GETRESULTREQUEST']._serialized_end=1643
-  _globals['_GETRESULTRESPONSE']._serialized_start=1646
-  _globals['_GETRESULTRESPONSE']._serialized_end=1781
-  _globals['_FLEETSERVICE']._serialized_start=2044
-  _globals['_FLEETSERVICE']._serialized_end=2638
+  _globals['_LISTSHARDSREQUEST']._serialized_start=1083
+  _globals['_LISTSHARDSREQUEST']._serialized_end=1102
+  _globals['_SHARD']._serialized_start=1104
+  _globals['_SHARD']._serialized_end=1143
+  _globals['_LISTSHARDSRESPONSE']._serialized_start=1145
+  _globals['_LISTSHARDSRESPONSE']._serialized_end=1200
+  _globals['_STARTROLLOUTREQUEST']._serialized_start=1202
+  _globals['_STARTROLLOUTREQUEST']._serialized_end=1223
+  _globals['_STARTROLLOUTRESPONSE']._serialized_start=1225
+  _globals['_STARTROLLOUTRESPONSE']._serialized_end=1290
+  _globals['_WATCHROLLOUTREQUEST']._serialized_start=1292
+  _globals['_WATCHROLLOUTREQUEST']._serialized_end=1313
+  _globals['_WATCHROLLOUTRESPONSE']._serialized_start=1315
+  _globals['_WATCHROLLOUTRESPONSE']._serialized_end=1422
+  _globals['_PAUSEROLLOUTREQUEST']._serialized_start=1424
+  _globals['_PAUSEROLLOUTREQUEST']._serialized_end=1461
+  _globals['_PAUSEROLLOUTRESPONSE']._serialized_start=1463
+  _globals['_PAUSEROLLOUTRESPONSE']._serialized_end=1528
+  _globals['_RESUMEROLLOUTREQUEST']._serialized_start=1530
+  _globals['_RESUMEROLLOUTREQUEST']._serialized_end=1568
+  _globals['_RESUMEROLLOUTRESPONSE']._serialized_start=1570
+  _globals['_RESUMEROLLOUTRESPONSE']._serialized_end=1636
+  _globals['_ABORTROLLOUTREQUEST']._serialized_start=1638
+  _globals['_ABORTROLLOUTREQUEST']._serialized_end=1675
+  _globals['_ABORTROLLOUTRESPONSE']._serialized_start=1677
+  _globals['_ABORTROLLOUTRESPONSE']._serialized_end=1742
+  _globals['_GETRESULTREQUEST']._serialized_start=1744
+  _globals['_GETRESULTREQUEST']._serialized_end=1762
+  _globals['_GETRESULTRESPONSE']._serialized_start=1765
+  _globals['_GETRESULTRESPONSE']._serialized_end=1900
+  _globals['_FLEETSERVICE']._serialized_start=2163
+  _globals['_FLEETSERVICE']._serialized_end=2834
 # @@protoc_insertion_point(module_scope)

@@ -40,6 +40,11 @@ class FleetServiceStub:
                 request_serializer=lufleet_dot_v1_dot_fleet__pb2.ListInventoryRequest.SerializeToString,
                 response_deserializer=lufleet_dot_v1_dot_fleet__pb2.ListInventoryResponse.FromString,
                 _registered_method=True)
+        self.ListShards = channel.unary_unary(
+                '/lufleet.v1.FleetService/ListShards',
+                request_serializer=lufleet_dot_v1_dot_fleet__pb2.ListShardsRequest.SerializeToString,
+                response_deserializer=lufleet_dot_v1_dot_fleet__pb2.ListShardsResponse.FromString,
+                _registered_method=True)
         self.StartRollout = channel.unary_unary(
                 '/lufleet.v1.FleetService/StartRollout',
                 request_serializer=lufleet_dot_v1_dot_fleet__pb2.StartRolloutRequest.SerializeToString,
@@ -78,6 +83,13 @@ class FleetServiceServicer:
 
     def ListInventory(self, request, context):
         """Hosts with their VMs, in the order of the inventory.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListShards(self, request, context):
+        """The shards that hold the hosts, and where each serves HostService itself.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -132,6 +144,11 @@ def add_FleetServiceServicer_to_server(servicer, server):
                     servicer.ListInventory,
                     request_deserializer=lufleet_dot_v1_dot_fleet__pb2.ListInventoryRequest.FromString,
                     response_serializer=lufleet_dot_v1_dot_fleet__pb2.ListInventoryResponse.SerializeToString,
+            ),
+            'ListShards': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListShards,
+                    request_deserializer=lufleet_dot_v1_dot_fleet__pb2.ListShardsRequest.FromString,
+                    response_serializer=lufleet_dot_v1_dot_fleet__pb2.ListShardsResponse.SerializeToString,
             ),
             'StartRollout': grpc.unary_unary_rpc_method_handler(
                     servicer.StartRollout,
@@ -192,6 +209,33 @@ class FleetService:
             '/lufleet.v1.FleetService/ListInventory',
             lufleet_dot_v1_dot_fleet__pb2.ListInventoryRequest.SerializeToString,
             lufleet_dot_v1_dot_fleet__pb2.ListInventoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListShards(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lufleet.v1.FleetService/ListShards',
+            lufleet_dot_v1_dot_fleet__pb2.ListShardsRequest.SerializeToString,
+            lufleet_dot_v1_dot_fleet__pb2.ListShardsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,8 @@ class FleetServiceStub:
     def __new__(cls, channel: _aio.Channel) -> FleetServiceAsyncStub: ...
     ListInventory: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.ListInventoryRequest, _fleet_pb2.ListInventoryResponse]
     """Hosts with their VMs, in the order of the inventory."""
+    ListShards: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.ListShardsRequest, _fleet_pb2.ListShardsResponse]
+    """The shards that hold the hosts, and where each serves HostService itself."""
     StartRollout: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.StartRolloutRequest, _fleet_pb2.StartRolloutResponse]
     """Starts the rollout of the scenario that is served."""
     WatchRollout: _grpc.UnaryStreamMultiCallable[_fleet_pb2.WatchRolloutRequest, _fleet_pb2.WatchRolloutResponse]
@@ -59,6 +61,8 @@ class FleetServiceAsyncStub(FleetServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListInventory: _aio.UnaryUnaryMultiCallable[_fleet_pb2.ListInventoryRequest, _fleet_pb2.ListInventoryResponse]  # type: ignore[assignment]
     """Hosts with their VMs, in the order of the inventory."""
+    ListShards: _aio.UnaryUnaryMultiCallable[_fleet_pb2.ListShardsRequest, _fleet_pb2.ListShardsResponse]  # type: ignore[assignment]
+    """The shards that hold the hosts, and where each serves HostService itself."""
     StartRollout: _aio.UnaryUnaryMultiCallable[_fleet_pb2.StartRolloutRequest, _fleet_pb2.StartRolloutResponse]  # type: ignore[assignment]
     """Starts the rollout of the scenario that is served."""
     WatchRollout: _aio.UnaryStreamMultiCallable[_fleet_pb2.WatchRolloutRequest, _fleet_pb2.WatchRolloutResponse]  # type: ignore[assignment]
@@ -82,6 +86,14 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_fleet_pb2.ListInventoryResponse, _abc.Awaitable[_fleet_pb2.ListInventoryResponse]]:
         """Hosts with their VMs, in the order of the inventory."""
+
+    @_abc_1.abstractmethod
+    def ListShards(
+        self,
+        request: _fleet_pb2.ListShardsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_pb2.ListShardsResponse, _abc.Awaitable[_fleet_pb2.ListShardsResponse]]:
+        """The shards that hold the hosts, and where each serves HostService itself."""
 
     @_abc_1.abstractmethod
     def StartRollout(
