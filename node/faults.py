@@ -16,10 +16,12 @@ to find out. A rule strikes `times` times (0: always) and is then used up.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Final
 
-from kernelmodel.errors import KernelPanic, ModelBug, kernel_error
+from kernelmodel.abi.layout import cstring
+from kernelmodel.errors import ERRNO_CLASSES, KernelPanic, ModelBug, kernel_error
 from kernelmodel.handlers.folio_table import PreservedFolios
 from kernelmodel.kernel import Kernel
 from kernelmodel.luo.handler import LuoFile
@@ -34,6 +36,7 @@ __all__ = [
     "corrupt_folio_entry",
     "drop_preserved_page",
     "strike_memory",
+    "why_wrong",
 ]
 
 #: Kind → the fields of a FaultSpec that mean something for it, beside host and times.
@@ -49,11 +52,33 @@ FAULT_KINDS: Final[dict[str, frozenset[str]]] = {
 
 #: Kernel functions that can be made to fail.
 _KIND_AT: Final = {"luo_file_freeze": "freeze-fails", "kexec_file_load": "kexec-load-fails"}
+_LARGEST_FACTOR: Final = 1000.0
 _DEFAULT_ERRNO: Final = {"freeze-fails": "EBUSY", "kexec-load-fails": "EADDRNOTAVAIL"}
+
+
+def why_wrong(spec: FaultSpec) -> str:
+    """What is wrong with a fault and what would be right, "" if nothing is."""
+    if spec.kind not in FAULT_KINDS:
+        return f"no fault {spec.kind!r}; there are: {', '.join(FAULT_KINDS)}"
+    if spec.times < 0:
+        return f"times is {spec.times}, should be a count, or 0 for always"
+    if spec.errno and spec.errno not in ERRNO_CLASSES:
+        return f"errno is {spec.errno!r}, should be one of {', '.join(ERRNO_CLASSES)}"
+    if not 0 < spec.factor <= _LARGEST_FACTOR:
+        return f"factor is {spec.factor:g}, should be above 0 and at most {_LARGEST_FACTOR:g}"
+    return ""
 
 
 class BootHang(KernelPanic):
     """The booting kernel stopped making progress; a watchdog will notice."""
+
+
+@dataclass(slots=True, eq=False)
+class _Rule:
+    """A fault and how often it still strikes; None: always."""
+
+    spec: FaultSpec
+    left: int | None
 
 
 class Faults:
@@ -62,26 +87,28 @@ class Faults:
     __slots__ = ("_rules",)
 
     def __init__(self, specs: Iterable[FaultSpec]) -> None:
-        self._rules: list[tuple[FaultSpec, int | None]] = []
+        self._rules: list[_Rule] = []
         for spec in specs:
             self.add(spec)
 
     def add(self, spec: FaultSpec) -> None:
         """Arm one more."""
-        if spec.kind not in FAULT_KINDS:
-            raise ModelBug(f"unknown fault kind {spec.kind!r}")
-        self._rules.append((spec, spec.times or None))
+        if wrong := why_wrong(spec):
+            raise ModelBug(f"{spec.host}: {wrong}")
+        self._rules.append(_Rule(spec, spec.times or None))
 
     def strike(self, kind: str) -> FaultSpec | None:
         """The first rule of this kind that still strikes, used up by one; None if there is none."""
-        for at, (spec, left) in enumerate(self._rules):
-            if spec.kind == kind:
-                if left == 1:
-                    del self._rules[at]
-                elif left is not None:
-                    self._rules[at] = (spec, left - 1)
-                return spec
-        return None
+        return next(self.strikes(kind), None)
+
+    def strikes(self, kind: str) -> Iterator[FaultSpec]:
+        """Every rule of this kind in turn, each used up by one when it is its turn."""
+        for rule in [rule for rule in self._rules if rule.spec.kind == kind]:
+            if rule.left is not None:
+                rule.left -= 1
+                if rule.left == 0:
+                    self._rules.remove(rule)
+            yield rule.spec
 
     def fail_function(self, function: str, **context: object) -> None:
         """What a kernel calls at its named functions. See `kernelmodel.kernel.FailFunction`."""
@@ -91,9 +118,7 @@ class Faults:
             if self.strike("boot-hangs"):
                 raise BootHang("injected: boot makes no progress")
             return
-        kind = {"luo_file_freeze": "freeze-fails", "kexec_file_load": "kexec-load-fails"}.get(
-            function
-        )
+        kind = _KIND_AT.get(function)
         spec = self.strike(kind) if kind is not None else None
         if kind is not None and spec is not None:
             raise kernel_error(spec.errno or _DEFAULT_ERRNO[kind], "injected", function=function)
@@ -120,12 +145,10 @@ def corrupt_folio_entry(kernel: Kernel, luo_file: LuoFile) -> None:
 def strike_memory(rules: Faults, kernel: Kernel) -> None:
     """Let the faults that change memory do so; the moment is just before the jump."""
     for kind, damage in _DAMAGE.items():
-        while (spec := rules.strike(kind)) is not None:
+        for spec in rules.strikes(kind):  # each rule once: two flips of one bit would undo it
             luo_file = _preserved_file(kernel, spec.vm)
             if luo_file is not None:
                 damage(kernel, luo_file)
-            if spec.times == 0:
-                break
 
 
 _DAMAGE: Final = {
@@ -137,7 +160,7 @@ _DAMAGE: Final = {
 def _preserved_file(kernel: Kernel, vm: str) -> LuoFile | None:
     """The memory file of a VM among the outgoing sessions; any VM's if none is named."""
     for session in kernel.luo.sessions.outgoing:
-        if not vm or session.name.split(b"\0", 1)[0].decode() == vm:
+        if not vm or cstring(session.name) == vm.encode():
             for luo_file in session.file_set.files:
                 if luo_file.token == MEMORY_TOKEN:
                     return luo_file

@@ -32,7 +32,7 @@ from node.api import FaultSpec, HostGauges, HostSpec, VmSpec
 from node.views import SessionView
 from node.vm import MEMORY_TOKEN, Vm, VmState
 
-__all__ = ["Host", "HostState", "HostStateError", "kernel_cmdline"]
+__all__ = ["Host", "HostPanicked", "HostState", "HostStateError", "kernel_cmdline"]
 
 _HUGEPAGESZ: Final = {2 << 20: "2M", 1 << 30: "1G"}
 
@@ -73,6 +73,10 @@ class HostStateError(Exception):
         return self.message
 
 
+class HostPanicked(HostStateError):
+    """The kernel died of what it was asked to do; the host is PANICKED now."""
+
+
 def kernel_cmdline(spec: HostSpec) -> str:
     """The command line that a host boots with."""
     words = ["kho=on", "liveupdate=on"]
@@ -107,6 +111,10 @@ class Host:
         self.agent: Agent | None = None
         self.loaded: Release | None = None
         self.panic_message = ""
+        #: Whether it was the watchdog that ended the last boot that failed.
+        self.hung = False
+        #: Why there is no agent, if there is none: what the kernel said to it.
+        self.agent_error = ""
         self._cmdline = kernel_cmdline(spec)
         self._kernel: Kernel | None = None
         self._power_on(_release(spec.release))
@@ -281,12 +289,19 @@ class Host:
 
     @contextmanager
     def _refusals(self, what: str, **fields: int | str) -> Iterator[None]:
-        """Record a call and what the kernel said to it."""
+        """Record a call and what the kernel said to it, or that it died of it."""
         try:
             yield
         except KernelError as error:
             self._emit(what, errno=error.name, **fields)
             raise
+        except KernelPanic as panic:
+            self._emit(what, panic=str(panic), **fields)
+            self._drop_kernel()
+            self.panic_message, self.hung = str(panic), False
+            self._advance(HostState.PANICKED, str(panic))
+            message = f"{self.name} panicked in {what}: {panic}"
+            raise HostPanicked("PANICKED", message) from panic
         self._emit(what, **fields)
 
     def sessions(self) -> list[SessionView]:
@@ -331,7 +346,7 @@ class Host:
         self._emit("jump", release=image.release.name, handover=self.kernel.kho.handover_digest())
         self._advance(HostState.REBOOTING, "kexec")
         slow = self.faults.strike("slow-boot")
-        slowdown = self.clock.slow("boot", round(slow.factor * 1000)) if slow else None
+        slowdown = self.clock.slow("boot", max(1, round(slow.factor * 1000))) if slow else None
         start_ns = self.clock.now_ns
         try:
             with self.clock.phase("kexec"):
@@ -366,7 +381,8 @@ class Host:
         """The booting kernel is gone. A hang is noticed when the watchdog's time is up."""
         self._drop_kernel()
         deadline = start_ns + boot_timeout_ns
-        if isinstance(panic, faults.BootHang):
+        self.hung = isinstance(panic, faults.BootHang) or self.clock.now_ns > deadline
+        if self.hung:
             if self.clock.now_ns < deadline:
                 self.clock.advance_to(deadline)
             self.clock.cut(deadline)
@@ -388,7 +404,7 @@ class Host:
             self._power_on(target)
         except KernelPanic as panic:
             self._drop_kernel()
-            self.panic_message = str(panic)
+            self.panic_message, self.hung = str(panic), False
             self._advance(HostState.PANICKED, str(panic))
             return
         with self.clock.phase("userspace"):
@@ -407,6 +423,7 @@ class Host:
             self.agent = Agent(self.kernel)
         except KernelError as error:
             self.agent = None
+            self.agent_error = f"cannot open /dev/liveupdate: {error.name}"
             self.kernel.printk(f"luod: cannot open /dev/liveupdate: {error}")
             self._emit("agent", errno=error.name)
 
@@ -421,9 +438,9 @@ class Host:
 
     def inject(self, fault: FaultSpec) -> None:
         """Arm a fault."""
-        if fault.kind not in faults.FAULT_KINDS:
-            known = ", ".join(faults.FAULT_KINDS)
-            raise HostStateError("NO_SUCH_FAULT", f"no fault {fault.kind!r}; there are: {known}")
+        if wrong := faults.why_wrong(fault):
+            known = fault.kind in faults.FAULT_KINDS
+            raise HostStateError("BAD_FAULT" if known else "NO_SUCH_FAULT", wrong)
         if fault.vm:
             self.vm(fault.vm)
         self.faults.add(fault)

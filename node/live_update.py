@@ -5,8 +5,12 @@ finish. Loading, preserving and finishing lie outside the blackout.
 
 Unhappy paths, by `UpdatePolicy`: a freeze that fails resumes the VMs and is tried again after a
 delay, and then given up (or turned into a cold reboot); a next kernel that panics or hangs is
-reset into a cold boot, with every VM restarted; a VM whose memory does not come back, or comes
-back changed, is lost, and started afresh if the policy says so.
+reset into a cold boot, with every VM restarted, and so is one that dies of what it was handed; a
+VM whose memory does not come back, or comes back changed, is lost, and started afresh if the
+policy says so.
+
+A VM that stood still before the update is taken along and stands still after it; one that has no
+memory is left alone.
 
 Time: the host's blackout runs from the last VM's pause to the end of the last VM's retrieve; its
 phases add up to it exactly. A VM's downtime adds its wait for the others' pause and its wait for
@@ -16,6 +20,7 @@ its own resume, and whatever earlier attempts cost it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from kernelmodel.errors import KernelError, ModelBug
@@ -29,7 +34,7 @@ from node.api import (
     VmOutcome,
     VmResult,
 )
-from node.host import Host, HostState, HostStateError
+from node.host import Host, HostPanicked, HostState, HostStateError
 from node.vm import MEMORY_TOKEN, VmState
 
 __all__ = ["update_host"]
@@ -39,10 +44,12 @@ __all__ = ["update_host"]
 class _VmTimes:
     """What an update costs one VM, as it becomes known."""
 
+    held: bool = False  # it stood still before the update: what follows is no downtime of its own
     paused_ns: int | None = None  # its pause in the attempt that went through
     failed_freeze_ns: int = 0  # downtime of attempts that did not
     resumed_ns: int | None = None
-    restarted: bool = False
+    killed_ns: int | None = None  # when a reset took it while it ran
+    restarted_ns: int | None = None
     outcome: VmOutcome = VmOutcome.PRESERVED
     reason: str = ""
 
@@ -53,6 +60,7 @@ class _Update:
 
     host: Host
     command: UpdateCommand
+    old_release: str
     vms: dict[str, _VmTimes] = field(default_factory=dict)
     phases: dict[str, int] = field(default_factory=dict)
     outside: dict[str, int] = field(default_factory=dict)
@@ -63,14 +71,18 @@ class _Update:
     preserved_until_ns: int | None = None
     preserved_pages: dict[str, int] = field(default_factory=dict)
 
-    def running(self) -> list[str]:
-        """VMs to be taken along."""
-        return [name for name in self.vms if self.host.vm(name).state is VmState.RUNNING]
+    def down(self) -> list[str]:
+        """VMs that this update has stopped and that are not back."""
+        return [
+            name
+            for name, times in self.vms.items()
+            if times.paused_ns is not None and times.resumed_ns is None
+        ]
 
     # Steps.
 
     def in_lanes(self, phase: str, names: list[str], step: Callable[[str], object]) -> Phase:
-        """Let every VM take a step on a lane of its own; failures are the step's business."""
+        """Let VMs take a step, each on a lane of its own; failures are the step's business."""
         with self.host.clock.phase(phase) as done:
             for name in names:
                 with self.host.clock.lane(f"vmm:{name}"):
@@ -84,7 +96,9 @@ class _Update:
         self.outside["kexec_file_load"] = phase.duration_ns
 
     def preserve(self) -> None:
-        """Every running VM into a session of its own. Raises KernelError, nothing preserved."""
+        """Every VM into a session of its own. Raises KernelError, nothing preserved."""
+        if not self.vms:
+            return
         done: list[str] = []
 
         def step(name: str) -> None:
@@ -92,7 +106,7 @@ class _Update:
             done.append(name)
 
         try:
-            phase = self.in_lanes("preserve", self.running(), step)
+            phase = self.in_lanes("preserve", list(self.vms), step)
         except KernelError:
             for name in reversed(done):
                 self.host.close_session(name)
@@ -101,48 +115,48 @@ class _Update:
         self.preserved_from_ns = phase.end_ns
 
     def unpreserve(self) -> None:
-        """Close every session: VMs go on as before."""
-        for view in reversed(self.host.sessions()):
-            if view.outgoing:
-                self.host.close_session(view.name)
-        self.preserved_until_ns = self.host.clock.now_ns
+        """Close the sessions of this update: VMs go on as before."""
+        for name in reversed(self.vms):
+            self.host.close_session(name)
+        if self.vms:
+            self.preserved_until_ns = self.host.clock.now_ns
 
     def pause(self) -> None:
         """Pause all; the blackout begins when the last one stands."""
-        names = self.running()
+        names = [name for name, times in self.vms.items() if not times.held]
         phase = self.in_lanes("pause", names, self.host.pause_vm)
-        for name in names:
-            self.vms[name].paused_ns = phase.lane_end_ns(f"vmm:{name}")
+        for name, times in self.vms.items():
+            times.paused_ns = phase.end_ns if times.held else phase.lane_end_ns(f"vmm:{name}")
         self.blackout_start_ns = phase.end_ns
 
     def resume(self, names: list[str]) -> None:
-        """Let VMs run."""
-        phase = self.in_lanes("resume", names, self.host.resume_vm)
+        """Let VMs run, but for those that stood still before."""
+        run = [name for name in names if not self.vms[name].held]
+        phase = self.in_lanes("resume", run, self.host.resume_vm)
         for name in names:
-            self.vms[name].resumed_ns = phase.lane_end_ns(f"vmm:{name}")
+            held = self.vms[name].held
+            self.vms[name].resumed_ns = phase.end_ns if held else phase.lane_end_ns(f"vmm:{name}")
 
     def freeze_failed(self) -> None:
         """Undo the pause of a failed attempt; its cost stays with the VMs."""
-        names = [name for name, times in self.vms.items() if times.paused_ns is not None]
-        self.resume(names)
-        for name in names:
-            times = self.vms[name]
+        self.resume(list(self.vms))
+        for times in self.vms.values():
             assert times.paused_ns is not None
             assert times.resumed_ns is not None
-            times.failed_freeze_ns += times.resumed_ns - times.paused_ns
+            if not times.held:
+                times.failed_freeze_ns += times.resumed_ns - times.paused_ns
             times.paused_ns = times.resumed_ns = None
         self.blackout_start_ns = None
         self.host.take_phases()
 
     def retrieve(self) -> None:
         """Sessions and memory back; who does not come back intact is lost."""
-        names = [name for name, times in self.vms.items() if times.paused_ns is not None]
         if self.host.agent is None:
-            for name in names:
-                self.lose(name, "the agent cannot open /dev/liveupdate")
-            names = []
-        phase = self.in_lanes("retrieve", names, self._retrieve_vm)
-        self.blackout_end_ns = phase.end_ns
+            for name in self.vms:
+                self.lose(name, self.host.agent_error)
+        elif self.vms:
+            self.in_lanes("retrieve", list(self.vms), self._retrieve_vm)
+        self.blackout_end_ns = self.host.clock.now_ns
 
     def _retrieve_vm(self, name: str) -> None:
         try:
@@ -155,6 +169,15 @@ class _Update:
             self.lose(name, "memory came back changed")
             self.host.vm(name).stop()
 
+    def why_lost(self, lost: list[str]) -> str:
+        """Each reason once, with its VMs, and what the kernel made of its handover."""
+        reasons: dict[str, list[str]] = {}
+        for name in lost:
+            reasons.setdefault(self.vms[name].reason, []).append(name)
+        told = [f"{', '.join(names)}: {reason}" for reason, names in reasons.items()]
+        told += [line for line in self.host.kernel.messages if line.startswith(("KHO:", "luo:"))]
+        return "; ".join(told)
+
     def lose(self, name: str, why: str) -> None:
         """A VM's memory is gone."""
         self.vms[name].outcome = VmOutcome.LOST
@@ -163,19 +186,25 @@ class _Update:
 
     def count_preserved(self) -> None:
         """Pages that came back, by page size."""
-        for name, times in self.vms.items():
+        for name in self.with_outcome(VmOutcome.PRESERVED):
             vm = self.host.vm(name)
-            if times.paused_ns is not None and times.outcome is VmOutcome.PRESERVED:
-                label = vm.spec.backing.page_label
-                self.preserved_pages[label] = self.preserved_pages.get(label, 0) + vm.nr_pages
+            label = vm.spec.backing.page_label
+            self.preserved_pages[label] = self.preserved_pages.get(label, 0) + vm.nr_pages
+
+    def with_outcome(self, outcome: VmOutcome) -> list[str]:
+        """The VMs whose outcome it is, as far as is known."""
+        return [name for name, times in self.vms.items() if times.outcome is outcome]
 
     def finish(self) -> None:
         """Finish every retrieved session and close it; pools settle."""
         names = [view.name for view in self.host.sessions() if view.retrieved]
+        if not names:
+            return
 
         def step(name: str) -> None:
-            self.host.finish_session(name)
-            self.host.close_session(name)
+            with suppress(KernelError):  # it is recorded, and the session stays until the next jump
+                self.host.finish_session(name)
+                self.host.close_session(name)
 
         phase = self.in_lanes("finish", names, step)
         self.outside["finish"] = phase.duration_ns
@@ -198,24 +227,26 @@ class _Update:
                 times.outcome = VmOutcome.LOST
                 times.reason = f"{times.reason}; cannot start again: {failed[name]}"
             else:
-                times.restarted = True
-                times.resumed_ns = phase.lane_end_ns(f"vmm:{name}")
+                times.restarted_ns = phase.lane_end_ns(f"vmm:{name}")
 
     def cold_reboot(self, release: str, why: str) -> None:
-        """Reset and restart every VM."""
+        """Reset and restart every VM; one that was lost before stays lost."""
         self.note_phases()
+        down, lost = self.down(), self.with_outcome(VmOutcome.LOST)
+        for name, times in self.vms.items():
+            if name not in down:
+                times.killed_ns = self.host.clock.now_ns
+            if name not in lost:
+                times.outcome, times.reason = VmOutcome.RESTARTED, why
         self.host.cold_reboot(release)
-        names = list(self.vms)
-        for name in names:
-            self.vms[name].outcome = VmOutcome.RESTARTED
-            self.vms[name].reason = why
-        if self.host.state is HostState.UP:
-            self.restart(names)
-        else:
-            for name in names:
+        if self.host.state is not HostState.UP:
+            for name in self.vms:
                 self.lose(name, "the host does not come up")
-        self.blackout_end_ns = None
-        self.preserved_until_ns = self.host.clock.now_ns
+        else:
+            anyway = self.command.policy.restart_lost_vms
+            self.restart([name for name in self.vms if anyway or name not in lost])
+        if self.preserved_from_ns is not None:
+            self.preserved_until_ns = self.host.clock.now_ns
         self.preserved_pages = {}
 
     def note_phases(self) -> None:
@@ -237,18 +268,25 @@ class _Update:
         times = self.vms[name]
         if times.outcome is VmOutcome.LOST:
             return VmResult(name, times.outcome, times.reason, None, {})
+        if times.held and times.outcome is VmOutcome.PRESERVED:
+            return VmResult(name, times.outcome, times.reason, 0, {})
         phases: dict[str, int] = {}
         if times.failed_freeze_ns:
             phases["failed_freeze"] = times.failed_freeze_ns
-        if times.paused_ns is not None and times.resumed_ns is not None:
+        if times.paused_ns is not None:
             assert self.blackout_start_ns is not None
             phases["pause_wait"] = self.blackout_start_ns - times.paused_ns
             phases.update(self.phases)
-            down_ns = times.resumed_ns - times.paused_ns
-            rest = down_ns - phases["pause_wait"] - sum(self.phases.values())
-            phases["restart" if times.restarted else "resume_wait"] = rest
-        downtime_ns = sum(phases.values())
-        return VmResult(name, times.outcome, times.reason, downtime_ns, phases)
+            known_ns = times.paused_ns + phases["pause_wait"] + sum(self.phases.values())
+            if times.resumed_ns is not None:
+                phases["resume_wait"] = times.resumed_ns - known_ns
+            elif times.restarted_ns is not None:
+                phases["restart"] = times.restarted_ns - known_ns
+        if times.killed_ns is not None and times.restarted_ns is not None:
+            phases["restart"] = times.restarted_ns - times.killed_ns
+        if min(phases.values(), default=0) < 0:
+            raise ModelBug(f"{self.host.name}: {name} has a phase that ends before it starts")
+        return VmResult(name, times.outcome, times.reason, sum(phases.values()), phases)
 
     def result(self, outcome: HostOutcome, reason: str, detail: str) -> UpdateResult:
         """Close the books."""
@@ -306,14 +344,23 @@ def update_host(host: Host, command: UpdateCommand) -> UpdateResult:
     if host.clock.now_ns < command.start_ns:
         host.clock.advance_to(command.start_ns)
     host.take_phases()
-    update = _Update(host, command)
-    update.vms = {name: _VmTimes() for name, vm in host.vms.items() if vm.state is VmState.RUNNING}
+    update = _Update(host, command, host.release)
+    update.vms = {
+        name: _VmTimes(held=vm.state is VmState.PAUSED)
+        for name, vm in host.vms.items()
+        if vm.state is not VmState.STOPPED
+    }
     host.emit("update", release=command.release, seq=command.seq)
-    if host.state not in (HostState.UP, HostState.KEXEC_LOADED) or host.agent is None:
-        why = f"host is {host.state}" if host.agent is not None else "no agent runs"
-        return update.result(HostOutcome.FAILED, "not-ready", why)
+    if host.state not in (HostState.UP, HostState.KEXEC_LOADED):
+        return update.result(HostOutcome.FAILED, "not-ready", f"host is {host.state}")
+    if host.agent is None:
+        detail = f"{host.release} has no agent: {host.agent_error}"
+        return update.result(HostOutcome.FAILED, "not-ready", detail)
     try:
         return _run(update)
+    except HostPanicked as panic:
+        del host.phases[-1:]  # the phase it died in never came to its end
+        return _boot_failed(update, str(panic))
     except HostStateError as error:  # somebody scripted this host into a corner
         return update.result(HostOutcome.FAILED, "not-ready", str(error))
 
@@ -341,24 +388,23 @@ def _run(update: _Update) -> UpdateResult:
                 host.clock.advance_to(host.clock.now_ns + policy.freeze_retry_delay_ns)
                 continue
             return _freeze_gave_up(update, error)
-    old_release = host.release
     host.jump(image, policy.boot_timeout_ns)
     if host.state is HostState.PANICKED:
-        return _boot_failed(update, old_release)
+        return _boot_failed(update, host.panic_message)
     update.retrieve()
     update.count_preserved()
     update.note_phases()
-    kept = [name for name, times in update.vms.items() if times.outcome is VmOutcome.PRESERVED]
-    lost = [name for name, times in update.vms.items() if times.outcome is VmOutcome.LOST]
-    update.resume(kept)
+    lost = update.with_outcome(VmOutcome.LOST)
+    update.resume(update.with_outcome(VmOutcome.PRESERVED))
     update.finish()
     if lost and policy.restart_lost_vms:
         update.restart(lost)
-    retried = f"after {update.attempts} freezes" if update.attempts > 1 else ""
     if lost:
-        detail = "; ".join(f"{name}: {update.vms[name].reason}" for name in lost)
-        return update.result(HostOutcome.UPDATED, "vm-lost", detail)
-    return update.result(HostOutcome.UPDATED, "freeze-retried" if retried else "", retried)
+        return update.result(HostOutcome.UPDATED, "vm-lost", update.why_lost(lost))
+    if update.attempts > 1:
+        detail = f"after {update.attempts} freezes"
+        return update.result(HostOutcome.UPDATED, "freeze-retried", detail)
+    return update.result(HostOutcome.UPDATED, "", "")
 
 
 def _freeze_gave_up(update: _Update, error: KernelError) -> UpdateResult:
@@ -371,17 +417,12 @@ def _freeze_gave_up(update: _Update, error: KernelError) -> UpdateResult:
     return update.result(HostOutcome.FAILED, "freeze-failed", detail)
 
 
-def _boot_failed(update: _Update, old_release: str) -> UpdateResult:
-    """The next kernel did not come up: reset."""
+def _boot_failed(update: _Update, message: str) -> UpdateResult:
+    """The next kernel did not come up, or died of what it was handed: reset."""
     host, policy = update.host, update.command.policy
-    reason = (
-        "boot-timeout"
-        if "watchdog" in host.panic_message or "no progress" in (host.panic_message)
-        else "panic"
-    )
+    reason = "boot-timeout" if host.hung else "panic"
     to_new = policy.on_panic == "cold-reboot-new"
-    message = host.panic_message
-    update.cold_reboot(update.command.release if to_new else old_release, reason)
+    update.cold_reboot(update.command.release if to_new else update.old_release, reason)
     outcome = HostOutcome.UPDATED if to_new else HostOutcome.ROLLED_BACK
     if host.state is not HostState.UP:
         outcome = HostOutcome.FAILED

@@ -15,7 +15,7 @@ from kernelmodel.fs import File
 from kernelmodel.kernel import Kernel
 from kernelmodel.memory import MIB, PAGE_SHIFT, GuestContent, PhysicalMemory
 from kernelmodel.mm.memfd import MFD_HUGE_SHIFT, MFD_HUGETLB, HugetlbMemfdInode
-from kernelmodel.mm.shmem import ShmemInode
+from kernelmodel.mm.shmem import PG_UPTODATE, ShmemInode
 from kernelmodel.syscalls import Task
 from node.api import Backing, VmSpec
 
@@ -49,7 +49,7 @@ _NEXT: Final = {
 
 
 def memory_extents(file: File) -> list[tuple[int, int]] | None:
-    """The frames of a memory file in file order as (pfn, pages); None if it has holes."""
+    """The frames of a memory file in file order as (pfn, pages); None if pages are missing."""
     inode = file.inode
     extents: list[tuple[int, int]] = []
     expected = 0
@@ -62,9 +62,9 @@ def memory_extents(file: File) -> list[tuple[int, int]] | None:
             expected = index + nr
         whole = expected << order + PAGE_SHIFT == inode.hugetlb.size
     elif isinstance(inode, ShmemInode):
-        for index, pfn, nr, _ in inode.extents(0, inode.nr_size_pages):
-            if index != expected:
-                return None
+        for index, pfn, nr, flags in inode.extents(0, inode.nr_size_pages):
+            if index != expected or not flags & PG_UPTODATE:
+                return None  # a page that is not up to date is cleared at its first access
             extents.append((pfn, nr))
             expected = index + nr
         whole = expected == inode.nr_size_pages
