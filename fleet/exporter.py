@@ -55,13 +55,16 @@ _POOL_STATES: Final = ("free", "used", "reserved", "surplus")
 
 #: What an update that went well gives as its reason. An empty label value would be no label.
 NO_REASON: Final = "none"
-#: Reasons of an update that did not; one that is missing here appears when it first happens.
+#: Reasons of the others; one that is missing here appears when it first happens.
 _REASONS: Final = (
     NO_REASON,
     "boot-timeout",
     "freeze-failed",
+    "freeze-retried",
     "kexec-load-failed",
+    "not-ready",
     "panic",
+    "preserve-failed",
     "vm-lost",
 )
 

@@ -26,10 +26,11 @@ from fleet.report_notes import cost_notes, memory_notes, model_notes
 from fleet.report_trouble import trouble_notes
 from fleet.results import PhaseSummary, Result
 from kernelmodel.releases import CATALOGUE
-from node.api import BLACKOUT_PHASES, VmOutcome
+from node.api import BLACKOUT_PHASES, UpdateResult, VmOutcome
 
 __all__ = ["render_report", "write_report"]
 
+_FALLBACK: Final = "fallback"
 _STATE_STYLE: Final = {
     RolloutState.COMPLETED: "good",
     RolloutState.HALTED: "bad",
@@ -80,8 +81,8 @@ def render_report(record: RunRecord, result: Result) -> str:
         downtime_chart=_downtime_chart(record, result),
         downtime_table=_downtime_table(result),
         phases_note=text(_phases_note(record)),
-        phases_legend=_phases_legend(result),
-        phases_chart=phases_chart(phase_bars((r.host, r.phases_ns) for r in record.results)),
+        phases_legend=_phases_legend(record, result),
+        phases_chart=phases_chart(phase_bars(map(_blackout, record.results))),
         phases_table=_phases_table(result),
         timeline_note=text(_timeline_note(record)),
         timeline_legend=_timeline_legend(record),
@@ -223,6 +224,18 @@ def _downtime_table(result: Result) -> Markup:
     return table(caption, columns, [[*row, mean]], numeric=range(1, 6))
 
 
+def _blackout(update: UpdateResult) -> tuple[str, dict[str, int]]:
+    """A host update and the phases of its blackout.
+
+    Of one whose next kernel did not come up, the rest of the update is shown too: for its VMs
+    the blackout went on until a cold boot had ended.
+    """
+    if update.blackout_start_ns is None or update.blackout_end_ns is not None:
+        return update.host, update.phases_ns
+    rest = update.end_ns - update.blackout_start_ns - sum(update.phases_ns.values())
+    return update.host, update.phases_ns | {_FALLBACK: rest}
+
+
 def _phases_note(record: RunRecord) -> str:
     ran = sum(1 for result in record.results if result.phases_ns)
     bars = (
@@ -236,11 +249,13 @@ def _phases_note(record: RunRecord) -> str:
     )
 
 
-def _phases_legend(result: Result) -> Markup:
+def _phases_legend(record: RunRecord, result: Result) -> Markup:
     phases = result.blackout_phases_seconds
     known = {phase: phase for phase in phases if phase in BLACKOUT_PHASES}
-    other = ", ".join(phase for phase in phases if phase not in BLACKOUT_PHASES)
-    return legend(known | ({"other": other} if other else {}))
+    other = [phase for phase in phases if phase not in BLACKOUT_PHASES]
+    if any(r.blackout_start_ns is not None and r.blackout_end_ns is None for r in record.results):
+        other.append(f"{_FALLBACK} (cold boot)")
+    return legend(known | ({"other": ", ".join(other)} if other else {}))
 
 
 def _phases_table(result: Result) -> Markup:
@@ -264,9 +279,8 @@ def _timeline_note(record: RunRecord) -> str:
         f"{count} hosts per {key}" for key, count in record.scenario.rollout.max_unavailable.items()
     )
     return (
-        f"Virtual time; soaks (hatched) are shortened. At most {limits} at once."
-        if limits
-        else "Virtual time; soaks (hatched) are shortened."
+        "Virtual time. Soaks (hatched) and long waits for single hosts (dotted) are shortened."
+        + (f" At most {limits} at once." if limits else "")
     )
 
 

@@ -23,7 +23,7 @@ _ALONE: Final = 8  # of more updates, so many of the longest have a bar each
 _GROUPS: Final = 20
 _LEFT, _RIGHT = 150.0, WIDTH - 76
 _ROW, _TOP = 19.0, 8.0
-_BREAK_FROM: Final = 2.5  # a bar is cut off when it is so many times the longest ordinary one
+_BREAK_FROM: Final = 4.0  # a bar is cut off when it is so many times the longest ordinary one
 _STYLED: Final = frozenset(
     ("freeze", "kexec", "kho", "hugetlb", "memmap", "init", "userspace", "retrieve")
 )

@@ -134,7 +134,9 @@ def clock_step(span_s: float, most: int) -> float:
 
 
 def seconds(value_s: float) -> str:
-    """A duration as people write it: "38 ms", "4.2 s", "14 s", "7 min 3 s"."""
+    """A duration as people write it: "15 µs", "38 ms", "4.2 s", "14 s", "7 min 3 s"."""
+    if value_s < 0.001:
+        return f"{value_s * 1e6:.3g}{_SPACE}µs"
     if value_s < 1:
         return f"{value_s * 1000:.3g}{_SPACE}ms"
     if value_s < 10:

@@ -15,7 +15,7 @@ from typing import Final
 
 from fleet.api import RunRecord
 from fleet.charts.svg import WIDTH, Canvas, clock, clock_step, linear, seconds, tick_step
-from fleet.charts.time_axis import TimeAxis
+from fleet.charts.time_axis import StretchKind, TimeAxis
 from node.api import HostOutcome, HostSpec, UpdateResult, VmOutcome
 
 __all__ = ["MOST_ROWS", "timeline_chart"]
@@ -51,7 +51,7 @@ def _by_host(record: RunRecord, domain: str) -> str:
     rows = len(record.scenario.hosts)
     height = _TOP + rows * _ROW + max(0, len(racks) - 1) * _RACK_GAP + 42
     canvas = _canvas(record, height, f"one row for each of {rows} hosts, grouped by {domain}")
-    axis = TimeAxis(record.waves, record.virtual_ns, _LEFT, _RIGHT)
+    axis = TimeAxis(record.waves, record.results, record.virtual_ns, _LEFT, _RIGHT)
     _waves(canvas, axis, height - 42)
     results: dict[str, list[UpdateResult]] = {}
     for result in record.results:
@@ -98,9 +98,11 @@ def _sign(result: UpdateResult) -> tuple[str, str]:
         return "✕", "sign-bad"
     if result.outcome is not HostOutcome.UPDATED:
         return "▲", "sign-bad"
+    if result.reason == "freeze-retried":
+        return "↻", "sign-warn"
     if result.reason or any(vm.outcome is VmOutcome.RESTARTED for vm in result.vms):
         return "▲", "sign-warn"
-    return ("↻", "sign-warn") if result.freeze_attempts > 1 else ("", "")
+    return "", ""
 
 
 def _said(outcome: str) -> str:
@@ -112,7 +114,7 @@ def _by_state(record: RunRecord, domain: str, racks: Sequence[str]) -> str:
     height = _TOP + _AREA + strips + 42
     total = len(record.scenario.hosts)
     canvas = _canvas(record, height, f"{total} hosts by state over time")
-    axis = TimeAxis(record.waves, record.virtual_ns, _LEFT, _RIGHT)
+    axis = TimeAxis(record.waves, record.results, record.virtual_ns, _LEFT, _RIGHT)
     instants = _instants(axis)
     counts = _states_at(record, instants)
     y = linear(0, total, _TOP + _AREA, _TOP)
@@ -187,11 +189,13 @@ def _strips(
     for row, rack in enumerate(racks):
         if row % 4 == 0:
             canvas.text(_LEFT - 8, top + row * 8 + 8, rack, "tick", "end")
-        for column in range(_COLUMNS):
-            if count := dark[rack, column]:
-                level = min(4, 1 + 4 * count // max(1, size[rack]))
-                at = _LEFT + column * width
-                canvas.rect(at, top + row * 8, width, 7, f"heat-{level}")
+        levels = [min(4, -(-4 * dark[rack, i] // size[rack])) for i in range(_COLUMNS)]
+        at = _LEFT
+        for level, run in groupby(levels):
+            wide = width * len(list(run))
+            if level:
+                canvas.rect(at, top + row * 8, wide, 7, f"heat-{level}")
+            at += wide
 
 
 def _canvas(record: RunRecord, height: float, what: str) -> Canvas:
@@ -200,7 +204,7 @@ def _canvas(record: RunRecord, height: float, what: str) -> Canvas:
         "timeline",
         height,
         "Rollout over time",
-        f"The rollout in virtual time from 0:00 to {end}, {what}. Soaks are shortened.",
+        f"The rollout in virtual time from 0:00 to {end}, {what}. Soaks and waits are shortened.",
     )
 
 
@@ -209,29 +213,32 @@ def _waves(canvas: Canvas, axis: TimeAxis, floor: float, *, filled: bool = True)
     canvas.raw(
         '<defs><pattern id="soak" width="6" height="6" patternUnits="userSpaceOnUse"'
         ' patternTransform="rotate(45)"><line class="hatch" x1="0" y1="0" x2="0" y2="6"/>'
-        "</pattern></defs>"
+        '</pattern><pattern id="wait" width="6" height="6" patternUnits="userSpaceOnUse">'
+        '<circle class="dots" cx="3" cy="3" r="1"/></pattern></defs>'
     )
     name_end = clock_end = -1e9
     for stretch in axis.stretches:
         wide = stretch.right - stretch.left
-        if stretch.is_soak:
+        if stretch.kind is not StretchKind.ACTIVE:
             above = 4 if filled else 0
-            canvas.rect(stretch.left, _TOP - above, wide, floor - _TOP + above, "soak")
-            if wide > 44:
-                length = seconds(stretch.end_s - stretch.start_s)
-                canvas.text(stretch.left + wide / 2, floor + 30, "soak", "tick", "middle")
-                canvas.text(stretch.left + wide / 2, floor + 42, length, "tick", "middle")
+            style = str(stretch.kind)
+            canvas.rect(stretch.left, _TOP - above, wide, floor - _TOP + above, style)
+            if wide > 40:
+                length = seconds(round(stretch.end_s - stretch.start_s))
+                middle = stretch.left + wide / 2
+                canvas.text(middle, floor + 30, stretch.kind, "tick", "middle")
+                canvas.text(middle, floor + 42, length, "tick", "middle")
             continue
         if filled:
             canvas.rect(stretch.left, _TOP - 4, wide, floor - _TOP + 4, "wave")
-        canvas.line(stretch.left, _TOP - 10, stretch.left, floor + 4, "wave-edge")
-        if stretch.left > name_end:
-            canvas.text(stretch.left + 1, _TOP - 14, stretch.name, "wave-name")
-            name_end = stretch.left + 8 * len(stretch.name) + 6
+        if stretch.wave:
+            canvas.line(stretch.left, _TOP - 10, stretch.left, floor + 4, "wave-edge")
+            if stretch.left > name_end:
+                canvas.text(stretch.left + 1, _TOP - 14, stretch.wave, "wave-name")
+                name_end = stretch.left + 8 * len(stretch.wave) + 6
         step = clock_step(stretch.end_s - stretch.start_s, max(1, int(wide / 60)))
         first, last = int(stretch.start_s // step) + 1, int(stretch.end_s // step)
-        instants = [stretch.start_s, *(step * i for i in range(first, last + 1))]
-        for instant in instants:
+        for instant in (stretch.start_s, *(step * i for i in range(first, last + 1))):
             at = axis(instant)
             canvas.line(at, floor, at, floor + 4, "axis")
             if at > clock_end:

@@ -11,7 +11,16 @@ from heapq import heapreplace
 from pathlib import Path
 from random import Random
 
-from fleet.api import RolloutState, RunRecord, WaveRecord
+import msgspec
+
+from fleet.api import (
+    HISTOGRAM_EDGES_NS,
+    FleetSnapshot,
+    Histogram,
+    RolloutState,
+    RunRecord,
+    WaveRecord,
+)
 from fleet.scenario import RolloutSpec, Scenario
 from node.api import (
     Backing,
@@ -111,9 +120,9 @@ def make_update(
         phases = {name: phases[name] for name in ("freeze", "kexec", "kho")}
         outcome, reason = HostOutcome.ROLLED_BACK, "panic"
         detail = "the next kernel panicked in kho_memory_init; cold reboot into 7.3.2+hugetlb"
-        phases["firmware"] = restart_ns = 420 * SEC
+        restart_ns = 420 * SEC
     if index == RETRIES:
-        attempts, detail = 2, "the first freeze failed with EBUSY; the second went through"
+        attempts, reason, detail = 2, "freeze-retried", "after 2 freezes"
     blackout_start = start_ns + 3 * SEC + rng.randrange(SEC)
     blackout_ns = sum(phases.values())
     waits = [rng.randrange(5, 80) * 1_000_000 for _ in range(2 * per_host)]
@@ -138,7 +147,7 @@ def make_update(
     if index != PANICS:
         for spec in specs:
             crossed[spec.backing.page_label] += spec.memory_bytes // spec.backing.page_bytes
-    end_ns = blackout_start + blackout_ns + 800_000_000
+    end_ns = blackout_start + blackout_ns + restart_ns + 800_000_000
     return UpdateResult(
         host=host.name,
         seq=0,
@@ -149,7 +158,7 @@ def make_update(
         start_ns=start_ns,
         end_ns=end_ns,
         blackout_start_ns=blackout_start,
-        blackout_end_ns=blackout_start + blackout_ns,
+        blackout_end_ns=None if index == PANICS else blackout_start + blackout_ns,
         preserved_from_ns=start_ns + SEC,
         preserved_until_ns=end_ns,
         preserved_pages=crossed,
@@ -228,4 +237,57 @@ def make_run(
         backend="local",
         actors=1,
         host_updates_wall_seconds=3.0,
+    )
+
+
+def fresh_snapshot() -> FleetSnapshot:
+    """A fleet of 24 hosts before its rollout has begun."""
+    return FleetSnapshot(
+        virtual_time_ns=0,
+        state=RolloutState.PENDING,
+        why="not started",
+        wave=-1,
+        waves=4,
+        wave_name="",
+        hosts={"pending": 24},
+        vms={"running": 192},
+        preserved_pages={},
+        pages_preserved_total={},
+        hugetlb_pages={},
+        kho_scratch_bytes=0,
+        host_updates_total={},
+        downtime=Histogram(),
+        phases={},
+        scenario="rolling-update",
+        seed=7,
+        source_release=SOURCE,
+        target_release=TARGET,
+        proposal="with the proposal flb-counts, RFC of Dec 2025",
+        downtime_budget_ns=30 * SEC,
+    )
+
+
+def busy_snapshot() -> FleetSnapshot:
+    """The same fleet in its first wave: two downtimes of 12 s and 14 s, one VM lost."""
+    downtimes = [0] * (len(HISTOGRAM_EDGES_NS) + 1)
+    downtimes[HISTOGRAM_EDGES_NS.index(15 * SEC)] = 2
+    downtimes[-1] = 1
+    freezes = [0] * (len(HISTOGRAM_EDGES_NS) + 1)
+    freezes[HISTOGRAM_EDGES_NS.index(50_000_000)] = 1
+    return msgspec.structs.replace(
+        fresh_snapshot(),
+        virtual_time_ns=754_500_000_000,
+        state=RolloutState.WAVE,
+        wave=1,
+        wave_name="wave 1",
+        hosts={"pending": 15, "updating": 6, "updated": 2, "rolled_back": 1},
+        vms={"running": 180, "paused": 11, "lost": 1},
+        preserved_pages={"2MiB": 4096, "1GiB": 64},
+        pages_preserved_total={"4KiB": 1_000_000, "2MiB": 40_960, "1GiB": 640},
+        hugetlb_pages={"2MiB": {"free": 100, "used": 4096, "reserved": 3, "surplus": 0}},
+        kho_scratch_bytes=512 << 20,
+        host_updates_total={("updated", ""): 2, ("rolled_back", "panic"): 1},
+        downtime=Histogram(tuple(downtimes), 26 * SEC),
+        phases={"freeze": Histogram(tuple(freezes), 40_000_000)},
+        host_states={"r1-h01": "updated", "r2-h01": "updating"},
     )
