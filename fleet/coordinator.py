@@ -20,36 +20,30 @@ it if the update left it down.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Protocol
-
-from msgspec import Struct
 
 from fleet.api import RolloutState, WaveRecord
 from fleet.domains import Domains
 from fleet.plan import PlannedWave, RolloutPlan
 from fleet.policy import Tally, host_is_up, judge, judge_canary
+from fleet.steps import (
+    Action,
+    Finished,
+    HostDone,
+    Observation,
+    Refused,
+    Request,
+    RequestKind,
+    StartHosts,
+    WakeAt,
+)
 from kernelmodel.errors import ModelBug
 from node.api import HostOutcome, UpdateCommand, UpdateResult
 
 if TYPE_CHECKING:
     from fleet.scenario import GateSpec
 
-__all__ = [
-    "NEXT",
-    "Action",
-    "Coordinator",
-    "EventSink",
-    "Finished",
-    "HostDone",
-    "Observation",
-    "Refused",
-    "Request",
-    "RequestKind",
-    "StartHosts",
-    "Tick",
-    "WakeAt",
-]
+__all__ = ["NEXT", "Coordinator", "EventSink"]
 
 _S = RolloutState
 
@@ -64,69 +58,6 @@ NEXT: Final[dict[RolloutState, frozenset[RolloutState]]] = {
     _S.ABORTED: frozenset(),
     _S.COMPLETED: frozenset(),
 }
-
-
-class RequestKind(StrEnum):
-    """What a person may ask of a rollout."""
-
-    PAUSE = "pause"
-    RESUME = "resume"
-    ABORT = "abort"
-
-
-class Tick(Struct, frozen=True, tag=True):
-    """Virtual time has come to `now_ns`; the first one starts the rollout."""
-
-    now_ns: int
-
-
-class HostDone(Struct, frozen=True, tag=True):
-    """A host's update ended, at `result.end_ns`."""
-
-    result: UpdateResult
-
-    @property
-    def now_ns(self) -> int:
-        """When it happened."""
-        return self.result.end_ns
-
-
-class Request(Struct, frozen=True, tag=True):
-    """Somebody wants the rollout paused, resumed or aborted."""
-
-    now_ns: int
-    kind: RequestKind
-    why: str = ""
-
-
-class StartHosts(Struct, frozen=True):
-    """Send these; every one starts at the current virtual time."""
-
-    commands: tuple[UpdateCommand, ...]
-
-
-class WakeAt(Struct, frozen=True):
-    """Send a `Tick` at this instant."""
-
-    at_ns: int
-
-
-class Refused(Struct, frozen=True):
-    """A request that makes no sense in the current state; nothing has changed."""
-
-    request: Request
-    why: str
-
-
-class Finished(Struct, frozen=True):
-    """The rollout is over: no host is in flight and none will start."""
-
-    state: RolloutState
-    why: str
-
-
-Observation = Tick | HostDone | Request
-Action = StartHosts | WakeAt | Refused | Finished
 
 
 class EventSink(Protocol):

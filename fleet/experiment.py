@@ -27,8 +27,17 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from fleet.api import FleetSnapshot, RolloutState, RunRecord
-from fleet.coordinator import (
-    Coordinator,
+from fleet.coordinator import Coordinator
+from fleet.inbox import Inbox, RolloutRefused
+from fleet.journal import Header, Journal
+from fleet.launcher import Backend, ShardHandle, partition
+from fleet.pace import FreeRunning, Pace
+from fleet.plan import make_plan
+from fleet.record import RunCosts, make_record
+from fleet.run_log import RunLog
+from fleet.scenario import Scenario
+from fleet.snapshot import Books
+from fleet.steps import (
     HostDone,
     Observation,
     Refused,
@@ -38,21 +47,12 @@ from fleet.coordinator import (
     Tick,
     WakeAt,
 )
-from fleet.journal import Header, Journal
-from fleet.launcher import Backend, ShardHandle, partition
-from fleet.pace import FreeRunning, Pace
-from fleet.plan import make_plan
-from fleet.scenario import Scenario
-from fleet.snapshot import Books
 from kernelmodel.errors import ModelBug
 from kernelmodel.sim.cost import CostModel
-from kernelmodel.sim.trace import Trace, TraceFile, run_digest
 from node.api import (
     MIN_UPDATE_NS,
-    HostOutcome,
     UpdateCommand,
     UpdateResult,
-    VmOutcome,
 )
 
 __all__ = ["Experiment", "RolloutRefused", "journal_header", "run_rollout"]
@@ -63,10 +63,6 @@ _SNAPSHOT_SECONDS = 0.1
 _SNAPSHOT_RATIO = 20
 
 _Event = tuple[int, int, str, Observation]  # time, kind (a host's end before a tick), host, itself
-
-
-class RolloutRefused(Exception):
-    """A request that makes no sense in the rollout's current state."""
 
 
 def journal_header(scenario: Scenario, *, records_events: bool) -> Header:
@@ -111,21 +107,20 @@ class Experiment:
         self._journal = journal
         self._actors = actors
         self._pace = pace or FreeRunning()
-        self._trace_file = None if trace_path is None else TraceFile(trace_path)
-        self._log = Trace("fleet", record=trace_path is not None)
+        self._log = RunLog(trace_path)
         self._on_change = on_change
         self._on_result = on_result  # is told of each update that ends, its events included
-        self.coordinator = Coordinator(self.plan, scenario.rollout.gate, self._log)
+        self.coordinator = Coordinator(self.plan, scenario.rollout.gate, self._log.stream)
         self._books = Books(scenario)
         self._shard_of: dict[str, ShardHandle] = {}
         self._unsent: list[UpdateCommand] = []
         self._events: list[_Event] = []
         self._steps = 0
-        self._asked: list[tuple[RequestKind, str, asyncio.Future[str]]] = []
-        self._wakeup = asyncio.Event()  # somebody has asked for something
+        self._inbox = Inbox()
         self._changed = asyncio.Event()
         self._is_running = False
-        self._update_wall: tuple[float, float] | None = None  # first batch sent, last answered
+        self._first_send: float | None = None
+        self._updates_seconds = 0.0  # on the wall, from the first batch to the last answer
         self._next_snapshot = 0.0  # on the wall
         self._old_results = journal.results()
         self._old_requests = journal.requests()
@@ -137,7 +132,7 @@ class Experiment:
             self.scenario,
             self.plan,
             shards=self._actors,
-            records_events=self._trace_file is not None or self._on_result is not None,
+            records_events=self._log.wants_events or self._on_result is not None,
             done=self._journal.history(),
             processors=1 if self._backend.name == "local" else os.cpu_count() or 1,
         )
@@ -168,11 +163,7 @@ class Experiment:
             raise RolloutRefused(
                 f"the rollout {ended if self.coordinator.state.is_final else 'has not started'}"
             )
-        answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._asked.append((kind, why, answer))
-        self._wakeup.set()
-        if refusal := await answer:
-            raise RolloutRefused(refusal)
+        await self._inbox.ask(kind, why)
 
     async def changed(self) -> None:
         """Return when the snapshot has been replaced."""
@@ -187,17 +178,32 @@ class Experiment:
         """
         self._is_running = True
         try:
-            self._emit_header()
+            self._log.begin(self.scenario, self.plan, self._cost_digest)
             self._step(Tick(0))
             while not self.coordinator.is_finished:
                 await self._advance()
             self._books.over()
-            self.record = await self._make_record()
+            self.record = make_record(
+                self.scenario,
+                self.coordinator,
+                self.results,
+                log_digest=self._log.stream.hexdigest(),
+                cost_digest=self._cost_digest,
+                costs=RunCosts(
+                    wall_seconds=time.monotonic() - self._began,
+                    updates_wall_seconds=self._updates_seconds,
+                    peak_rss_bytes=await self._backend.peak_rss_bytes(),
+                    backend=self._backend.name,
+                    actors=len(self.shards),
+                ),
+            )
         finally:
             self._is_running = False
-            self._refuse_the_rest()
-            if self._trace_file is not None:
-                self._trace_file.close()
+            state = self.coordinator.state
+            self._inbox.refuse_all(
+                f"the rollout {f'is {state} already' if state.is_final else 'has broken off'}"
+            )
+            self._log.close()
             self._refresh()
         return self.record
 
@@ -209,12 +215,12 @@ class Experiment:
         due = self._events[0] if self._events else None
         if self._unsent and (due is None or due[0] >= self._unsent[0].start_ns + MIN_UPDATE_NS):
             await self._send()
-        elif self._asked:
+        elif self._inbox:
             self._obey()
         elif due is None and self.coordinator.state is not RolloutState.PAUSED:
             raise ModelBug(f"{self.coordinator.state} with nothing left that could happen")
-        elif await self._pace.glance(None if due is None else due[0], self._wakeup):
-            if not self._asked:
+        elif await self._pace.glance(None if due is None else due[0], self._inbox.wakeup):
+            if not self._inbox:
                 self._step(heapq.heappop(self._events)[-1])
         else:
             self._refresh()
@@ -238,28 +244,15 @@ class Experiment:
                     self._books.started(command.host)
             elif isinstance(action, WakeAt):
                 heapq.heappush(self._events, (action.at_ns, 1, "", Tick(action.at_ns)))
-        if self._trace_file is not None:
-            self._trace_file.write("fleet", self._log.take_events())
+        self._log.flush()
         self._refresh(at_once=self.coordinator.state is not state)
         return ""
 
     def _obey(self) -> None:
         """Put what people asked for to the coordinator, at the present virtual instant."""
-        self._wakeup.clear()
-        asked, self._asked = self._asked, []
         now_ns = self._now_ns()
-        for kind, why, answer in asked:
-            refusal = self._step(Request(now_ns, kind, why))
-            if not answer.done():  # who asked may have gone
-                answer.set_result(refusal)
-
-    def _refuse_the_rest(self) -> None:
-        state = self.coordinator.state
-        why = f"the rollout is {state} already" if state.is_final else "the rollout has broken off"
-        for _, _, answer in self._asked:
-            if not answer.done():
-                answer.set_result(why)
-        self._asked.clear()
+        for kind, why, answer in self._inbox.take():
+            self._inbox.answer(answer, self._step(Request(now_ns, kind, why)))
 
     async def _send(self) -> None:
         """Have everything computed that was started and not sent; one message a shard."""
@@ -277,12 +270,13 @@ class Experiment:
         shards = {id(shard): shard for shard in self.shards}
         for command in fresh:
             messages.setdefault(id(self._shard_of[command.host]), []).append(command)
-        began = time.monotonic() if self._update_wall is None else self._update_wall[0]
+        if self._first_send is None:
+            self._first_send = time.monotonic()
         with self._pace.held():
             await asyncio.gather(
                 *(self._ask_shard(shards[key], commands) for key, commands in messages.items())
             )
-        self._update_wall = (began, time.monotonic())
+        self._updates_seconds = time.monotonic() - self._first_send
 
     async def _ask_shard(self, shard: ShardHandle, commands: Sequence[UpdateCommand]) -> None:
         for at in range(0, len(commands), self._backend.batch):
@@ -309,8 +303,7 @@ class Experiment:
         self._books.ended(result)
         if self._on_result is not None:
             self._on_result(result)
-        if self._trace_file is not None:
-            self._trace_file.write(f"host/{result.host}", result.events)
+        self._log.ended(result)
         self.results.append(replace(result, events=b""))
 
     def _now_ns(self) -> int:
@@ -332,47 +325,6 @@ class Experiment:
         self._changed = asyncio.Event()
         if self._on_change is not None:
             self._on_change(self)
-
-    def _emit_header(self) -> None:
-        """What the digest rests on besides the events themselves."""
-        self._log.emit(
-            0,
-            "plan",
-            scenario=self.scenario.digest,
-            costs=self._cost_digest,
-            target=self.plan.target_release,
-            hosts=len(self.plan.hosts),
-            waves=len(self.plan.waves),
-        )
-
-    async def _make_record(self) -> RunRecord:
-        scenario = self.scenario
-        hosts = {host.name: HostOutcome.SKIPPED for host in scenario.hosts}
-        vms = {vm.name: VmOutcome.PRESERVED for vm in scenario.vms}
-        streams = {"fleet": self._log.hexdigest()}
-        for result in self.results:
-            hosts[result.host] = result.outcome
-            vms |= {vm.name: vm.outcome for vm in result.vms}
-            streams[f"host/{result.host}"] = result.digest
-        first, last = self._update_wall or (0.0, 0.0)
-        return RunRecord(
-            scenario=scenario,
-            seed=scenario.seed,
-            state=self.coordinator.state,
-            why=self.coordinator.why,
-            results=tuple(sorted(self.results, key=lambda r: (r.end_ns, r.host))),
-            hosts=hosts,
-            vms=vms,
-            waves=self.coordinator.wave_records,
-            virtual_ns=self.coordinator.now_ns,
-            digest=run_digest(streams),
-            cost_digest=self._cost_digest,
-            wall_seconds=time.monotonic() - self._began,
-            peak_rss_bytes=await self._backend.peak_rss_bytes(),
-            backend=self._backend.name,
-            actors=len(self.shards),
-            host_updates_wall_seconds=last - first,
-        )
 
 
 async def run_rollout(

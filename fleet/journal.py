@@ -22,7 +22,7 @@ from typing import BinaryIO, Final, Self
 import msgspec
 from msgspec import Struct
 
-from fleet.coordinator import Request
+from fleet.steps import Request
 from node.api import HostCall, UpdateCommand, UpdateResult
 
 __all__ = ["Header", "Journal", "JournalError"]

@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fleet.api import RolloutState
-from fleet.coordinator import (
+from fleet.coordinator import Coordinator
+from fleet.plan import make_plan
+from fleet.scenario import GateSpec, RolloutSpec, Scenario
+from fleet.steps import (
     Action,
-    Coordinator,
     Finished,
     HostDone,
     Observation,
@@ -23,8 +25,6 @@ from fleet.coordinator import (
     Tick,
     WakeAt,
 )
-from fleet.plan import make_plan
-from fleet.scenario import GateSpec, RolloutSpec, Scenario
 from node.api import (
     MIN_UPDATE_NS,
     HostGauges,

@@ -10,11 +10,11 @@ from msgspec.structs import replace
 from rich.console import Console
 
 from fleet.console import Progression, clock_text, closing_tables, duration_text, trouble_of
-from fleet.coordinator import RequestKind
 from fleet.experiment import Experiment, journal_header, run_rollout
 from fleet.journal import Journal
 from fleet.results import summarise
 from fleet.scenario import Scenario
+from fleet.steps import RequestKind
 from node.api import FaultSpec, HostOutcome, UpdateCommand, UpdatePolicy
 from tests.fleet.rollouts import NEW, SECOND, racks, result_of
 from tests.fleet.toys import SCENARIO, ToyBackend

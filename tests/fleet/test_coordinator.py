@@ -9,9 +9,10 @@ import pytest
 from msgspec.structs import replace
 
 from fleet.api import RolloutState
-from fleet.coordinator import (
-    NEXT,
-    Coordinator,
+from fleet.coordinator import NEXT, Coordinator
+from fleet.plan import make_plan
+from fleet.scenario import GateSpec, RolloutSpec
+from fleet.steps import (
     Finished,
     HostDone,
     Refused,
@@ -21,8 +22,6 @@ from fleet.coordinator import (
     Tick,
     WakeAt,
 )
-from fleet.plan import make_plan
-from fleet.scenario import GateSpec, RolloutSpec
 from kernelmodel.errors import ModelBug
 from node.api import HostOutcome, UpdateCommand
 from tests.fleet.rollouts import (

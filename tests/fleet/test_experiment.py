@@ -10,11 +10,11 @@ import pytest
 from msgspec.structs import replace
 
 from fleet.api import FleetSnapshot, RolloutState, RunRecord
-from fleet.coordinator import RequestKind
 from fleet.experiment import Experiment, RolloutRefused, journal_header, run_rollout
 from fleet.journal import Journal
 from fleet.pace import Paced
 from fleet.scenario import Scenario
+from fleet.steps import RequestKind
 from kernelmodel.errors import ModelBug
 from kernelmodel.sim.trace import TraceFile
 from node.api import FaultSpec, HostOutcome, UpdateResult, VmOutcome

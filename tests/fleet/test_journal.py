@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from fleet.coordinator import Request, RequestKind
 from fleet.journal import Header, Journal, JournalError
+from fleet.steps import Request, RequestKind
 from node.api import HostCall, HostOutcome, UpdateCommand, UpdatePolicy
 from tests.fleet.rollouts import NEW, lost_vm, result_of
 
