@@ -163,7 +163,7 @@ def _percentiles(canvas: Canvas, x: Scale, percentiles: Mapping[str, float | Non
     y = linear(0, 100, top + _SHARE, top)
     marks = [(name, value) for name, value in percentiles.items() if value is not None]
     following = [x(value) for _, value in marks[1:]] + [math.inf]
-    for (name, value), following_x in zip(marks, following, strict=True):
+    for (name, value), following_x in zip(marks, following, strict=False):
         at, share = x(value), y(float(name.removeprefix("p")))
         canvas.mark(at, share, "●", "dot", f"{name}: {seconds(value)}")
         if following_x - at < _LABEL_ROOM:
