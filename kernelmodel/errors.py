@@ -28,6 +28,7 @@ __all__ = [
     "Busy",
     "Exists",
     "FileTooBig",
+    "IllegalSeek",
     "InvalidArgument",
     "IoError",
     "KernelError",
@@ -168,6 +169,12 @@ class NoSpace(KernelError):
     """ENOSPC."""
 
     errno = _errno.ENOSPC
+
+
+class IllegalSeek(KernelError):
+    """ESPIPE."""
+
+    errno = _errno.ESPIPE
 
 
 class NoData(KernelError):

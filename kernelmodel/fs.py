@@ -9,7 +9,16 @@ from kernelmodel.errors import BadFileDescriptor, InvalidArgument, ModelBug, Not
 if TYPE_CHECKING:
     from kernelmodel.syscalls import Task
 
-__all__ = ["FdTable", "File", "FileOperations", "Inode", "PlainFileOperations", "check_size"]
+__all__ = [
+    "FdTable",
+    "File",
+    "FileOperations",
+    "Inode",
+    "NullInode",
+    "PlainFileOperations",
+    "check_size",
+    "null_file",
+]
 
 
 class Inode:
@@ -20,6 +29,10 @@ class Inode:
     def __init__(self, ino: int, nlink: int = 0) -> None:
         self.ino = ino
         self.nlink = nlink
+
+
+class NullInode(Inode):
+    """/dev/null: takes every write, holds nothing."""
 
 
 class FileOperations(Protocol):
@@ -79,6 +92,11 @@ class File:
             self.f_op.release(self)
         elif self.f_count < 0:
             raise ModelBug("reference dropped twice")
+
+
+def null_file(ino: int) -> File:
+    """An open /dev/null."""
+    return File(NullInode(ino, nlink=1), PlainFileOperations())
 
 
 class FdTable:

@@ -19,18 +19,19 @@ from kernelmodel.abi.luo import (
     LIVEUPDATE_SESSION_PRESERVE_FD,
     LIVEUPDATE_SESSION_RETRIEVE_FD,
 )
-from kernelmodel.errors import InvalidArgument, NoEntry
-from kernelmodel.fs import FdTable, File, check_size
+from kernelmodel.errors import IllegalSeek, InvalidArgument, NoDevice, NoEntry
+from kernelmodel.fs import FdTable, File, NullInode, check_size, null_file
 from kernelmodel.mm.memfd import HugetlbMemfdInode, memfd_create
-from kernelmodel.mm.shmem import ShmemInode, add_seals
+from kernelmodel.mm.shmem import ShmemInode, add_seals, tmpfs_file
 
 if TYPE_CHECKING:
     from kernelmodel.kernel import Kernel
     from kernelmodel.releases import Release
 
-__all__ = ["DEV_LIVEUPDATE", "Task"]
+__all__ = ["DEV_LIVEUPDATE", "DEV_NULL", "Task"]
 
 DEV_LIVEUPDATE: Final = "/dev/liveupdate"
+DEV_NULL: Final = "/dev/null"
 
 
 class Task:
@@ -47,9 +48,15 @@ class Task:
 
     def open(self, path: str) -> int:
         """open(2) of a device."""
+        if path == DEV_NULL:
+            return self.files.install(null_file(self.kernel.new_ino()))
         if path != DEV_LIVEUPDATE:
             raise NoEntry("no such file", path=path)
         return self.files.install(self.kernel.luo.open())
+
+    def open_tmpfs(self, *, linked: bool = True) -> int:
+        """open(2) of a fresh regular file on tmpfs, or with O_TMPFILE of one without a link."""
+        return self.files.install(tmpfs_file(self.kernel, nlink=int(linked)))
 
     def close(self, fd: int) -> None:
         """close(2)."""
@@ -99,9 +106,10 @@ class Task:
         self.ioctl(session, LIVEUPDATE_SESSION_RETRIEVE_FD, arg)
         return int.from_bytes(arg[4:8], "little", signed=True)
 
-    def finish_session(self, session: int) -> None:
+    def finish_session(self, session: int, reserved: int = 0) -> None:
         """LIVEUPDATE_SESSION_FINISH."""
-        self.ioctl(session, LIVEUPDATE_SESSION_FINISH, bytearray(struct.pack("<II", 8, 0)))
+        arg = bytearray(struct.pack("<II", 8, reserved & 0xFFFFFFFF))
+        self.ioctl(session, LIVEUPDATE_SESSION_FINISH, arg)
 
     def session_name(self, session: int) -> str:
         """LIVEUPDATE_SESSION_GET_NAME."""
@@ -131,28 +139,46 @@ class Task:
             self._shmem(fd)[1].truncate(size)
 
     def fallocate(self, fd: int, mode: int, offset: int, length: int) -> None:
-        """fallocate(2)."""
-        file = self.files.fget(fd)
-        if isinstance(file.inode, HugetlbMemfdInode):
-            file.inode.hugetlb.fallocate(mode, offset, length)
+        """fallocate(2). What is no regular file is ENODEV."""
+        inode = self.files.fget(fd).inode
+        if isinstance(inode, HugetlbMemfdInode):
+            inode.hugetlb.fallocate(mode, offset, length)
+        elif isinstance(inode, ShmemInode):
+            inode.fallocate(mode, offset, length)
         else:
-            self._shmem(fd)[1].fallocate(mode, offset, length)
+            raise NoDevice("not a regular file", fd=fd)
 
     def pwrite(self, fd: int, data: bytes, offset: int) -> int:
         """pwrite(2); bytes written. Huge page files cannot be written to but by mapping."""
         check_size(offset)
+        if isinstance(self.files.fget(fd).inode, NullInode):
+            return len(data)
         return self._shmem(fd)[1].write(offset, data)
 
     def pread(self, fd: int, size: int, offset: int) -> bytes:
         """pread(2)."""
         check_size(offset)
+        if isinstance(self.files.fget(fd).inode, NullInode):
+            return b""
         return self._shmem(fd)[1].read(offset, size)
 
     def lseek(self, fd: int, position: int) -> int:
-        """lseek(2) with SEEK_SET."""
+        """lseek(2) with SEEK_SET; /dev/null stays where it is, at 0."""
+        file = self._seekable(fd)
         check_size(position)
-        self.files.fget(fd).f_pos = position
-        return position
+        if not isinstance(file.inode, NullInode):
+            file.f_pos = position
+        return file.f_pos
+
+    def lseek_cur(self, fd: int) -> int:
+        """lseek(2) by nothing from SEEK_CUR: the position."""
+        return self._seekable(fd).f_pos
+
+    def _seekable(self, fd: int) -> File:
+        file = self.files.fget(fd)
+        if not isinstance(file.inode, (NullInode, ShmemInode, HugetlbMemfdInode)):
+            raise IllegalSeek("neither device nor session has a position", fd=fd)
+        return file
 
     def add_seals(self, fd: int, seals: int) -> None:
         """fcntl(F_ADD_SEALS)."""

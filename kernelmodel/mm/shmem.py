@@ -34,6 +34,7 @@ __all__ = [
     "ShmemFileOperations",
     "ShmemInode",
     "add_seals",
+    "tmpfs_file",
 ]
 
 F_SEAL_SEAL: Final = 0x01
@@ -56,8 +57,8 @@ _WRITE_CHUNK: Final = 2 << 20
 class ShmemInode(Inode):
     """C: struct shmem_inode_info and its inode.
 
-    `pages` maps page indexes to (frame minus index, PG_* flags). `seals` is None for a file that
-    is no memfd. `frozen` while a live update holds the file, `pins` while its pages are pinned.
+    `pages` maps page indexes to (frame minus index, PG_* flags). `seals` is None where none can
+    be had. `frozen` while a live update holds the file, `pins` while its pages are pinned.
     """
 
     __slots__ = ("executable", "frozen", "kernel", "pages", "pinned", "seals", "size")
@@ -284,6 +285,14 @@ class ShmemFileOperations(PlainFileOperations):
         inode = file.inode
         if isinstance(inode, ShmemInode) and inode.nlink == 0:
             inode.evict()
+
+
+def tmpfs_file(kernel: Kernel, *, nlink: int = 1) -> File:
+    """An empty regular file on a mounted tmpfs; without links one of O_TMPFILE.
+
+    Such files carry F_SEAL_SEAL from birth. C: shmem_get_inode().
+    """
+    return File(ShmemInode(kernel, F_SEAL_SEAL, nlink=nlink), ShmemFileOperations())
 
 
 def add_seals(file: File, inode: ShmemInode, seals: int) -> None:
