@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator
+from typing import TypeVar
 
 import grpc
 import msgspec
+from google.protobuf.message import Message
 
 from fleet.api import RunRecord
 from fleet.experiment import Experiment, RolloutRefused
@@ -36,6 +38,11 @@ from node.watchers import Watchers
 __all__ = ["FLEET_SERVICE", "Fleet", "FleetServicer", "add_to"]
 
 FLEET_SERVICE: str = fleet_pb2.DESCRIPTOR.services_by_name["FleetService"].full_name
+
+_M = TypeVar("_M", bound=Message)
+
+#: Most bytes of a list in one message: a client takes 4 MiB unless it says otherwise.
+_MESSAGE_BYTES = 1 << 20
 
 #: Longest wait between two looks at the rollout while nothing changes.
 _GLANCE_SECONDS = 1.0
@@ -164,20 +171,21 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
         wanted = request.domains.items()
         names = [name for name, host in self._hosts.items() if wanted <= host.domains.items()]
         try:
-            chosen, token = page(names, request.page_size, request.page_token)
+            chosen, _ = page(names, request.page_size, request.page_token)
         except NotHere as why:
             await abort(context, why)
+        hosts = next(_messagefuls(map(self._inventory_host, chosen)), [])
+        end = int(request.page_token or 0) + len(hosts)
         return fleet_pb2.ListInventoryResponse(
             scenario=self._scenario,
-            hosts=[
-                fleet_pb2.InventoryHost(
-                    host=host_spec_message(self._hosts[name]),
-                    vms=map(vm_spec_message, self._vms[name]),
-                )
-                for name in chosen
-            ],
-            next_page_token=token,
+            hosts=hosts,
+            next_page_token=str(end) if end < len(names) else "",
             total_hosts=len(names),
+        )
+
+    def _inventory_host(self, name: str) -> fleet_pb2.InventoryHost:
+        return fleet_pb2.InventoryHost(
+            host=host_spec_message(self._hosts[name]), vms=map(vm_spec_message, self._vms[name])
         )
 
     async def ListShards(
@@ -222,9 +230,9 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
             if snapshot is not shown:
                 finished = experiment.results[told:]
                 shown, told = snapshot, told + len(finished)
-                yield fleet_pb2.WatchRolloutResponse(
-                    status=status_message(snapshot), finished=map(update_message, finished)
-                )
+                status = status_message(snapshot)
+                for some in _messagefuls(map(update_message, finished)) if finished else [[]]:
+                    yield fleet_pb2.WatchRolloutResponse(status=status, finished=some)
             elif is_over:
                 break
             else:
@@ -281,6 +289,20 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
             virtual_time_ns=record.virtual_ns,
             result_json=msgspec.json.encode(summarise(record)).decode(),
         )
+
+
+def _messagefuls(items: Iterable[_M]) -> Iterator[list[_M]]:
+    """Items in lists that fit into a message; none is empty."""
+    some: list[_M] = []
+    size = 0
+    for item in items:
+        if some and size + item.ByteSize() > _MESSAGE_BYTES:
+            yield some
+            some, size = [], 0
+        some.append(item)
+        size += item.ByteSize()
+    if some:
+        yield some
 
 
 def _precondition(reason: str, message: str) -> NotHere:

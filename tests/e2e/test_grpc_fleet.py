@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
 import grpc
+import msgspec
 import pytest
 
 from fleet.experiment import journal_header
@@ -17,6 +18,7 @@ from fleet.scenario import RolloutSpec, Scenario
 from fleet.server import BadAddress, Endpoints, serve, split_address
 from kernelmodel.errors import ModelBug
 from lufleet.v1 import fleet_pb2, fleet_pb2_grpc
+from node.api import Backing, VmSpec
 from node.grpc_server import AddressInUse
 from node.status import SIMULATOR_DOMAIN, error_info_of
 from tests.e2e.served import served
@@ -147,6 +149,37 @@ def test_the_inventory_comes_in_pages_and_by_failure_domain() -> None:
         assert await refused(nonsense) == (grpc.StatusCode.INVALID_ARGUMENT, "NO_SUCH_PAGE")
 
     with_stub(client)
+
+
+def test_lists_are_cut_to_what_a_client_takes() -> None:
+    """A client refuses messages of more than 4 MiB; here nine hosts have 10,000 VMs each."""
+    hosts = racks(9)
+    vms = tuple(
+        VmSpec(f"{host.name}-{nr:05}", host.name, 1 << 30, Backing.MEMFD, 2)
+        for host in hosts
+        for nr in range(10_000)
+    )
+    scenario = scenario_of(hosts, RolloutSpec(canary=1, wave_size=8))
+    scenario = msgspec.structs.replace(scenario, vms=vms)
+
+    async def client(stub: Stub) -> tuple[int, int]:
+        listed = 0
+        request = fleet_pb2.ListInventoryRequest()
+        while True:
+            page = await stub.ListInventory(request)
+            listed += sum(len(entry.vms) for entry in page.hosts)
+            request.page_token = page.next_page_token
+            if not page.next_page_token:
+                break
+        await stub.StartRollout(fleet_pb2.StartRolloutRequest())
+        async for _ in stub.WatchRollout(fleet_pb2.WatchRolloutRequest()):
+            pass
+        told = 0
+        async for message in stub.WatchRollout(fleet_pb2.WatchRolloutRequest()):
+            told += sum(len(update.vms) for update in message.finished)
+        return listed, told
+
+    assert with_stub(client, scenario) == (len(vms), len(vms))
 
 
 def test_a_watcher_sees_every_update_once_and_the_end() -> None:
