@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 LUFLEET = Path(sys.executable).parent / "lufleet"
@@ -27,16 +27,15 @@ def test_help_loads_nothing_heavy() -> None:
     assert not set(done.stdout.splitlines()[-1].split()) & HEAVY
 
 
-def test_help_answers_in_less_than_three_tenths_of_a_second() -> None:
-    """The best of five, so that a busy machine does not fail it."""
-    times = []
+def test_help_takes_less_than_three_tenths_of_a_second() -> None:
+    """Of processor time, the best of five: other work on the machine must not fail it."""
+    taken = []
     for _ in range(5):
-        begin = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([LUFLEET, "--help"], capture_output=True, check=True)
-        times.append(time.perf_counter() - begin)
-        if times[-1] < 0.3:
-            return
-    raise AssertionError(times)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        taken.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
+    assert min(taken) < 0.3, taken
 
 
 def test_the_version_is_that_of_the_distribution() -> None:
