@@ -193,8 +193,10 @@ class RayBackend:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        # Or a fleet with an actor per host draws warnings of many processes.
+        # An actor per host means many processes: let them start together, and spare people Ray's
+        # warning of them, which it would print into our own output.
         os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(PER_HOST_MAX))
+        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been started")
         import ray
 
         self._ray = ray
