@@ -96,6 +96,6 @@ def did_you_mean(given: str, known: Iterable[str], *, noun: str = "") -> str:
     if close:
         return f'did you mean "{close[0]}"?'
     if not names:
-        return f"there is no {noun or 'other'} at all"
+        return f"known {noun}: none" if noun else "known: none"
     shown = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
     return f"known {noun}: {shown}" if noun else f"known: {shown}"

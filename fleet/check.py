@@ -15,7 +15,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fleet.host_memory import memfd_need, try_boot
+from fleet.host_memory import HostMemory, memfd_need, try_boot
 from fleet.plan import PlannedWave, make_plan
 from fleet.scenario import Reading, Scenario
 from fleet.units import show_duration, show_size
@@ -259,7 +259,18 @@ def _notes(reading: Reading) -> list[str]:
     empty = len(scenario.hosts) - len({vm.host for vm in scenario.vms})
     if empty:
         notes.append(f"{empty} hosts have no VMs")
+    tight = [host.name for host in scenario.hosts if _scratch_is_tight(try_boot(host))]
+    if tight:
+        notes.append(
+            f"{_some(tight, 3)}: KHO scratch is smaller than the struct pages; if what is "
+            "preserved touches most gigabytes of memory, the next kernel finds no room and panics"
+        )
     if CATALOGUE[scenario.target_release].proposal:
         name = scenario.target_release
         notes.append(f"{name} is a proposal: Linux 7.3 as released preserves plain memfds only")
     return notes
+
+
+def _scratch_is_tight(memory: HostMemory) -> bool:
+    """Whether the next kernel boots only if scratch can be extended by gigabytes left alone."""
+    return memory.scratch < memory.struct_pages

@@ -89,3 +89,9 @@ def test_many_waves_and_faults_are_shown_in_part(tmp_path: Path) -> None:
     text = shown(path)
     assert "… 21 more" in text, "of 32 waves twelve rows are left"
     assert "… 5 more" in text, "of 25 faults twenty"
+
+
+def test_scratch_that_may_be_too_small_is_noted(tmp_path: Path) -> None:
+    path = tmp_path / "s.toml"
+    path.write_text(FLEET.replace("4GiB+8GiB", "64GiB").replace("300%", "200M,400M,100M"), "utf-8")
+    assert "large-1, large-2: KHO scratch is smaller than the struct pages" in shown(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -11,8 +12,18 @@ from fleet.host_memory import memfd_need, try_boot
 from fleet.inventory import Inventory, hugepage_pools
 from kernelmodel.memory import GIB, MIB, PAGE_SIZE
 from kernelmodel.sim.cost import CostModel
-from node.api import Backing, HostSpec, VmSpec
+from node.api import (
+    Backing,
+    HostOutcome,
+    HostSpec,
+    ShardConfig,
+    UpdateCommand,
+    UpdatePolicy,
+    VmOutcome,
+    VmSpec,
+)
 from node.host import Host
+from node.shard import Shard
 
 RELEASE = "7.3.2+hugetlb"
 
@@ -71,17 +82,37 @@ def test_an_accepted_host_has_its_pools_its_scratch_and_room_for_the_next_kernel
     built.kexec_load(RELEASE)
 
 
-@settings(max_examples=60, deadline=None)
-@given(host=HOSTS, plain=st.integers(1, 8), share=st.integers(1, 100))
-def test_an_accepted_host_holds_its_vms(host: HostSpec, plain: int, share: int) -> None:
+def filled(host: HostSpec, plain: int, share: int) -> list[VmSpec]:
+    """VMs that take every page of the pools, and plain ones that take `share` % of what is left."""
     room = try_boot(host).left * share // 100 // plain
     size = room * PAGE_SIZE // memfd_need(PAGE_SIZE) // PAGE_SIZE * PAGE_SIZE
     vms = [VmSpec(f"v{nr}", "h", max(size, PAGE_SIZE), Backing.MEMFD, 1) for nr in range(plain)]
     for pool in host.hugepages:
         backing = Backing.HUGETLB_2M if pool.page_bytes == 2 * MIB else Backing.HUGETLB_1G
         vms.append(VmSpec(f"b{backing}", "h", pool.page_bytes * pool.count, backing, 1))
+    return vms
+
+
+@settings(max_examples=60, deadline=None)
+@given(host=HOSTS, plain=st.integers(1, 8), share=st.integers(1, 100))
+def test_an_accepted_host_holds_its_vms(host: HostSpec, plain: int, share: int) -> None:
+    vms = filled(host, plain, share)
     assume(is_accepted(host, vms))
     build(host, vms)  # a VM that finds no memory is a ModelBug
+
+
+@settings(max_examples=15, deadline=None)
+@given(host=HOSTS, plain=st.integers(1, 3), share=st.integers(50, 100))
+def test_an_accepted_host_with_scratch_of_the_default_size_can_be_updated(
+    host: HostSpec, plain: int, share: int
+) -> None:
+    host = msgspec.structs.replace(host, cmdline="")
+    vms = filled(host, plain, share)
+    assume(is_accepted(host, vms))
+    command = UpdateCommand("h", 1, 0, "7.3.4+hugetlb", UpdatePolicy())
+    (result,) = Shard(ShardConfig(1, (host,), tuple(vms))).update([command])
+    assert result.outcome is HostOutcome.UPDATED, result.detail
+    assert {vm.outcome for vm in result.vms} == {VmOutcome.PRESERVED}
 
 
 def test_a_host_of_half_a_tebibyte_is_accounted_for() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 
 from hypothesis import HealthCheck, given, settings
@@ -13,7 +12,6 @@ from rich.console import Console
 from fleet.check import summary
 from fleet.plan import make_plan
 from fleet.scenario import BadInput, InputFault, read_scenario
-from fleet.units import Unfit, parse_duration_ns, parse_share, parse_size, show_duration, show_size
 
 GOOD = {
     "s.toml": """\
@@ -133,23 +131,3 @@ def test_the_scenario_that_is_damaged_runs() -> None:
         for file, text in GOOD.items():
             Path(name, file).write_text(text, "utf-8")
         assert len(read_scenario(Path(name, "s.toml")).scenario.vms) == 5
-
-
-JUNK = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=12), st.just([1]),
-    st.from_regex(r"-?[0-9.]{1,6} ?([KMGT]i?B?|[num]?s|min|h|d|%)?", fullmatch=True),
-)  # fmt: skip
-
-
-@given(JUNK)
-def test_units_raise_unfit_or_give_an_integer(value: object) -> None:
-    for parse in (parse_size, parse_duration_ns, lambda v: parse_share(v, 100, 0, 1000)):
-        with suppress(Unfit):
-            assert type(parse(value)) is int
-
-
-@given(st.integers(0, 1 << 62))
-def test_what_is_shown_can_be_read_back(number: int) -> None:
-    assert parse_duration_ns(show_duration(number)) == number
-    shown = show_size(number)
-    assert "." in shown or parse_size(shown) == number
