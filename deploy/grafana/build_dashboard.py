@@ -92,6 +92,13 @@ def _lines(
     return _fill(panel, title, text, queries, width, 8)
 
 
+def _table(*hidden: str) -> table.Panel:
+    """A table of labels without those that say nothing here."""
+    hide = {"excludeByName": dict.fromkeys(("Time", "__name__", "job", *hidden), True)}
+    organize = model.DataTransformerConfig(id_val="organize", options=hide)
+    return table.Panel().show_header(True).with_transformation(organize)
+
+
 def _stacked(panel: timeseries.Panel) -> timeseries.Panel:
     return (
         panel.fill_opacity(70)
@@ -184,10 +191,9 @@ def _rollout(board: dash.Dashboard) -> dash.Dashboard:
     for name, colour in {"paused": _BLUE, "restarting": _ORANGE, "lost": _RED}.items():
         vms = _colour(vms, name, colour)
     board = board.with_panel(vms)
-    info = table.Panel()
     return board.with_panel(
         _fill(
-            info,
+            _table("Value"),
             "What is rolled out",
             "The proposal is what the target carries beyond the kernel as released.",
             [Query("lufleet_rollout_info{}", "", True, PromQueryFormat.TABLE)],
@@ -235,6 +241,7 @@ def _downtime(board: dash.Dashboard) -> dash.Dashboard:
             .steps(32)
         )
         .y_axis(heatmap.YAxisConfig().unit("s"))
+        .scale_distribution(common.ScaleDistributionConfig().type(kinds.ScaleDistribution.LINEAR))
     )
     board = board.with_panel(
         _fill(
@@ -369,7 +376,7 @@ def _trouble(board: dash.Dashboard) -> dash.Dashboard:
     updates = "sum by (outcome, reason) (lufleet_host_updates_total{}) > 0"
     board = board.with_panel(
         _fill(
-            table.Panel(),
+            _table(),
             "Host updates by outcome and reason",
             "An update that went well has the reason none.",
             [Query(updates, "", True, PromQueryFormat.TABLE)],
