@@ -115,6 +115,33 @@ max_unavailable = { power-feed = 1 }
     )
 
 
+MAPPING_MISTAKES = [
+    ('host = "Nmae"', 'has no column "Nmae", did you mean "Name"?'),
+    ('hots = "Name"', 'unknown key, did you mean "host"?'),
+    ("host = 3", "3 is not text"),
+    ('memory_unit = "GB"', "is no unit, B, KiB, MiB or GiB"),
+    ('ignore = "x"', "is no list of column names"),
+    ("ignore = []", 'column "cmdlin" looks like cmdline misspelt'),
+    ('domains = { rack = "Name" }', "cannot be the name of a further failure domain"),
+    ('domains = { feed = "Feed" }', 'has no column "Feed"'),
+]
+
+
+@pytest.mark.parametrize(("line", "said"), MAPPING_MISTAKES)
+def test_a_mapping_that_does_not_fit_is_refused(tmp_path: Path, line: str, said: str) -> None:
+    row = {"Name": "h1", **HOST, "cmdlin": "x"}
+    save(tmp_path / "hosts.csv", [row])
+    text = f"[fleet]\nhosts = 'hosts.csv'\n[fleet.columns.hosts]\n{line}\n"
+    rest = "[update]\ntarget = '7.3.4+hugetlb'\n[rollout]\n"
+    (tmp_path / "s.toml").write_text(text + rest, "utf-8")
+    with pytest.raises(BadInput) as caught:
+        load_scenario(tmp_path / "s.toml")
+    assert any(said in str(f) for f in caught.value.faults), str(caught.value)
+    ignoring = text.replace(line, 'ignore = ["cmdlin"]') + rest
+    (tmp_path / "s.toml").write_text(ignoring, "utf-8")
+    assert load_scenario(tmp_path / "s.toml").hosts[0].cmdline == ""
+
+
 MEMORY = [
     ("8GiB", None, (8 << 30,)),
     ("8192 MiB", None, (8 << 30,)),
