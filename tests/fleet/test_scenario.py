@@ -175,7 +175,7 @@ INVENTORY_MISTAKES = [
     ("hosts", "4096,16, -> 0,16,", 3, "host h1 has none"),
     ("hosts", "4096,16, -> 29500,0,", 2, "its 1 plain memfd VMs need 2060MiB with their tables"),
     ("hosts", "4096,16, -> 4096,16,kho_scratch=1Z", 2, "not understood by the kernel"),
-    ("hosts", '4096,16, -> 4096,16,"kho_scratch=1M,1M,1M"', 2, "its kernel cannot load the next one: EADDRNOTAVAIL"),
+    ("hosts", '4096,16, -> 4096,16,"kho_scratch=1M,1M,1M"', 2, "load the next one: EADDRNOTAVAIL"),
     ("hosts", '4096,16, -> 4096,16,"kho_scratch=0,1G,1M"', 2, "leaves an area empty"),
     ("hosts", "4096,16, -> 4096,16,kho=off", 2, "switches live update off"),
     ("hosts", "4096,16, -> 4096,16,hugepages=4", 2, "a second time"),
