@@ -23,7 +23,7 @@ from kernelmodel.kernel import FailFunction, Kernel, KernelConfig, no_failures
 from kernelmodel.machine import Firmware, Machine
 from kernelmodel.memory import GIB, KIB, MIB, PAGE_SHIFT, PAGE_SIZE
 from kernelmodel.mm.memblock import MemblockFlags
-from kernelmodel.mm.mmzone import MAX_ORDER_NR_PAGES
+from kernelmodel.mm.mmzone import MAX_ORDER_NR_PAGES, MAX_PAGE_ORDER
 from kernelmodel.mm.ranges import RangeSet
 from kernelmodel.releases import Release
 from kernelmodel.sim.clock import Clock
@@ -162,7 +162,11 @@ def _early_pages(kernel: Kernel) -> int:
 
 
 def _set_cma(kernel: Kernel, base: int, size: int) -> None:
-    kernel.page_alloc.set_cma(base >> PAGE_SHIFT, size >> PAGE_SHIFT)
+    """Only whole pageblocks change their type; an area from a bad handover may cut one."""
+    start = -(-base >> PAGE_SHIFT + MAX_PAGE_ORDER) << MAX_PAGE_ORDER
+    end = base + size >> PAGE_SHIFT + MAX_PAGE_ORDER << MAX_PAGE_ORDER
+    if start < end:
+        kernel.page_alloc.set_cma(start, end - start)
 
 
 def _page_alloc_init_late(kernel: Kernel) -> None:
@@ -197,8 +201,9 @@ def _do_initcalls(kernel: Kernel) -> None:
         kernel.printk(f"HugeTLB: {warning}")
     kernel.kho.init()
     if kernel.kho.incoming is None:
-        for area in kernel.kho.scratch if kernel.kho.enabled else ():
-            _set_cma(kernel, area.addr, area.size)
+        for area in kernel.kho.scratch:
+            if kernel.kho.enabled:
+                _set_cma(kernel, area.addr, area.size)
             kernel.page_alloc.free_range(area.addr >> PAGE_SHIFT, area.size >> PAGE_SHIFT)
     kernel.luo.late_startup()
     try:

@@ -164,7 +164,8 @@ def _fault(words: list[str], *, huge: bool) -> str:
     if "*" in kinds:
         kinds = kinds[:-1] + "i" * max(0, len(args) - len(required))
     if not len(required) <= len(args) <= len(kinds):
-        return f"{op} takes {len(required)} to {len(kinds)} arguments, not {len(args)}"
+        most = "" if len(kinds) == len(required) else f" to {len(kinds)}"
+        return f"{op} takes {len(required)}{most} arguments, not {len(args)}"
     for kind, arg in zip(kinds, args, strict=False):
         if kind == "i" and _number(arg) is None:
             return f"{arg!r} is no number"
@@ -207,6 +208,8 @@ class Host:
         self.release = release
         self.machine = machine or Machine(MachineSpec((script.memory_bytes,), _CPUS))
         self.clock = Clock(CostModel.load(), _CPUS, 0, ("conform",))
+        #: The process of the boot that runs.
+        self.task: Task | None = None
 
     def power_on(self) -> Kernel:
         """Boot for the first time."""
@@ -221,6 +224,7 @@ class Host:
         if index + 1 < len(self.script.boots):
             kexec.kexec_file_load(kernel, self.release, self.script.cmdline)
         program = (_HugeProgram if self.script.huge else _Program)(kernel)
+        self.task = program.task
         for step in self.script.boots[index]:
             yield f"T {step.line} {step.op} {program.run(step)}"
         yield f"T end {index + 1}"

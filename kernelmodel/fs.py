@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from kernelmodel.errors import BadFileDescriptor, InvalidArgument, ModelBug, NotTty
@@ -139,6 +140,10 @@ class FdTable:
 
     def __len__(self) -> int:
         return len(self._files)
+
+    def __iter__(self) -> Iterator[File]:
+        """The file of every descriptor, by number."""
+        return iter([self._files[fd] for fd in sorted(self._files)])
 
 
 def check_size(size: int) -> None:

@@ -122,3 +122,7 @@ class Kernel:
         pfn = self.page_alloc.alloc_pages(0)
         self.memory.zero(pfn, 1)
         return pfn << PAGE_SHIFT
+
+    def free_page(self, pa: int) -> None:
+        """Give such a page back. C: free_page()."""
+        self.page_alloc.free_pages(pa >> PAGE_SHIFT, 0)

@@ -25,6 +25,7 @@ from kernelmodel.releases import CATALOGUE, Release
 
 __all__ = ["KernelImageContent", "Kimage", "Segment", "jump", "kernel_kexec", "kexec_file_load"]
 
+_COMMAND_LINE_SIZE: Final = 2048
 _MAGIC: Final = b"HdrS"
 #: Offsets in the first page of a bzImage's setup header. C: struct setup_header.
 _MAGIC_AT: Final = 0x202
@@ -79,6 +80,7 @@ def kexec_file_load(kernel: Kernel, release: Release, cmdline: str) -> None:
 
     Raises:
         NoExec: not a kernel that can be loaded. AddressNotAvailable: no room in scratch.
+        InvalidArgument: the command line is longer than a kernel takes.
     """
     if release.name not in CATALOGUE:
         raise NoExec("not a kernel image", release=release.name)
@@ -89,6 +91,8 @@ def kexec_file_load(kernel: Kernel, release: Release, cmdline: str) -> None:
     if kernel.kho.enabled:
         size = KhoScratch.SIZE * len(kernel.kho.scratch)
         _place(kernel, placed, "scratch", size, 64 << 10, 0)
+    if len(cmdline.encode()) >= _COMMAND_LINE_SIZE:
+        raise InvalidArgument("command line is too long", length=len(cmdline))
     _place(kernel, placed, "purgatory", 5 * PAGE_SIZE, PAGE_SIZE, 0x3000)
     _place(kernel, placed, "boot_params", 4 * PAGE_SIZE, PAGE_SIZE, 0x3000)
     _place(kernel, placed, "kernel", config.kernel_bytes, 2 * MIB, 16 * MIB)

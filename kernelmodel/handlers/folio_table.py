@@ -16,8 +16,9 @@ from kernelmodel.abi.folio_table import (
     parse_folio_table,
 )
 from kernelmodel.abi.kexec_handover import KhoVmalloc
-from kernelmodel.errors import KernelError
+from kernelmodel.errors import KernelError, KernelPanic
 from kernelmodel.kho.vmalloc import preserve_vmalloc, restore_vmalloc, unpreserve_vmalloc
+from kernelmodel.memory import PAGE_SIZE
 from kernelmodel.mm.vmalloc import VmallocArea, vfree, vmalloc
 
 if TYPE_CHECKING:
@@ -88,10 +89,16 @@ def preserve_folios(kernel: Kernel, runs: list[FolioRun], order: int) -> Preserv
 
 
 def restore_folio_table(kernel: Kernel, ser: KhoVmalloc, nr_folios: int) -> list[FolioRun] | None:
-    """Read the table of the previous kernel and free it; None if its area cannot be restored."""
+    """Read the table of the previous kernel and free it; None if its area cannot be restored.
+
+    Raises:
+        KernelPanic: the table is shorter than it is said to be; reading on faults.
+    """
     area = restore_vmalloc(kernel.kho, ser)
     if area is None:
         return None
+    if nr_folios * FOLIO_SER_SIZE > area.nr_pages * PAGE_SIZE:
+        raise KernelPanic("unable to handle page fault: behind the folio table")
     runs = parse_folio_table(kernel.memory, list(area.extents), nr_folios)
     vfree(kernel.page_alloc, area)
     return runs

@@ -8,8 +8,9 @@ folios that nobody retrieved to the pool as free ones.
 Unhappy paths: a hole that the pool cannot fill is ENOSPC. A retrieve that fails leaks the folios
 on purpose: a device might still write to them.
 
-Open in the RFC, decided here: `index` counts huge pages; seals do not cross (the structure has
-no field for them).
+Open in the RFC, decided here: `index` counts huge pages; a file whose size is no multiple of its
+page size (fallocate can make one) is EINVAL; folios beyond the size stay behind; seals do not
+cross (the structure has no field for them).
 """
 
 from __future__ import annotations
@@ -68,10 +69,13 @@ class HugetlbMemfdHandler(FileHandler):
         counted = 0
         try:
             ser_pa = kernel.kho.alloc_preserve(HugemfdSer.SIZE)
-            nr_folios = inode.size // inode.page_size
+            nr_folios, rest = divmod(inode.size, inode.page_size)
+            if rest:
+                raise InvalidArgument("size is no multiple of the page size", size=inode.size)
             self._fill_holes(_inode(luo_file), nr_folios)
             runs = [
-                FolioRun(pfn, index, nr, 1 << order, 1) for index, pfn, nr in inode.folios.runs()
+                FolioRun(pfn, index, nr, 1 << order, 1)
+                for index, pfn, nr in inode.folios.within(0, nr_folios)
             ]
             kernel.charge("hugetlb_pin_folios", nr_folios)
             self.counts.add(order, nr_folios)
@@ -159,16 +163,21 @@ class HugetlbMemfdHandler(FileHandler):
 
     def finish(self, luo_file: LuoFile) -> None:
         """Give folios that nobody retrieved to their pool."""
+        kernel = self.kernel
+        try:
+            self.counts.load_incoming()
+        except KernelError as error:  # finish cannot fail
+            kernel.warn_on(f"cannot read the counts of huge pages: {error}")
         if luo_file.retrieve_status:
             return
-        kernel = self.kernel
-        self.counts.load_incoming()
         ser = self._ser(luo_file)
         hstate = kernel.hugetlb.hstates.get(ser.order)
         if ser.nr_folios and hstate is not None:
             runs = restore_folio_table(kernel, _vmalloc_of(ser), ser.nr_folios)
             for run in folio_heads(runs or [], 1 << ser.order):
                 restored = kernel.kho.restore_folios(run.pfn, ser.order, run.nr)
+                if not restored:
+                    continue
                 with kernel.clock.lock(_LOCK):
                     hstate.add_preserved([(run.pfn, restored)])
                     hstate.free_folios([(run.pfn, restored)])

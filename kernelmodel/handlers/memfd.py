@@ -172,7 +172,7 @@ class MemfdHandler(FileHandler):
                 room = restored if taken is None else taken[0] - run.index
                 _insert(inode, run, room)
                 kernel.page_alloc.free_run(run.pfn + room, restored - room)
-                self._discard(pending[at + 1 :])
+                self._discard([run.cut(restored, run.nr), *pending[at + 1 :]])
                 if taken is not None:
                     raise Exists("two folios at one index", index=taken[0])
                 raise IoError("folio is not preserved", pfn=run.pfn + restored)
@@ -187,6 +187,7 @@ class MemfdHandler(FileHandler):
                 pfn = run.pfn + at * run.step
                 restored = self.kernel.kho.restore_folios(pfn, 0, run.nr - at)
                 self.kernel.page_alloc.free_run(pfn, restored)
+                self.kernel.charge("kho_unpreserve_free", restored)
                 at += max(restored, 1)  # one that is not preserved is passed over
 
     def finish(self, luo_file: LuoFile) -> None:
@@ -197,10 +198,7 @@ class MemfdHandler(FileHandler):
         ser = self._ser(luo_file)
         if ser.nr_folios:
             runs = restore_folio_table(kernel, _vmalloc_of(ser), ser.nr_folios)
-            for run in folio_heads(runs or [], 1):
-                restored = kernel.kho.restore_folios(run.pfn, 0, run.nr) if run.pfn else 0
-                kernel.page_alloc.free_run(run.pfn, restored)
-                kernel.charge("kho_unpreserve_free", restored)
+            self._discard(folio_heads(runs or [], 1))
         kernel.kho.restore_free(luo_file.data)
 
 

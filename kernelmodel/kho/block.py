@@ -84,14 +84,16 @@ class KhoBlockSet:
         if self.blocks:
             self._kho.kernel.memory.write_u64(self.blocks[-1], 0)
 
-    def write(self, index: int, entry: bytes) -> None:
-        """Fill slot `index`; its block's count then ends with it."""
+    def reserve_entry(self, index: int) -> int:
+        """Address of slot `index`; its block's count then ends with it.
+
+        C: kho_block_it_reserve_entry(). Raises: NoSpace if the set has not grown for it.
+        """
         block, slot = divmod(index, self.capacity)
         if block >= len(self.blocks):
             raise NoSpace("no block for this entry", index=index)
-        memory = self._kho.kernel.memory
-        memory.write_u64(self.blocks[block] + 8, slot + 1)
-        memory.write(self.blocks[block] + _HEADER + slot * self.entry_size, entry)
+        self._kho.kernel.memory.write_u64(self.blocks[block] + 8, slot + 1)
+        return self.blocks[block] + _HEADER + slot * self.entry_size
 
     def clear(self) -> None:
         """Empty every block; the chain stays."""

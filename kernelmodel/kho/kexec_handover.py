@@ -37,6 +37,7 @@ from kernelmodel.errors import (
     Exists,
     InvalidArgument,
     KernelError,
+    KernelPanic,
     NoEntry,
     NoMemory,
     TooBig,
@@ -128,6 +129,9 @@ class Kho:
             for at in range(0, scratch_len - KhoScratch.SIZE + 1, KhoScratch.SIZE)
         ]
         for area in self.scratch:
+            if not memory.is_ram(area.addr, area.size):
+                # it would be taken for memory, and the first allocation in it would fault
+                raise KernelPanic(f"unable to handle page fault: scratch at {area.addr:#x}")
             memblock.mark_kho_scratch(area.addr, area.size)
         memblock.reserve(scratch_pa, scratch_len)
         self.scratch_array_pa = scratch_pa
@@ -167,7 +171,11 @@ class Kho:
         kernel = self.kernel
         for run in KhoRadixTree(kernel.memory, incoming.root_pa).runs():
             nr_pages = run.nr << run.order
+            if not kernel.memory.is_ram(run.pfn << PAGE_SHIFT, nr_pages << PAGE_SHIFT):
+                # nobody looks before the struct pages of an entry are written
+                raise KernelPanic(f"unable to handle page fault: no memory map for {run.pfn:#x}")
             kernel.memblock.reserve(run.pfn << PAGE_SHIFT, nr_pages << PAGE_SHIFT)
+            kernel.memblock.mark_noinit(run.pfn << PAGE_SHIFT, nr_pages << PAGE_SHIFT)
             self._tag(run)
             kernel.charge("kho_reserve_preserved", run.nr)
             kernel.charge("kho_init_preserved_page", nr_pages)
@@ -203,26 +211,46 @@ class Kho:
         kernel.charge("kho_init")
         try:
             self._tree = KhoRadixTree(
-                kernel.memory, kernel.get_zeroed_page(), kernel.get_zeroed_page
+                kernel.memory, kernel.get_zeroed_page(), kernel.get_zeroed_page, kernel.free_page
             )
             self.fdt_pa = self.alloc_preserve(PAGE_SIZE)
-        except NoMemory as error:
+            self._start_fdt(self._tree)
+            self._add_metadata()
+        except KernelError as error:
             kernel.printk(f"KHO: cannot initialise, disabling KHO: {error}")
-            self.enabled = False
-            self._tree = None
-            return
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """What kho_init() undoes when it fails."""
+        if self.fdt_pa:
+            self.unpreserve_free(self.fdt_pa)
+        if self._tree is not None:
+            self._tree.destroy()
+        self.enabled = False
+        self._tree = None
+        self.fdt_pa = 0
+
+    def _start_fdt(self, tree: KhoRadixTree) -> None:
+        kernel = self.kernel
         compatible = (kernel.release.kho or "").encode() + b"\0"
         self._fdt = Fdt()
         self._fdt.append_prop(self._fdt.root, "compatible", compatible)
-        root = self._tree.root_pa.to_bytes(8, "little")
+        root = tree.root_pa.to_bytes(8, "little")
         self._fdt.append_prop(self._fdt.root, KHO_PROP_MEMORY_MAP, root)
         # The sequential writer builds its strings at the end of the page and leaves them there.
         strings = b"".join(name.encode() + b"\0" for name in self._fdt.strings)
         kernel.memory.write(self.fdt_pa + PAGE_SIZE - len(strings), strings)
         self._write_fdt()
+
+    def _add_metadata(self) -> None:
+        """C: kho_out_kexec_metadata()."""
         metadata = self.alloc_preserve(KhoKexecMetadata.SIZE)
-        kernel.memory.write(metadata, self._next_metadata().pack())
-        self.add_subtree(KEXEC_METADATA_NODE, metadata, KhoKexecMetadata.SIZE)
+        try:
+            self.kernel.memory.write(metadata, self._next_metadata().pack())
+            self.add_subtree(KEXEC_METADATA_NODE, metadata, KhoKexecMetadata.SIZE)
+        except KernelError:
+            self.unpreserve_free(metadata)
+            raise
 
     def _next_metadata(self) -> KhoKexecMetadata:
         before = self.kexec_metadata()

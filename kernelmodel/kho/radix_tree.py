@@ -23,7 +23,7 @@ from kernelmodel.abi.kexec_handover import (
     KHO_TABLE_SIZE_LOG2,
     KHO_TREE_MAX_DEPTH,
 )
-from kernelmodel.errors import KernelPanic
+from kernelmodel.errors import KernelPanic, NoMemory
 from kernelmodel.memory import PAGE_SIZE, PhysicalMemory
 
 __all__ = ["KeyRun", "KhoRadixTree", "decode_key", "encode_key"]
@@ -44,9 +44,16 @@ def encode_key(pfn: int, order: int) -> int:
 
 
 def decode_key(key: int) -> tuple[int, int]:
-    """(pfn, order) of a key. C: kho_radix_decode_key()."""
+    """(pfn, order) of a key. C: kho_radix_decode_key().
+
+    Raises:
+        KernelPanic: its order bit stands above order 0. The kernel shifts by that order and walks
+            off the end of its memory map.
+    """
     top = key.bit_length() - 1
     order = KHO_ORDER_0_LOG2 - top
+    if order < 0:
+        raise KernelPanic(f"unable to handle page fault: radix key {key:#x} has no order")
     return (key & ~(1 << top)) << order, order
 
 
@@ -68,24 +75,34 @@ class KhoRadixTree:
     """The tree whose root page lies at `root_pa`.
 
     `alloc_page` yields the physical address of a zeroed page for a new node (or raises
-    `NoMemory`); a tree that is only read has none.
+    `NoMemory`), `free_page` takes one back; a tree that is only read has neither.
     """
 
-    __slots__ = ("_alloc_page", "memory", "root_pa")
+    __slots__ = ("_alloc_page", "_free_page", "memory", "root_pa")
 
     def __init__(
         self,
         memory: PhysicalMemory,
         root_pa: int,
         alloc_page: Callable[[], int] | None = None,
+        free_page: Callable[[int], None] | None = None,
     ) -> None:
         self.memory = memory
         self.root_pa = root_pa
         self._alloc_page = alloc_page
+        self._free_page = free_page
 
     def add_run(self, pfn: int, order: int, nr: int = 1) -> None:
-        """Set the keys of `nr` consecutive blocks. C: kho_radix_add_page()."""
-        self._change(encode_key(pfn, order), nr, present=True)
+        """Set the keys of `nr` consecutive blocks. C: kho_radix_add_page().
+
+        Raises:
+            NoMemory: no page for a node; none of the keys is set then.
+        """
+        key = encode_key(pfn, order)
+        done = self._change(key, nr, present=True)
+        if done < nr:
+            self._change(key, done, present=False)
+            raise NoMemory("no page for a node of the radix tree", pfn=pfn)
 
     def del_run(self, pfn: int, order: int, nr: int = 1) -> None:
         """Clear the keys of `nr` consecutive blocks; nodes stay. C: kho_radix_del_page()."""
@@ -100,11 +117,16 @@ class KhoRadixTree:
         bit = key & (_BITMAP_BITS - 1)
         return bool(self.memory.read(leaf + (bit >> 3), 1)[0] >> (bit & 7) & 1)
 
-    def _change(self, key: int, nr: int, *, present: bool) -> None:
-        while nr:
+    def _change(self, key: int, nr: int, *, present: bool) -> int:
+        """Set or clear `nr` keys; how many were done before a node could not be had."""
+        done = 0
+        while done < nr:
             bit = key & (_BITMAP_BITS - 1)
-            take = min(nr, _BITMAP_BITS - bit)
-            leaf = self._leaf(key, create=present)
+            take = min(nr - done, _BITMAP_BITS - bit)
+            try:
+                leaf = self._leaf(key, create=present)
+            except NoMemory:
+                break
             if leaf:
                 first, last = bit >> 3, (bit + take + 7) >> 3
                 bits = int.from_bytes(self.memory.read(leaf + first, last - first), "little")
@@ -112,10 +134,14 @@ class KhoRadixTree:
                 bits = bits | mask if present else bits & ~mask
                 self.memory.write(leaf + first, bits.to_bytes(last - first, "little"))
             key += take
-            nr -= take
+            done += take
+        return done
 
     def _leaf(self, key: int, *, create: bool) -> int:
+        """The bitmap page of a key, 0 if there is none. Raises: NoMemory; no node is new then."""
         node = self.root_pa
+        anchor = 0
+        new: list[int] = []
         for level in range(KHO_TREE_MAX_DEPTH - 1, 0, -1):
             index = key >> (_BITMAP_LOG2 + KHO_TABLE_SIZE_LOG2 * (level - 1)) & _TABLE_MASK
             slot = node + 8 * index
@@ -123,9 +149,24 @@ class KhoRadixTree:
             if node == 0:
                 if not create or self._alloc_page is None:
                     return 0
-                node = self._alloc_page()
+                try:
+                    node = self._alloc_page()
+                except NoMemory:
+                    if anchor and self._free_page is not None:
+                        self.memory.write_u64(anchor, 0)
+                        for page in new:
+                            self._free_page(page)
+                    raise
+                anchor = anchor or slot
+                new.append(node)
                 self.memory.write_u64(slot, node)
         return node
+
+    def destroy(self) -> None:
+        """Free all nodes, the root among them. C: kho_radix_destroy_tree()."""
+        if self._free_page is not None:
+            for _, pa in list(self.nodes()):
+                self._free_page(pa)
 
     def nodes(self) -> Iterator[tuple[int, int]]:
         """All node pages as (level, physical address), parents first, ascending by key."""

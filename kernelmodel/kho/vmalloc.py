@@ -83,6 +83,9 @@ def restore_vmalloc(kho: Kho, ser: KhoVmalloc) -> VmallocArea | None:
     total = 0
     chunk = ser.first
     while chunk:
+        if kho.tag_order(chunk >> PAGE_SHIFT) is None:
+            kernel.warn_on(f"vmalloc chunk {chunk:#x} is not preserved")
+            return None
         for pfn, blocks in _chunk_entries(kho, chunk, ser.order):
             total += blocks << ser.order
             if total > ser.total_pages:
@@ -95,7 +98,7 @@ def restore_vmalloc(kho: Kho, ser: KhoVmalloc) -> VmallocArea | None:
         kho.restore_free(chunk)
         chunk = following
     kernel.charge("kho_restore_vmalloc", total)
-    if total != ser.total_pages:
+    if total != ser.total_pages or total == 0:  # an area of no pages cannot be mapped
         return None
     return VmallocArea(tuple(extents), ser.order)
 

@@ -30,6 +30,7 @@ from kernelmodel.abi.luo import (
     LuoSer,
 )
 from kernelmodel.errors import (
+    BadAddress,
     Busy,
     Exists,
     InvalidArgument,
@@ -44,6 +45,7 @@ from kernelmodel.errors import (
 from kernelmodel.fs import File, Inode
 from kernelmodel.luo.flb import LuoFlbs
 from kernelmodel.luo.handler import FileHandler
+from kernelmodel.luo.liveupdate_test import LiveupdateTest
 from kernelmodel.luo.session import LuoSession, LuoSessions
 
 if TYPE_CHECKING:
@@ -70,6 +72,7 @@ class Luo:
         "preserved_ids",
         "session_ops",
         "sessions",
+        "test_flbs",
     )
 
     def __init__(self, kernel: Kernel) -> None:
@@ -86,6 +89,7 @@ class Luo:
         self.preserved_ids: set[tuple[FileHandler, int]] = set()
         self.sessions = LuoSessions(self)
         self.flbs = LuoFlbs(self)
+        self.test_flbs = LiveupdateTest(self.flbs)
         self.session_ops = SessionOperations(self)
 
     # Boot.
@@ -139,7 +143,8 @@ class Luo:
         try:
             flbs_pa = self.flbs.setup_outgoing()
             compatible = (self.kernel.release.luo or "").encode().ljust(8, b"\0")
-            ser = LuoSer(compatible, self.liveupdate_num + 1, 0, flbs_pa)
+            number = self.liveupdate_num + 1 & (1 << 64) - 1
+            ser = LuoSer(compatible, number, 0, flbs_pa)
             self.kernel.memory.write(self.luo_ser_pa, ser.pack())
             kho.add_subtree(LUO_SUBTREE, self.luo_ser_pa, LuoSer.SIZE)
         except KernelError as error:
@@ -175,6 +180,8 @@ class Luo:
         if any(other.compatible == handler.compatible for other in self.handlers):
             raise Exists("handler exists", compatible=handler.compatible)
         self.handlers.append(handler)
+        if self.kernel.config.liveupdate_test:
+            self.test_flbs.register(handler)
 
     def handler_for(self, file: File) -> FileHandler:
         """The first handler that takes the file. Raises: NoEntry."""
@@ -223,6 +230,8 @@ def _dispatch(
     entry = table.get(cmd & 0xFF)
     if entry is None:
         raise InvalidArgument("unknown ioctl number", cmd=cmd)
+    if len(arg) < 4:
+        raise BadAddress("no room for a size")
     size: int = struct.unpack_from("<I", arg)[0]
     full, minimum, function = entry
     if cmd & ~0xFF != LIVEUPDATE_CREATE_SESSION:
@@ -230,6 +239,8 @@ def _dispatch(
     check(cmd & 0xFF)
     if size < minimum:
         raise InvalidArgument("structure too small", size=size)
+    if len(arg) < size:
+        raise BadAddress("shorter than it says", size=size)
     if size > full and any(arg[full:size]):
         raise TooBig("unknown trailing fields", size=size)
     known = bytearray(full)

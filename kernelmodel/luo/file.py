@@ -97,6 +97,7 @@ class LuoFileSet:
         C: luo_file_freeze(). Raises what a handler's freeze raises, everything undone.
         """
         for index, luo_file in enumerate(self.files):
+            entry_pa = self.block_set.reserve_entry(index)
             try:
                 self.luo.kernel.fail_function("luo_file_freeze", token=luo_file.token)
                 self.luo.kernel.charge("luo_file_freeze")
@@ -106,7 +107,7 @@ class LuoFileSet:
                 raise
             compatible = to_cstring(luo_file.handler.compatible, LIVEUPDATE_HNDL_COMPAT_LENGTH)
             entry = LuoFileSer(compatible, luo_file.data, luo_file.token)
-            self.block_set.write(index, entry.pack())
+            self.luo.kernel.memory.write(entry_pa, entry.pack())
         return LuoFileSetSer(self.block_set.head_pa if self.files else 0, len(self.files))
 
     def _unfreeze(self, nr_files: int) -> None:

@@ -29,6 +29,7 @@ from kernelmodel.errors import (
     ERRNO_CLASSES,
     Exists,
     KernelError,
+    KernelPanic,
     NoData,
     NoEntry,
     NoSpace,
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LUO_FLB_MAX", "LuoFlbs", "stored_error"]
 
+#: So many entries without a match end in a hole of memory sooner or later.
+_MANY_ENTRIES = 1 << 16
 LUO_FLB_MAX = (LUO_FLB_PGCNT * PAGE_SIZE - LuoFlbHeaderSer.SIZE) // LuoFlbSer.SIZE
 
 
@@ -164,6 +167,8 @@ class LuoFlbs:
         at = table_pa + LuoFlbHeaderSer.SIZE
         # the kernel trusts the count and runs off the page; what lies there decides
         for index in range(header.count):
+            if index == _MANY_ENTRIES:
+                raise KernelPanic("unable to handle page fault: behind the FLB table")
             entry = LuoFlbSer.unpack(memory.read(at + index * LuoFlbSer.SIZE, LuoFlbSer.SIZE))
             if cstring(entry.name) == name.encode():
                 return entry

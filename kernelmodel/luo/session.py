@@ -121,23 +121,25 @@ class LuoSessions:
 
         Raises what a file's freeze raises; all sessions are then as they were.
         """
-        for index, session in enumerate(self.outgoing):
+        memory = self.luo.kernel.memory
+        entries: list[int] = []
+        for session in self.outgoing:
+            entry_pa = self.outgoing_blocks.reserve_entry(len(entries))
             try:
                 self.luo.kernel.charge("luo_session_freeze")
                 file_set = session.file_set.freeze()
             except KernelError:
-                self._unfreeze(index)
+                # counts stay as they are: a later attempt writes them anew
+                for undone in range(len(entries) - 1, -1, -1):
+                    self.outgoing[undone].file_set.unfreeze()
+                    memory.write(entries[undone], bytes(LuoSessionSer.SIZE))
                 raise
             self.luo.kernel.charge("luo_session_serialize")
             entry = LuoSessionSer(session.name, file_set.files, file_set.count)
-            self.outgoing_blocks.write(index, entry.pack())
+            memory.write(entry_pa, entry.pack())
+            entries.append(entry_pa)
         self.serialized = True
         return self.outgoing_blocks.head_pa if self.outgoing else 0
-
-    def _unfreeze(self, nr_sessions: int) -> None:
-        for index in range(nr_sessions - 1, -1, -1):
-            self.outgoing[index].file_set.unfreeze()
-            self.outgoing_blocks.write(index, bytes(LuoSessionSer.SIZE))
 
     # Incoming.
 

@@ -50,6 +50,8 @@ PG_UPTODATE: Final = 2
 
 _FALLOC_KEEP_SIZE: Final = 1
 _FALLOC_PUNCH_HOLE: Final = 2
+#: Beyond every page index, those of a folio table that was tampered with included.
+_LAST: Final = 1 << 64
 #: The write path hands the filesystem pieces of at most the largest folio it could allocate.
 _WRITE_CHUNK: Final = 2 << 20
 
@@ -145,7 +147,8 @@ class ShmemInode(Inode):
                 if low >= high:
                     continue
                 at, source = index + low - pfn, low
-                for new, count in kernel.page_alloc.alloc_bulk(0, high - low):
+                nid = kernel.page_alloc.pfn_to_nid(low)
+                for new, count in kernel.page_alloc.alloc_bulk(0, high - low, nid):
                     kernel.memory.copy(source, new, count)
                     self.pages.put(at, at + count, (new - at, flags))
                     at, source = at + count, source + count
@@ -165,7 +168,7 @@ class ShmemInode(Inode):
             raise NotPermitted("file is preserved")
         if size < self.size:
             self._zero_tail(size)
-            self.drop_pages(-(-size // PAGE_SIZE), 1 << 52)
+            self.drop_pages(-(-size // PAGE_SIZE), _LAST)
         self.size = size
 
     def _zero_tail(self, size: int) -> None:
@@ -274,7 +277,7 @@ class ShmemInode(Inode):
 
     def evict(self) -> None:
         """The inode is gone. C: shmem_evict_inode()."""
-        self.drop_pages(0, 1 << 52)
+        self.drop_pages(0, _LAST)
 
 
 class ShmemFileOperations(PlainFileOperations):
