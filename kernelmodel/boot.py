@@ -34,6 +34,7 @@ STRUCT_PAGE_SIZE = 64
 #: struct pages of a node's last zone that are initialised early: one section.
 _PAGES_PER_SECTION = 1 << 15
 _COLD_KERNEL_BASE = 16 * MIB
+_VMEMMAP_PIECE = 2 * MIB
 _PERCPU_BYTES = 512 * KIB
 _NODE_DATA_BYTES = 256 * KIB
 
@@ -110,6 +111,25 @@ def _alloc(kernel: Kernel, size: int, align: int, nid: int = -1) -> int:
     return pa
 
 
+def _alloc_vmemmap(kernel: Kernel, size: int, nid: int) -> None:
+    """A node's struct pages, 2 MiB by 2 MiB, on the node while it has room. C: sparse_init().
+
+    Taken in as large pieces as there are, which is where single ones would have come to lie.
+    """
+    piece = GIB
+    size = -(-size // _VMEMMAP_PIECE) * _VMEMMAP_PIECE
+    while size:
+        piece = min(piece, size)
+        try:
+            _alloc(kernel, piece, _VMEMMAP_PIECE, nid)
+        except NoMemory:
+            if piece == _VMEMMAP_PIECE:
+                raise
+            piece = max(_VMEMMAP_PIECE, piece // (2 * _VMEMMAP_PIECE) * _VMEMMAP_PIECE)
+        else:
+            size -= piece
+
+
 def _hugetlb_bootmem_alloc(kernel: Kernel) -> None:
     """Gigantic pages from memblock, less what a handover brings. C: hugetlb_bootmem_alloc()."""
     preserved = incoming_hugetlb_pages(kernel)
@@ -126,9 +146,7 @@ def _mm_core_init(kernel: Kernel) -> None:
     """Struct pages of early memory, KHO, the page allocator. C: sparse_init(), mm_core_init()."""
     memblock = kernel.memblock
     for nid, node in kernel.page_alloc.nodes.items():
-        # one table for each span; vmemmap comes in pieces of 2 MiB from wherever there is room
-        for _ in range(-(-node.spans.total * STRUCT_PAGE_SIZE // GIB)):
-            _alloc(kernel, min(GIB, node.spans.total * STRUCT_PAGE_SIZE), 2 * MIB, nid)
+        _alloc_vmemmap(kernel, node.spans.total * STRUCT_PAGE_SIZE, nid)
     _alloc(kernel, _PERCPU_BYTES * kernel.machine.spec.cpus, PAGE_SIZE)
     kernel.charge("memmap_init_page", _early_pages(kernel))
     kernel.kho.memory_init()
