@@ -103,10 +103,10 @@ def _setup_arch(kernel: Kernel) -> None:
         _alloc(kernel, _NODE_DATA_BYTES, PAGE_SIZE, nid)
 
 
-def _alloc(kernel: Kernel, size: int, align: int, nid: int = -1) -> int:
+def _alloc(kernel: Kernel, size: int, align: int, nid: int = -1, *, exact_nid: bool = False) -> int:
     """Allocate early memory and clear it. C: memblock_alloc_node()."""
     size = -(-size // PAGE_SIZE) * PAGE_SIZE
-    pa = kernel.memblock.alloc_range(size, align, nid=nid)
+    pa = kernel.memblock.alloc_range(size, align, nid=nid, exact_nid=exact_nid)
     kernel.memory.zero(pa >> PAGE_SHIFT, size >> PAGE_SHIFT)
     return pa
 
@@ -121,7 +121,7 @@ def _alloc_vmemmap(kernel: Kernel, size: int, nid: int) -> None:
     while size:
         piece = min(piece, size)
         try:
-            _alloc(kernel, piece, _VMEMMAP_PIECE, nid)
+            _alloc(kernel, piece, _VMEMMAP_PIECE, nid, exact_nid=piece > _VMEMMAP_PIECE)
         except NoMemory:
             if piece == _VMEMMAP_PIECE:
                 raise
