@@ -56,6 +56,7 @@ _CODES: Final[Mapping[int, grpc.StatusCode]] = {
     errno.ENOTTY: grpc.StatusCode.UNIMPLEMENTED,
     errno.EFBIG: grpc.StatusCode.OUT_OF_RANGE,
     errno.ENOSPC: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errno.ESPIPE: grpc.StatusCode.INVALID_ARGUMENT,
     errno.ENODATA: grpc.StatusCode.NOT_FOUND,
     errno.EOPNOTSUPP: grpc.StatusCode.UNIMPLEMENTED,
     errno.ENOSYS: grpc.StatusCode.UNIMPLEMENTED,
