@@ -28,7 +28,11 @@ def first_run() -> list[str]:
 @pytest.mark.timeout(120)
 def test_the_first_run_in_readme_is_what_the_example_prints(tmp_path: Path) -> None:
     """README's text of a first run, its digest included, is the default example's real output."""
-    command = [Path(sys.executable).with_name("lufleet"), "run", "examples/rolling-update.toml"]
+    command = [
+        str(Path(sys.executable).with_name("lufleet")),
+        "run",
+        "examples/rolling-update.toml",
+    ]
     done = subprocess.run(
         [*command, "--backend", "local", "--out", str(tmp_path / "out")],
         cwd=ROOT,
