@@ -32,6 +32,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.registry import Collector
 
 from fleet.api import HISTOGRAM_EDGES_NS, FleetSnapshot, Histogram, RolloutState
@@ -43,15 +44,19 @@ __all__ = [
     "MetricsServer",
     "fleet_registry",
     "metric_families",
+    "openmetrics",
 ]
 
-_EDGES: Final = tuple(f"{ns / 1e9:g}" for ns in HISTOGRAM_EDGES_NS)
+#: As OpenMetrics and Prometheus 3 write numbers: "0.01", "1.0".
+_EDGES: Final = tuple(str(ns / 1e9) for ns in HISTOGRAM_EDGES_NS)
 _PAGE_SIZES: Final = tuple(backing.page_label for backing in Backing)
 _HUGE_PAGE_SIZES: Final = _PAGE_SIZES[1:]
 _PHASES: Final = ("kexec_file_load", "preserve", *BLACKOUT_PHASES, "finish")
 _HOST_STATES: Final = ("pending", "updating", "updated", "failed", "skipped", "rolled_back")
 _VM_STATES: Final = ("running", "paused", "restarting", "lost")
 _POOL_STATES: Final = ("free", "used", "reserved", "surplus")
+
+_POLL_S: Final = 0.05  # how often the server looks whether it was closed
 
 #: What an update that went well gives as its reason. An empty label value would be no label.
 NO_REASON: Final = "none"
@@ -226,6 +231,44 @@ class HostCollector(Collector):
         yield family
 
 
+class _Fixed(Collector):
+    """Families that were collected already."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
+def openmetrics(snapshots: Iterable[FleetSnapshot], start_s: float, instance: str) -> bytes:
+    """The metrics of a series of instants in OpenMetrics text, each sample with its time.
+
+    Virtual time 0 is put at Unix time `start_s`. A scrape would have added `job` and `instance`,
+    by which dashboards tell fleets apart.
+    """
+    scraped = {"job": "lufleet", "instance": instance}
+    merged: dict[str, Metric] = {}
+    for snapshot in snapshots:
+        at = start_s + snapshot.virtual_time_ns / 1e9
+        for family in metric_families(snapshot):
+            kept = merged.setdefault(
+                family.name, Metric(family.name, family.documentation, family.type)
+            )
+            kept.samples += [
+                sample._replace(timestamp=at, labels=sample.labels | scraped)
+                for sample in family.samples
+            ]
+    for family in merged.values():
+        # The format wants all instants of a series together, a histogram being one series. The
+        # sort is stable, so they stay in the order of time.
+        family.samples.sort(key=lambda s: [v for k, v in s.labels.items() if k != "le"])
+    registry = CollectorRegistry()
+    registry.register(_Fixed(merged.values()))
+    text: bytes = generate_openmetrics(registry)  # type: ignore[no-untyped-call]
+    return text
+
+
 def fleet_registry(source: Callable[[], FleetSnapshot]) -> CollectorRegistry:
     """A registry with the fleet's metrics alone: no process or Python metrics beside them."""
     registry = CollectorRegistry()
@@ -265,7 +308,9 @@ class MetricsServer:
         self._server = make_server(
             host, port, application, ThreadingWSGIServer, handler_class=_QuietHandler
         )
-        self._thread = Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        self._thread = Thread(
+            target=self._server.serve_forever, args=(_POLL_S,), name="metrics", daemon=True
+        )
         self._thread.start()
 
     @property

@@ -88,7 +88,7 @@ def test_the_downtime_histogram_has_the_edges_of_the_contract_and_lost_vms_beyon
     buckets = values(busy_snapshot(), "lufleet_vm_downtime_seconds_bucket", "le")
     edges = [float(edge) for edge in EDGES.split()]
     assert [float(le) for le in buckets] == [*edges, float("inf")]
-    assert (buckets["10"], buckets["15"], buckets["1200"], buckets["+Inf"]) == (0, 2, 2, 3)
+    assert (buckets["10.0"], buckets["15.0"], buckets["1200.0"], buckets["+Inf"]) == (0, 2, 2, 3)
     found = samples(busy_snapshot())
     assert found["lufleet_vm_downtime_seconds_count", ()] == 3
     assert found["lufleet_vm_downtime_seconds_sum", ()] == 26
