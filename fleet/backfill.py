@@ -84,7 +84,7 @@ def _stamped(snapshot: FleetSnapshot, record: RunRecord, now_ns: int) -> FleetSn
 def write_backfill(record: RunRecord, path: Path, start_s: float) -> None:
     """Write the metrics of `record` as OpenMetrics, virtual time 0 at Unix time `start_s`."""
     instance = f"{record.scenario.name}-seed{record.seed}"
-    path.write_bytes(openmetrics(replay(record), start_s, instance))
+    path.write_text(openmetrics(replay(record), start_s, instance), "utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

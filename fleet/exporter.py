@@ -32,7 +32,6 @@ from prometheus_client.core import (
 )
 from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.metrics_core import Metric
-from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.registry import Collector
 
 from fleet.api import HISTOGRAM_EDGES_NS, FleetSnapshot, Histogram, RolloutState
@@ -231,42 +230,42 @@ class HostCollector(Collector):
         yield family
 
 
-class _Fixed(Collector):
-    """Families that were collected already."""
-
-    def __init__(self, families: Iterable[Metric]) -> None:
-        self._families = families
-
-    def collect(self) -> Iterable[Metric]:
-        return self._families
-
-
-def openmetrics(snapshots: Iterable[FleetSnapshot], start_s: float, instance: str) -> bytes:
+def openmetrics(snapshots: Iterable[FleetSnapshot], start_s: float, instance: str) -> str:
     """The metrics of a series of instants in OpenMetrics text, each sample with its time.
 
     Virtual time 0 is put at Unix time `start_s`. A scrape would have added `job` and `instance`,
-    by which dashboards tell fleets apart.
+    by which dashboards tell fleets apart. The client library's own writer takes ten times as long.
     """
     scraped = {"job": "lufleet", "instance": instance}
-    merged: dict[str, Metric] = {}
+    heads: dict[str, str] = {}
+    # All instants of a series stand together, a histogram with all its buckets being one series.
+    lines: dict[str, dict[tuple[str, ...], list[str]]] = {}
+    named: dict[tuple[str, ...], str] = {}
     for snapshot in snapshots:
-        at = start_s + snapshot.virtual_time_ns / 1e9
+        at = f"{start_s + snapshot.virtual_time_ns / 1e9:.3f}"
         for family in metric_families(snapshot):
-            kept = merged.setdefault(
-                family.name, Metric(family.name, family.documentation, family.type)
+            heads[family.name] = (
+                f"# HELP {family.name} {family.documentation}\n# TYPE {family.name} {family.type}\n"
             )
-            kept.samples += [
-                sample._replace(timestamp=at, labels=sample.labels | scraped)
-                for sample in family.samples
-            ]
-    for family in merged.values():
-        # The format wants all instants of a series together, a histogram being one series. The
-        # sort is stable, so they stay in the order of time.
-        family.samples.sort(key=lambda s: [v for k, v in s.labels.items() if k != "le"])
-    registry = CollectorRegistry()
-    registry.register(_Fixed(merged.values()))
-    text: bytes = generate_openmetrics(registry)  # type: ignore[no-untyped-call]
-    return text
+            groups = lines.setdefault(family.name, {})
+            for sample in family.samples:
+                key = (sample.name, *sample.labels.values())
+                if (name := named.get(key)) is None:
+                    named[key] = name = _series_name(sample.name, sample.labels | scraped)
+                group = tuple(value for label, value in sample.labels.items() if label != "le")
+                groups.setdefault(group, []).append(f"{name} {float(sample.value)!r} {at}\n")
+    parts = [
+        part
+        for family_name, groups in lines.items()
+        for part in (heads[family_name], *(line for group in groups.values() for line in group))
+    ]
+    return "".join((*parts, "# EOF\n"))
+
+
+def _series_name(name: str, labels: Mapping[str, str]) -> str:
+    escape = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
+    pairs = (f'{label}="{value.translate(escape)}"' for label, value in sorted(labels.items()))
+    return f"{name}{{{','.join(pairs)}}}"
 
 
 def fleet_registry(source: Callable[[], FleetSnapshot]) -> CollectorRegistry:

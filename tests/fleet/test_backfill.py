@@ -65,7 +65,7 @@ def test_samples_carry_virtual_time_and_the_name_of_the_fleet(text: str) -> None
     labels = r'\{instance="rolling-update-seed7",job="lufleet"\}'
     clock = re.findall(rf"^lufleet_virtual_time_seconds{labels} (\S+) (\S+)$", text, re.MULTILINE)
     for value, timestamp in clock:
-        assert float(timestamp) - START == pytest.approx(float(value), abs=1e-5)
+        assert float(timestamp) - START == pytest.approx(float(value), abs=1e-3)
     assert float(clock[-1][0]) == make_run().virtual_ns / 1e9
     assert text.endswith("# EOF\n")
 
