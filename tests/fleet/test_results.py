@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import duckdb
@@ -225,3 +226,15 @@ def test_an_empty_run_still_has_every_table(tmp_path: Path) -> None:
     with duckdb.connect(str(path), read_only=True) as store:
         for table in ("updates", "vm_updates", "phases", "vm_phases", "waves"):
             assert store.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)
+
+
+def test_the_queries_of_the_documentation_run(tmp_path: Path) -> None:
+    path = tmp_path / "run.duckdb"
+    write_event_store(make_run(), path)
+    page = (Path(__file__).parents[2] / "docs" / "watching.md").read_text()
+    (block,) = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
+    queries = [query for query in block.split(";") if query.strip()]
+    assert len(queries) == 2
+    with duckdb.connect(str(path), read_only=True) as store:
+        for query in queries:
+            assert store.execute(query).fetchall()
