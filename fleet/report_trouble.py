@@ -71,6 +71,9 @@ def _rank(result: UpdateResult) -> int:
 
 def _hosts(record: RunRecord, troubled: list[UpdateResult], budget_ns: int) -> Markup:
     wave_of = {host: wave.name for wave in record.waves for host in wave.hosts}
+    injected: dict[str, list[str]] = {}
+    for fault in record.scenario.faults:
+        injected.setdefault(fault.host, []).append(fault.kind)
     rows = [
         (
             r.host,
@@ -80,7 +83,7 @@ def _hosts(record: RunRecord, troubled: list[UpdateResult], budget_ns: int) -> M
             _longest(r),
             _vm_words(r, budget_ns),
             r.reason or "–",
-            r.detail or _detail(r, budget_ns),
+            _detail(r, budget_ns, injected.get(r.host, [])),
         )
         for r in troubled[:MOST_ROWS]
     ]
@@ -118,37 +121,45 @@ def _vm_words(result: UpdateResult, budget_ns: int) -> str:
     return ", ".join(words) or "all preserved"
 
 
-def _detail(result: UpdateResult, budget_ns: int) -> str:
-    if result.freeze_attempts > 1:
-        return f"frozen at attempt {result.freeze_attempts}"
-    longest = max(result.phases_ns.items(), key=lambda item: item[1], default=("", 0))
-    if any((vm.downtime_ns or 0) > budget_ns for vm in result.vms):
-        return f"longest phase: {longest[0]}, {seconds(longest[1] / 1e9)}"
-    return ""
+def _detail(result: UpdateResult, budget_ns: int, injected: list[str]) -> str:
+    """What the host says of it, what took long, and whether the scenario had a hand in it."""
+    said = [result.detail] if result.detail else []
+    if result.phases_ns and any(
+        vm.outcome is VmOutcome.PRESERVED and (vm.downtime_ns or 0) > budget_ns for vm in result.vms
+    ):
+        phase, longest_ns = max(result.phases_ns.items(), key=lambda item: item[1])
+        said.append(f"longest phase {phase}, {seconds(longest_ns / 1e9)}")
+    if injected:
+        said.append(f"injected fault {', '.join(injected)}")
+    return "; ".join(said)
 
 
 def _vms(record: RunRecord, budget_ns: int) -> Markup:
-    """VMs that were not preserved, one row a reason and host where they are many."""
-    rows = [
-        (
-            vm.name,
-            badge(vm.outcome, _STYLE[vm.outcome]),
-            result.host,
-            "lost" if vm.downtime_ns is None else seconds(vm.downtime_ns / 1e9),
-            vm.reason or "–",
-        )
+    """VMs that were not preserved."""
+    struck = [
+        (vm, result.host)
         for result in record.results
         for vm in result.vms
         if vm.outcome is not VmOutcome.PRESERVED
     ]
-    if not rows:
+    if not struck:
         return Markup()
-    by_downtime = sorted(rows, key=lambda row: row[3] != "lost")
+    struck.sort(key=lambda pair: (pair[0].downtime_ns is not None, -(pair[0].downtime_ns or 0)))
+    rows = [
+        (
+            vm.name,
+            badge(vm.outcome, _STYLE[vm.outcome]),
+            host,
+            "lost" if vm.downtime_ns is None else seconds(vm.downtime_ns / 1e9),
+            vm.reason or "–",
+        )
+        for vm, host in struck[:MOST_ROWS]
+    ]
     return table(
-        f"{_caption('VMs that did not keep their memory', len(rows))}"
+        f"{_caption('VMs that did not keep their memory', len(struck))}"
         f" (budget {seconds(budget_ns / 1e9)})",
         ("VM", "outcome", "host", "downtime", "reason"),
-        by_downtime[:MOST_ROWS],
+        rows,
         numeric=(3,),
     )
 

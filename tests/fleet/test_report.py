@@ -17,6 +17,7 @@ from fleet.outputs import write_outputs
 from fleet.report import render_report
 from fleet.results import summarise
 from kernelmodel.sim.cost import CostModel
+from node.api import HostOutcome
 from tests.fleet.sample_run import SEC, make_run
 
 SPACE = "\N{NO-BREAK SPACE}"
@@ -112,6 +113,25 @@ def test_a_table_names_each_host_that_did_not_just_go_well_and_why() -> None:
         "r2-h01-vm0 lost r2-h01 lost content-mismatch",
     ):
         assert said in shown
+
+
+def test_a_vm_may_be_over_budget_without_a_blackout_of_its_host() -> None:
+    run = make_run(hosts=2)
+    given_up = [
+        msgspec.structs.replace(vm, downtime_ns=31 * SEC, phases_ns={"failed_freeze": 31 * SEC})
+        for vm in run.results[0].vms
+    ]
+    failed = msgspec.structs.replace(
+        run.results[0],
+        outcome=HostOutcome.FAILED,
+        reason="freeze-failed",
+        phases_ns={},
+        blackout_start_ns=None,
+        blackout_end_ns=None,
+        vms=tuple(given_up),
+    )
+    run = msgspec.structs.replace(run, results=(failed, run.results[1]))
+    assert "8 over budget freeze-failed" in Page(render_report(run, summarise(run))).text
 
 
 def test_the_page_tells_proposal_from_release_and_names_each_cost_with_its_source() -> None:
