@@ -204,6 +204,18 @@ def serve(
     raise typer.Exit(serve_fleet(options, Console(), Console(stderr=True, soft_wrap=True)))
 
 
+@app.command()
+def conform(
+    script: Annotated[Path, typer.Argument(metavar="SCRIPT.scn", show_default=False)],
+) -> None:
+    """Run a script of live-update operations on one modelled host and print its trace."""
+    from rich.console import Console
+
+    from fleet.conform import conform as run_script
+
+    raise typer.Exit(run_script(script, Console(), Console(stderr=True, soft_wrap=True)))
+
+
 def _number(actors: str | None) -> int | str | None:
     return actors if actors is None or actors == "per-host" else int(actors)
 

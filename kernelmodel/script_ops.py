@@ -1,0 +1,252 @@
+"""What the operations of a script do: the system calls of a small C program.
+
+A `Program` is one process; its methods are called like the operations. `HugeProgram` has those of
+scripts about huge pages, where lengths count huge pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Final, TypeVar
+
+from kernelmodel.errors import BadAddress, InvalidArgument, KernelError
+from kernelmodel.kernel import Kernel
+from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE
+from kernelmodel.mm.hugetlbfs import HugetlbInode, HugetlbMapping, HugetlbPrivateMapping
+from kernelmodel.mm.memfd import (
+    MFD_ALLOW_SEALING,
+    MFD_HUGE_SHIFT,
+    MFD_HUGETLB,
+    HugetlbMemfdInode,
+)
+from kernelmodel.mm.shmem import ShmemInode
+from kernelmodel.script import HUGE_PAGE_ORDERS, Step, number
+from kernelmodel.syscalls import DEV_LIVEUPDATE, DEV_NULL, Task
+
+__all__ = ["HugeProgram", "Program"]
+
+_NAMES: Final = {"@empty": "", "@full": "A" * 64, "@max": "B" * 63}
+_RAW_BYTES: Final = 4096
+#: FNV-1a's form; the basis is not the standard one.
+_FNV_BASIS: Final = 1469598103934665603
+_FNV_PRIME: Final = 1099511628211
+_MASK: Final = (1 << 64) - 1
+
+
+class Program:
+    """One process that runs operations; its methods are called like them."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.task = Task(kernel, "script")
+        self.variables: dict[str, int] = {}
+
+    def run(self, step: Step) -> str:
+        """Run one operation; what the trace says of it."""
+        method: Callable[..., str | None] = getattr(self, f"_op_{step.op}")
+        try:
+            extra = method(*step.args)
+        except KernelError as refused:
+            return refused.name
+        return f"ok {extra}" if extra else "ok"
+
+    def fd(self, variable: str) -> int:
+        """The descriptor that a variable names, -1 if none."""
+        return self.variables.get(variable, -1)
+
+    def _op_open(self, v: str) -> None:
+        self.variables[v] = self.task.open(DEV_LIVEUPDATE)
+
+    def _op_null(self, v: str) -> None:
+        self.variables[v] = self.task.open(DEV_NULL)
+
+    def _op_tmpfile(self, v: str) -> None:
+        self.variables[v] = self.task.open_tmpfs()
+
+    def _op_close(self, v: str) -> None:
+        self.task.close(self.fd(v))
+        self.variables[v] = -1
+
+    def _op_dup(self, v: str, w: str) -> None:
+        self.variables[w] = self.task.dup(self.fd(v))
+
+    def _op_create(self, d: str, v: str, name: str) -> None:
+        self.variables[v] = self.task.create_session(self.fd(d), _session_name(name))
+
+    def _op_retrieve(self, d: str, v: str, name: str) -> None:
+        self.variables[v] = self.task.retrieve_session(self.fd(d), _session_name(name))
+
+    def _op_memfd(self, v: str, size: str, flags: str = "") -> None:
+        fd = self.task.memfd_create(
+            (MFD_ALLOW_SEALING if "s" in flags else 0) | (MFD_HUGETLB if "h" in flags else 0)
+        )
+        self.variables[v] = fd
+        self.task.ftruncate(fd, number(size))
+
+    def _op_fill(self, v: str, offset: str, length: str, seed: str) -> None:
+        data = _xorshift(number(seed), number(length))
+        for at in range(0, len(data), PAGE_SIZE):
+            self.task.pwrite(self.fd(v), data[at : at + PAGE_SIZE], number(offset) + at)
+
+    def _op_seek(self, v: str, position: str) -> None:
+        self.task.lseek(self.fd(v), number(position))
+
+    def _op_truncate(self, v: str, size: str) -> None:
+        self.task.ftruncate(self.fd(v), number(size))
+
+    def _op_fallocate(self, v: str, mode: str, offset: str, length: str) -> None:
+        self.task.fallocate(self.fd(v), number(mode), number(offset), number(length))
+
+    def _op_seal(self, v: str, seals: str) -> None:
+        self.task.add_seals(self.fd(v), number(seals))
+
+    def _op_stat(self, v: str) -> str:
+        file = self.task.files.fget(self.fd(v))
+        size, digest = 0, _FNV_BASIS
+        if isinstance(file.inode, ShmemInode):
+            size, digest = file.inode.size, _fnv_of(file.inode)
+        seals = _or_minus_one(lambda: self.task.get_seals(self.fd(v)))
+        position = _or_minus_one(lambda: self.task.lseek_cur(self.fd(v)))
+        return f"size={size} pos={position} seals={seals} hash={digest:016x}"
+
+    def _op_preserve(self, s: str, v: str, token: str) -> None:
+        self.task.preserve_fd(self.fd(s), self.fd(v), number(token))
+
+    def _op_fetch(self, s: str, v: str, token: str) -> None:
+        self.variables[v] = self.task.retrieve_fd(self.fd(s), number(token))
+
+    def _op_finish(self, s: str, reserved: str = "0") -> None:
+        self.task.finish_session(self.fd(s), number(reserved))
+
+    def _op_name(self, s: str) -> str:
+        return f"name={self.task.session_name(self.fd(s))}"
+
+    def _op_same(self, v: str, w: str) -> str:
+        one, other = (self.task.files.fget(self.fd(x)) for x in (v, w))
+        return str(int(one.inode is other.inode))
+
+    def _op_raw(self, v: str, cmd: str, size: str, *pokes: str) -> None:
+        arg = bytearray(_RAW_BYTES)
+        arg[:4] = (number(size) & 0xFFFFFFFF).to_bytes(4, "little")
+        for at, byte in zip(pokes[::2], pokes[1::2], strict=False):
+            arg[number(at) % _RAW_BYTES] = number(byte) & 0xFF
+        self.task.ioctl(self.fd(v), number(cmd), arg)
+
+
+class HugeProgram(Program):
+    """The operations of huge page scripts; lengths count huge pages of the file's size."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        super().__init__(kernel)
+        self.maps: dict[str, HugetlbMapping | HugetlbPrivateMapping] = {}
+
+    def inode(self, v: str) -> HugetlbInode:
+        """The huge page file that a variable names."""
+        inode = self.task.files.fget(self.fd(v)).inode
+        if not isinstance(inode, HugetlbMemfdInode):
+            raise InvalidArgument("not on huge pages")
+        return inode.hugetlb
+
+    def _op_pool(self, size: str, n: str) -> None:
+        self.task.kernel.hugetlb.hstate(HUGE_PAGE_ORDERS[size]).set_max_huge_pages(number(n))
+
+    def _op_overcommit(self, size: str, n: str) -> None:
+        self.task.kernel.hugetlb.hstate(HUGE_PAGE_ORDERS[size]).nr_overcommit_huge_pages = number(n)
+
+    def _op_hstat(self, size: str) -> str:
+        files = self.task.kernel.hugetlb.hstate(HUGE_PAGE_ORDERS[size]).sysfs()
+        names = {
+            "total": "nr_hugepages",
+            "free": "free_hugepages",
+            "rsvd": "resv_hugepages",
+            "surp": "surplus_hugepages",
+            "over": "nr_overcommit_hugepages",
+        }
+        return " ".join(f"{short}={files[name].strip()}" for short, name in names.items())
+
+    def _op_hmem(self, v: str, size: str, length: str, extra: str = "0") -> None:
+        log2 = HUGE_PAGE_ORDERS[size] + PAGE_SHIFT
+        self.variables[v] = self.task.memfd_create(MFD_HUGETLB | log2 << MFD_HUGE_SHIFT)
+        self._op_truncate(v, length, extra)
+
+    def _op_truncate(self, v: str, length: str, extra: str = "0") -> None:
+        size = number(length) * self.inode(v).page_size + number(extra)
+        self.task.ftruncate(self.fd(v), size)
+
+    def _op_fallocate(self, v: str, mode: str, offset: str, length: str) -> None:
+        page = self.inode(v).page_size
+        self.task.fallocate(self.fd(v), number(mode), number(offset) * page, number(length) * page)
+
+    def _op_map(self, m: str, v: str, offset: str, length: str, flag: str = "") -> None:
+        inode = self.inode(v)
+        self.maps[m] = inode.mmap(number(offset), number(length), noreserve=flag == "n")
+
+    def _op_pmap(self, m: str, size: str, length: str, flag: str = "") -> None:
+        hstate = self.task.kernel.hugetlb.hstate(HUGE_PAGE_ORDERS[size])
+        self.maps[m] = HugetlbPrivateMapping(hstate, number(length), noreserve=flag == "n")
+
+    def mapping(self, m: str) -> HugetlbMapping | HugetlbPrivateMapping:
+        """A mapping that is there. Raises: BadAddress."""
+        if m not in self.maps:
+            raise BadAddress("no such mapping")
+        return self.maps[m]
+
+    def _op_touch(self, m: str, page: str, count: str) -> str:
+        done = self.mapping(m).touch(number(page), number(count))
+        return f"pages={done}" + (" SIGBUS" if done < number(count) else "")
+
+    def _op_unmap(self, m: str) -> None:
+        self.mapping(m).munmap()
+        del self.maps[m]
+
+
+def _session_name(word: str) -> str:
+    return _NAMES.get(word, word)
+
+
+_T = TypeVar("_T")
+
+
+def _or_minus_one(call: Callable[[], _T]) -> _T | int:
+    try:
+        return call()
+    except KernelError:
+        return -1
+
+
+@lru_cache(maxsize=256)
+def _xorshift(seed: int, length: int) -> bytes:
+    """`length` bytes of the stream that `fill` writes."""
+    x = (seed * 2654435761 + 88172645463325252) & _MASK
+    out = bytearray()
+    while len(out) < length:
+        x ^= x << 13 & _MASK
+        x ^= x >> 7
+        x ^= x << 17 & _MASK
+        out += x.to_bytes(8, "little")
+    return bytes(out[:length])
+
+
+def _fnv_of(inode: ShmemInode) -> int:
+    """The hash of a file's content; holes cost nothing."""
+    digest = _FNV_BASIS
+    at = 0
+    for index, _, nr_pages, _ in inode.extents(0, inode.nr_size_pages):
+        digest = _fnv_zeroes(digest, (index << PAGE_SHIFT) - at)
+        for page in range(index, index + nr_pages):
+            digest = _fnv(digest, inode.read(page << PAGE_SHIFT, PAGE_SIZE))
+        at = min(inode.size, index + nr_pages << PAGE_SHIFT)
+    return _fnv_zeroes(digest, inode.size - at)
+
+
+def _fnv_zeroes(digest: int, nr_bytes: int) -> int:
+    return digest * pow(_FNV_PRIME, nr_bytes, 1 << 64) & _MASK
+
+
+@lru_cache(maxsize=1024)
+def _fnv(digest: int, data: bytes) -> int:
+    if not any(data):
+        return _fnv_zeroes(digest, len(data))
+    for byte in data:
+        digest = (digest ^ byte) * _FNV_PRIME & _MASK
+    return digest
