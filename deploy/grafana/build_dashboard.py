@@ -75,7 +75,8 @@ def _number(
 ) -> stat.Panel:
     panel = stat.Panel().unit(unit).thresholds(_steps(*(steps or ((None, _BLUE),))))
     panel = panel.reduce_options(_last()).graph_mode(kinds.BigValueGraphMode.NONE)
-    return _fill(panel, title, text, [query], width, 4)
+    # Over a range, a state that has passed would be shown beside the one that holds.
+    return _fill(panel, title, text, [query._replace(instant=True)], width, 4)
 
 
 def _lines(
