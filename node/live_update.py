@@ -411,7 +411,9 @@ def _freeze_gave_up(update: _Update, error: KernelError) -> UpdateResult:
     """Retries are used up: stay on the old kernel, or give up the VMs' memory."""
     if update.command.policy.on_freeze_failure == "cold-reboot":
         update.cold_reboot(update.command.release, "freeze-failed")
-        return update.result(HostOutcome.UPDATED, "freeze-failed", f"cold reboot: {error}")
+        up = update.host.state is HostState.UP
+        outcome = HostOutcome.UPDATED if up else HostOutcome.FAILED
+        return update.result(outcome, "freeze-failed", f"cold reboot: {error}")
     update.unpreserve()
     detail = f"{update.attempts} freezes failed: {error}"
     return update.result(HostOutcome.FAILED, "freeze-failed", detail)
