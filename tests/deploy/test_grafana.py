@@ -19,7 +19,8 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from fleet.exporter import metric_families
 from tests.fleet.sample_run import busy_snapshot
 
-GRAFANA = Path(__file__).parents[2] / "deploy" / "grafana"
+ROOT = Path(__file__).parents[2]
+GRAFANA = ROOT / "deploy" / "grafana"
 COMMITTED = GRAFANA / "dashboards" / "lufleet.json"
 
 
@@ -35,9 +36,12 @@ def panels(dashboard: dict[str, Any]) -> list[dict[str, Any]]:
 
 def test_the_committed_dashboard_is_what_the_script_builds() -> None:
     built = subprocess.run(
-        [sys.executable, str(GRAFANA / "build_dashboard.py")], capture_output=True, check=True
+        [sys.executable, "-m", "deploy.grafana.build_dashboard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
     )
-    again = "python deploy/grafana/build_dashboard.py > deploy/grafana/dashboards/lufleet.json"
+    again = "python -m deploy.grafana.build_dashboard > deploy/grafana/dashboards/lufleet.json"
     assert built.stdout.decode() == COMMITTED.read_text(), f"out of date: {again}"
 
 
