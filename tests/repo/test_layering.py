@@ -24,14 +24,13 @@ ALLOWED = {
     | {"grpc", "grpc_health", "grpc_reflection", "grpc_status", "ray"},
     "fleet": {"fleet", "node", "kernelmodel", "lufleet", "msgspec", "numpy", "google"}
     | {"grpc", "grpc_health", "grpc_reflection", "grpc_status", "ray", "prometheus_client"}
-    | {"typer", "rich", "duckdb", "matplotlib", "tree_sitter", "tree_sitter_toml"},
+    | {"typer", "rich", "duckdb", "tree_sitter", "tree_sitter_toml"},
 }
 
 #: Heavy or delicate imports and the only files that may have them.
 ONLY_IN = {
     "ray": {"fleet/launcher.py"},
     "prometheus_client": {"fleet/exporter.py"},
-    "matplotlib": {"fleet/plots.py", "fleet/report.py"},
     "typer": {"fleet/cli.py"},
 }
 
@@ -128,5 +127,5 @@ def test_the_whole_kernel_model_loads_neither_ray_nor_grpc() -> None:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_importing_a_package_alone_loads_nothing_heavy(package: str) -> None:
-    heavy = {"ray", "grpc", "numpy", "duckdb", "matplotlib", "prometheus_client", "typer"}
+    heavy = {"ray", "grpc", "numpy", "duckdb", "prometheus_client", "typer"}
     assert not loaded_by(f"import {package}") & heavy
