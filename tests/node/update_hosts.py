@@ -97,3 +97,12 @@ def _check_vm(vm: VmResult) -> None:
 def outcomes(result: UpdateResult) -> Mapping[str, VmOutcome]:
     """What became of each VM."""
     return {vm.name: vm.outcome for vm in result.vms}
+
+
+def update_10_vms() -> Host:
+    """A host that has been updated once, with ten VMs of a gigabyte."""
+    vms = [VmSpec(f"vm{nr}", HOST, GIB, Backing.HUGETLB_2M, 2) for nr in range(10)]
+    pools = (HugepagePool(2 * MIB, 12 << 9),)
+    host = make_host(vms=vms, node_bytes=(16 * GIB, 16 * GIB), pools=pools)
+    assert not update(host).reason
+    return host
