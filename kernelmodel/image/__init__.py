@@ -1,0 +1,1 @@
+"""Images of physical memory: `.kho` files, raw dumps, ELF dumps."""

@@ -1,0 +1,1 @@
+"""What a handover image says, read without booting a kernel."""

@@ -1,0 +1,70 @@
+"""Whatever an image holds: an answer, soon.
+
+`INSPECT_FUZZ=100000 pytest tests/kernelmodel/test_inspect_fuzz.py` damages so many images;
+`INSPECT_FUZZ_SEED` says where to begin.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import struct
+import time
+
+from kernelmodel.inspect.handover import inspect_image
+from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE
+from tests.kernelmodel.handovers import image_of, modelled_host, pages_of, poke, real_pages
+
+
+def damaged(rng: random.Random, pages: dict[int, bytes], fdt_pa: int) -> int:
+    """Change an image in place in some of the ways in which one can be wrong; its FDT."""
+    numbers = sorted(pages)
+    for _ in range(rng.randint(1, 6)):
+        pfn = rng.choice(numbers)
+        if pfn not in pages:
+            continue
+        kind = rng.randrange(7)
+        word = 8 * rng.randrange(PAGE_SIZE // 8)
+        if kind == 0:
+            at = rng.randrange(PAGE_SIZE)
+            poke(pages, (pfn << PAGE_SHIFT) + at, bytes([pages[pfn][at] ^ 1 << rng.randrange(8)]))
+        elif kind == 1:
+            del pages[pfn]
+        elif kind == 2:
+            absurd = rng.choice(
+                (0, 1, 1 << 32, 1 << 51, 1 << 63, (1 << 64) - 1, rng.getrandbits(64))
+            )
+            used = [at for at in range(0, PAGE_SIZE, 8) if any(pages[pfn][at : at + 8])] or [word]
+            poke(pages, (pfn << PAGE_SHIFT) + rng.choice(used), struct.pack("<Q", absurd))
+        elif kind == 3:  # a pointer to some other page of the image: loops, shared pages
+            other = rng.choice(numbers) << PAGE_SHIFT
+            used = [at for at in range(0, PAGE_SIZE, 8) if any(pages[pfn][at : at + 8])] or [word]
+            poke(pages, (pfn << PAGE_SHIFT) + rng.choice(used), struct.pack("<Q", other))
+        elif kind == 4:
+            pages[pfn] = pages.get(rng.choice(numbers), pages[pfn])
+        elif kind == 5:
+            pages[pfn] = rng.choice(
+                (bytes(PAGE_SIZE), b"\xff" * PAGE_SIZE, rng.randbytes(PAGE_SIZE))
+            )
+        elif kind == 6 and rng.random() < 0.2:
+            fdt_pa = rng.choice((0, rng.getrandbits(64), rng.choice(numbers) << PAGE_SHIFT))
+    return fdt_pa
+
+
+def test_no_damage_makes_it_raise_or_run_on() -> None:
+    modelled = modelled_host("7.3.4").image()
+    sound = [real_pages(), (pages_of(modelled), modelled.fdt_pa)]
+    first = int(os.environ.get("INSPECT_FUZZ_SEED", "0"))
+    told = 0
+    for seed in range(first, first + int(os.environ.get("INSPECT_FUZZ", "400"))):
+        rng = random.Random(seed)
+        pages, fdt_pa = rng.choice(sound)
+        pages = dict(pages)
+        fdt_pa = damaged(rng, pages, fdt_pa)
+        began = time.process_time()
+        said = inspect_image(image_of(pages, fdt_pa))
+        assert time.process_time() - began < 5, seed
+        json.dumps(said)
+        told += "faults" in said
+    assert told
