@@ -1,0 +1,218 @@
+// Operations on /dev/liveupdate, sessions and memfds.
+
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "player.h"
+
+#define PIECE 4096u
+
+// The requests of /dev/liveupdate and of session descriptors, and what they take.
+#define CREATE_SESSION _IO(0xBA, 0x00)
+#define RETRIEVE_SESSION _IO(0xBA, 0x01)
+#define PRESERVE_FD _IO(0xBA, 0x40)
+#define RETRIEVE_FD _IO(0xBA, 0x41)
+#define FINISH _IO(0xBA, 0x42)
+#define GET_NAME _IO(0xBA, 0x43)
+
+struct named {
+	uint32_t size;
+	int32_t fd;
+	char name[64];
+};
+
+struct tokened {
+	uint32_t size;
+	int32_t fd;
+	uint64_t token;
+};
+
+struct reserved {
+	uint32_t size;
+	uint32_t reserved;
+};
+
+static void session_name(char *out, const char *word)
+{
+	memset(out, 0, 64);
+	if (!strcmp(word, "@full"))
+		memset(out, 'A', 64);
+	else if (!strcmp(word, "@max"))
+		memset(out, 'B', 63);
+	else if (strcmp(word, "@empty"))
+		memcpy(out, word, strnlen(word, 64));
+}
+
+static int op_open(void) { return bind_to(1, open("/dev/liveupdate", O_RDWR)); }
+static int op_null(void) { return bind_to(1, open("/dev/null", O_RDWR)); }
+
+static int op_tmpfile(void)
+{
+	static int count;
+	char path[64];
+
+	snprintf(path, sizeof(path), "/tmp/%d", count++);
+	return bind_to(1, open(path, O_RDWR | O_CREAT, 0600));
+}
+
+static int op_close(void) { return close(unbind(1)); }
+
+static int op_dup(void) { return bind_to(2, dup(fd_of(1))); }
+
+static int named(unsigned long request)
+{
+	struct named arg = { .size = sizeof(arg), .fd = -1 };
+
+	session_name(arg.name, words[3]);
+	if (ioctl(fd_of(1), request, &arg))
+		return -1;
+	return bind_to(2, arg.fd);
+}
+
+static int op_create(void) { return named(CREATE_SESSION); }
+static int op_retrieve(void) { return named(RETRIEVE_SESSION); }
+
+static int op_memfd(void)
+{
+	unsigned int flags = (has(3, 's') ? MFD_ALLOW_SEALING : 0) | (has(3, 'h') ? MFD_HUGETLB : 0);
+	int fd = bind_to(1, memfd_create("memfd", flags));
+
+	return fd < 0 ? -1 : ftruncate(fd, number(2));
+}
+
+static int op_fill(void)
+{
+	uint64_t offset = number(2), left = number(3);
+	uint64_t x = number(4) * 2654435761u + 88172645463325252u;
+	uint64_t piece[PIECE / sizeof(uint64_t)];
+
+	while (left) {
+		size_t length = left < PIECE ? left : PIECE;
+
+		for (size_t i = 0; i < ARRAY_SIZE(piece); i++) {
+			x ^= x << 13;
+			x ^= x >> 7;
+			x ^= x << 17;
+			piece[i] = x;
+		}
+		if (pwrite(fd_of(1), piece, length, offset) < 0)
+			return -1;
+		offset += length;
+		left -= length;
+	}
+	return 0;
+}
+
+static int op_seek(void) { return lseek(fd_of(1), number(2), SEEK_SET) < 0 ? -1 : 0; }
+static int op_truncate(void) { return ftruncate(fd_of(1), number(2)); }
+static int op_fallocate(void) { return fallocate(fd_of(1), number(2), number(3), number(4)); }
+static int op_seal(void) { return fcntl(fd_of(1), F_ADD_SEALS, (unsigned int)number(2)); }
+
+static int op_stat(void)
+{
+	static unsigned char buffer[16 * PIECE];
+	uint64_t hash = 1469598103934665603u;
+	off_t at = 0;
+	ssize_t got;
+	struct stat st;
+	int fd = fd_of(1);
+
+	if (fstat(fd, &st))
+		return -1;
+	while ((got = pread(fd, buffer, sizeof(buffer), at)) > 0) {
+		for (ssize_t i = 0; i < got; i++)
+			hash = (hash ^ buffer[i]) * 1099511628211u;
+		at += got;
+	}
+	snprintf(extra, sizeof(extra), "size=%lld pos=%lld seals=%d hash=%016llx",
+		 (long long)st.st_size, (long long)lseek(fd, 0, SEEK_CUR), fcntl(fd, F_GET_SEALS),
+		 (unsigned long long)hash);
+	return 0;
+}
+
+static int op_preserve(void)
+{
+	struct tokened arg = { sizeof(arg), fd_of(2), number(3) };
+
+	return ioctl(fd_of(1), PRESERVE_FD, &arg);
+}
+
+static int op_fetch(void)
+{
+	struct tokened arg = { sizeof(arg), -1, number(3) };
+
+	return ioctl(fd_of(1), RETRIEVE_FD, &arg) ? -1 : bind_to(2, arg.fd);
+}
+
+static int op_finish(void)
+{
+	struct reserved arg = { sizeof(arg), number(2) };
+
+	return ioctl(fd_of(1), FINISH, &arg);
+}
+
+static int op_name(void)
+{
+	struct named arg = { .size = sizeof(arg) };
+
+	if (ioctl(fd_of(1), GET_NAME, &arg))
+		return -1;
+	snprintf(extra, sizeof(extra), "name=%.64s", arg.name);
+	return 0;
+}
+
+static int op_same(void)
+{
+	struct stat one, other;
+
+	if (fstat(fd_of(1), &one) || fstat(fd_of(2), &other))
+		return -1;
+	snprintf(extra, sizeof(extra), "%d", one.st_dev == other.st_dev && one.st_ino == other.st_ino);
+	return 0;
+}
+
+static int op_raw(void)
+{
+	static union {
+		uint32_t size;
+		unsigned char bytes[4096];
+	} arg;
+
+	memset(&arg, 0, sizeof(arg));
+	arg.size = number(3);
+	for (int i = 4; i + 1 < nr_words; i += 2)
+		arg.bytes[number(i) % sizeof(arg)] = number(i + 1);
+	return ioctl(fd_of(1), number(2), &arg) < 0 ? -1 : 0;
+}
+
+const struct operation operations[] = {
+	{ "open", op_open, 1 },
+	{ "null", op_null, 1 },
+	{ "tmpfile", op_tmpfile, 1 },
+	{ "close", op_close, 1 },
+	{ "dup", op_dup, 2 },
+	{ "create", op_create, 3 },
+	{ "retrieve", op_retrieve, 3 },
+	{ "memfd", op_memfd, 2 },
+	{ "fill", op_fill, 4 },
+	{ "seek", op_seek, 2 },
+	{ "truncate", op_truncate, 2 },
+	{ "fallocate", op_fallocate, 4 },
+	{ "seal", op_seal, 2 },
+	{ "stat", op_stat, 1 },
+	{ "preserve", op_preserve, 3 },
+	{ "fetch", op_fetch, 3 },
+	{ "finish", op_finish, 1 },
+	{ "name", op_name, 1 },
+	{ "same", op_same, 2 },
+	{ "raw", op_raw, 3 },
+};
+
+const size_t nr_operations = ARRAY_SIZE(operations);
