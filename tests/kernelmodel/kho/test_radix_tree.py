@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernelmodel.errors import KernelPanic, NoMemory
@@ -50,6 +50,7 @@ RUNS = st.builds(
 CHANGES = st.lists(st.tuples(st.booleans(), RUNS), max_size=8)
 
 
+@settings(max_examples=40, deadline=None)
 @given(CHANGES)
 def test_runs_are_what_single_keys_would_be(
     changes: list[tuple[bool, tuple[int, int, int]]],

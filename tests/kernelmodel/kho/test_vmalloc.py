@@ -1,0 +1,136 @@
+"""vmalloc areas across kexec: chunks of 511 entries, and chains that do not add up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from kernelmodel.abi.kexec_handover import KhoVmalloc
+from kernelmodel.errors import NoMemory
+from kernelmodel.kernel import Kernel
+from kernelmodel.kho.kexec_handover import Kho
+from kernelmodel.kho.vmalloc import preserve_vmalloc, restore_vmalloc, unpreserve_vmalloc
+from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE
+from kernelmodel.mm.vmalloc import vfree, vmalloc
+from kernelmodel.validate import validate_kernel
+from tests.conformance.kho_reader import vmalloc_bytes
+from tests.kernelmodel.kernels import power_on, reboot
+
+PER_CHUNK = 511
+
+
+def chunks(kernel: Kernel, ser: KhoVmalloc) -> list[int]:
+    found, at = [], ser.first
+    while at:
+        found.append(at)
+        at = kernel.memory.u64(at)
+    return found
+
+
+def preserved(pages: int) -> tuple[Kernel, KhoVmalloc]:
+    kernel = power_on()
+    area = vmalloc(kernel.page_alloc, pages * PAGE_SIZE)
+    index = 0
+    for pfn, nr in area.extents:
+        for frame in range(pfn, pfn + nr):
+            kernel.memory.write_u64(frame << PAGE_SHIFT, index)
+            index += 1
+    return kernel, preserve_vmalloc(kernel.kho, area)
+
+
+@pytest.mark.parametrize(
+    ("pages", "nr_chunks"),
+    [(1, 1), (510, 1), (511, 2), (512, 2), (1021, 2), (1022, 3), (1023, 3)],
+)
+def test_a_list_of_a_multiple_of_511_ends_with_an_empty_chunk(pages: int, nr_chunks: int) -> None:
+    kernel, ser = preserved(pages)
+    found = chunks(kernel, ser)
+    assert len(found) == nr_chunks
+    entries = [sum(map(bool, page_words(kernel, chunk)[1:])) for chunk in found]
+    assert entries == [min(PER_CHUNK, pages - n * PER_CHUNK) for n in range(nr_chunks)]
+    data = vmalloc_bytes(kernel.memory.read, ser.pack())
+    assert [
+        int.from_bytes(data[at : at + 8], "little") for at in range(0, len(data), PAGE_SIZE)
+    ] == list(range(pages))
+    fresh = reboot(kernel)
+    area = restore_vmalloc(fresh.kho, ser)
+    assert area is not None
+    assert area.nr_pages == pages
+    first, _ = area.extents[0]
+    assert fresh.memory.u64(first << PAGE_SHIFT) == 0
+    vfree(fresh.page_alloc, area)
+    validate_kernel(fresh, [])
+
+
+def page_words(kernel: Kernel, pa: int) -> list[int]:
+    page = kernel.memory.read(pa, PAGE_SIZE)
+    return [int.from_bytes(page[at : at + 8], "little") for at in range(0, PAGE_SIZE, 8)]
+
+
+def test_unpreserving_gives_the_chunks_back_and_leaves_the_area() -> None:
+    kernel = power_on()
+    free, keys = kernel.page_alloc.nr_free_pages(), kernel.kho.preserved_keys
+    area = vmalloc(kernel.page_alloc, 600 * PAGE_SIZE)
+    ser = preserve_vmalloc(kernel.kho, area)
+    assert kernel.kho.preserved_keys == keys + 602
+    unpreserve_vmalloc(kernel.kho, ser, area)
+    assert kernel.kho.preserved_keys == keys
+    vfree(kernel.page_alloc, area)
+    assert kernel.page_alloc.nr_free_pages() == free
+    validate_kernel(kernel, [])
+
+
+@pytest.mark.parametrize("allowed", range(5))
+def test_a_preserve_that_fails_half_way_is_undone(
+    allowed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = power_on()
+    area = vmalloc(kernel.page_alloc, 1000 * PAGE_SIZE)
+    unpreserve_vmalloc(kernel.kho, preserve_vmalloc(kernel.kho, area), area)  # nodes stay
+    free, keys = kernel.page_alloc.nr_free_pages(), kernel.kho.preserved_keys
+    preserve, calls = Kho.preserve_folios, [0]
+
+    def limited(self: Kho, pfn: int, order: int, nr: int = 1) -> None:
+        calls[0] += 1
+        if calls[0] > allowed:
+            raise NoMemory("injected")
+        preserve(self, pfn, order, nr)
+
+    monkeypatch.setattr(Kho, "preserve_folios", limited)
+    if allowed < 4:  # chunk, 511 pages, chunk, the rest
+        with pytest.raises(NoMemory):
+            preserve_vmalloc(kernel.kho, area)
+    monkeypatch.undo()
+    assert (kernel.page_alloc.nr_free_pages(), kernel.kho.preserved_keys) == (free, keys)
+    vfree(kernel.page_alloc, area)
+    validate_kernel(kernel, [])
+
+
+@pytest.mark.parametrize(
+    "broken",
+    ["too few pages", "too many pages", "no pages", "not preserved", "chunk is lost", "a ring"],
+)
+def test_a_chain_that_is_not_what_it_says_restores_nothing(broken: str) -> None:
+    kernel, ser = preserved(600)
+    _, second = chunks(kernel, ser)
+    if broken == "too few pages":
+        ser = replace(ser, total_pages=601)
+    elif broken == "too many pages":
+        ser = replace(ser, total_pages=599)
+    elif broken == "no pages":
+        ser = KhoVmalloc(0, 0, 1, 0)
+    elif broken == "not preserved":
+        kernel.kho.unpreserve_folios(page_words(kernel, second)[5] >> PAGE_SHIFT, 0)
+    elif broken == "chunk is lost":
+        kernel.kho.unpreserve_folios(second >> PAGE_SHIFT, 0)
+    else:
+        kernel.memory.zero(second >> PAGE_SHIFT, 1)
+        kernel.memory.write_u64(second, second)
+    fresh = reboot(kernel)
+    assert restore_vmalloc(fresh.kho, ser) is None
+
+
+def test_unknown_flags_are_passed_over() -> None:
+    kernel, ser = preserved(3)
+    assert restore_vmalloc(reboot(kernel).kho, replace(ser, flags=0xFFFF)) is not None
