@@ -48,6 +48,11 @@ __all__ = [
 ]
 
 
+def _symbol(errno: int) -> str:
+    # Linux has one number for two symbols, and Python knows it by the one the kernel never uses.
+    return "EOPNOTSUPP" if errno == _errno.EOPNOTSUPP else _errno.errorcode[errno]
+
+
 class KernelError(Exception):
     """A system call's refusal. `errno` is positive, as `errno(3)` has it."""
 
@@ -64,7 +69,7 @@ class KernelError(Exception):
     @property
     def name(self) -> str:
         """The errno's symbol, e.g. ``"ENOENT"``."""
-        return _errno.errorcode[self.errno]
+        return _symbol(self.errno)
 
     def __str__(self) -> str:
         where = ", ".join(f"{key}={value!r}" for key, value in self.context.items())
@@ -197,7 +202,7 @@ class AddressNotAvailable(KernelError):
 
 #: Every errno that the model knows, by its symbol.
 ERRNO_CLASSES: dict[str, type[KernelError]] = {
-    _errno.errorcode[cls.errno]: cls for cls in KernelError.__subclasses__()
+    _symbol(cls.errno): cls for cls in KernelError.__subclasses__()
 }
 
 
