@@ -106,13 +106,19 @@ class Span:
 
 
 class SpanFrames:
-    """Frames in a file that is mapped (or read): `data` at ascending, disjoint `spans`."""
+    """Frames in a file that is mapped (or read): `data` at ascending, disjoint `spans`.
 
-    __slots__ = ("_data", "_starts", "spans")
+    `written` are the spans in which something other than zero can be, all unless said otherwise.
+    """
 
-    def __init__(self, data: memoryview, spans: list[Span]) -> None:
+    __slots__ = ("_data", "_starts", "_written", "spans")
+
+    def __init__(
+        self, data: memoryview, spans: list[Span], written: list[Span] | None = None
+    ) -> None:
         self._data = data
         self.spans = spans
+        self._written = spans if written is None else written
         self._starts = [span.pfn for span in spans]
 
     def frame(self, pfn: int) -> bytes | None:
@@ -141,7 +147,7 @@ class SpanFrames:
 
     def heads(self, magic: int) -> Iterator[int]:
         """Numbers of the frames that start with this big-endian u32."""
-        for span in self.spans:
+        for span in self._written:
             for first in range(0, span.nr_pages, _STRIDE):
                 nr_pages = min(_STRIDE, span.nr_pages - first)
                 offset = span.offset + (first << PAGE_SHIFT)

@@ -85,7 +85,8 @@ def load_image(path: Path, fdt_pa: int | None = None) -> Image:
         data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         if start.startswith(_ELF_MAGIC):
             return _found_in(SpanFrames(data, _elf_spans(data)), fdt_pa, "the ELF file")
-        return _found_in(SpanFrames(data, list(_raw_spans(file))), fdt_pa, "the file")
+        whole = [Span(0, len(data) >> PAGE_SHIFT, 0)]
+        return _found_in(SpanFrames(data, whole, list(_written(file))), fdt_pa, "the file")
 
 
 # .kho files.
@@ -124,7 +125,7 @@ def _take(file: _Readable, size: int) -> bytes:
 # Physical memory.
 
 
-def _raw_spans(file: BinaryIO) -> Iterator[Span]:
+def _written(file: BinaryIO) -> Iterator[Span]:
     """All whole frames of the file that are no holes, as far as the file system tells."""
     fd, size = file.fileno(), os.fstat(file.fileno()).st_size & -PAGE_SIZE
     at = 0
