@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
+import sys
 from collections.abc import Generator, Iterator
 
 import pytest
@@ -12,14 +12,36 @@ import pytest
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 
-@pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[None]:
-    """One small Ray for the tests of a module: backends that find it running leave it running."""
+def _stop_ray() -> None:
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def ray_of_the_session() -> Iterator[None]:
+    """Sees to it that no Ray outlives the tests."""
+    yield
+    _stop_ray()
+
+
+@pytest.fixture
+def ray_cluster(ray_of_the_session: None) -> None:
+    """A small Ray on this machine. Backends that find it running leave it running, so that the
+    tests of a session start it once: it takes three seconds and, on a busy machine, luck.
+    """
     from fleet.launcher import RayBackend
 
-    owner = RayBackend()
+    if not ("ray" in sys.modules and sys.modules["ray"].is_initialized()):
+        RayBackend()
+
+
+@pytest.fixture
+def no_ray(ray_of_the_session: None) -> Iterator[None]:
+    """For a test that wants a cluster of its own."""
+    _stop_ray()
     yield
-    asyncio.run(owner.close())
+    _stop_ray()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -9,7 +9,6 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -49,14 +48,6 @@ def undisturbed(small: Scenario) -> RunRecord:
     return rolled_out(small, LocalBackend())
 
 
-@pytest.fixture(scope="module")
-def ray() -> Iterator[None]:
-    """One Ray for the tests of this file: backends that find it running leave it running."""
-    first = RayBackend()
-    yield
-    asyncio.run(first.close())
-
-
 def rolled_out(
     scenario: Scenario, backend: LocalBackend | RayBackend, actors: int | str | None = None
 ) -> RunRecord:
@@ -77,7 +68,7 @@ def test_local_shards_agree(small: Scenario, undisturbed: RunRecord, actors: int
 
 
 @pytest.mark.ray
-@pytest.mark.usefixtures("ray")
+@pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("actors", [2, "per-host"])
 def test_actors_agree_with_local_shards(
     small: Scenario, undisturbed: RunRecord, actors: int | str
@@ -88,7 +79,7 @@ def test_actors_agree_with_local_shards(
 
 
 @pytest.mark.ray
-@pytest.mark.usefixtures("ray")
+@pytest.mark.usefixtures("ray_cluster")
 def test_an_actor_that_is_killed_changes_nothing(small: Scenario, undisturbed: RunRecord) -> None:
     """SIGKILL after the canary: the next call finds the actor dead and rebuilds it by replay."""
     pids: list[int] = []
