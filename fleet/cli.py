@@ -216,6 +216,67 @@ def conform(
     raise typer.Exit(run_script(script, Console(), Console(stderr=True, soft_wrap=True)))
 
 
+@app.command()
+def inspect(
+    image: Annotated[
+        Path,
+        typer.Argument(
+            metavar="IMAGE",
+            help="A .kho file, gzipped or not; raw physical memory; or an ELF core of a machine.",
+            show_default=False,
+        ),
+    ],
+    boot: Annotated[
+        bool, typer.Option("--boot", help="Boot a modelled host from it and retrieve everything.")
+    ] = False,
+    scratch: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ADDR+SIZE",
+            help="Scratch areas to boot with; if not given, one that is clear of the image.",
+            show_default=False,
+        ),
+    ] = None,
+    memory: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SIZE|ADDR+SIZE",
+            help="Memory to boot with: of each NUMA node, or its ranges.",
+            show_default=False,
+        ),
+    ] = None,
+    release: Annotated[
+        str, typer.Option(help="Release to boot; if not given, a 7.3.4 that knows the files.")
+    ] = "",
+    fdt: Annotated[
+        str, typer.Option(metavar="ADDR", help="Address of the FDT, if there are several.")
+    ] = "",
+    hashes: Annotated[
+        bool, typer.Option("--hashes/--no-hashes", help="Hash the content of files.")
+    ] = True,
+    pretty: Annotated[
+        bool, typer.Option("--pretty/--json", help="Print it for people, or for programs.")
+    ] = False,
+) -> None:
+    """Say what a handover image holds: from a modelled host or from a real one."""
+    from rich.console import Console
+
+    from fleet.inspect_command import InspectOptions
+    from fleet.inspect_command import inspect as inspect_image
+
+    options = InspectOptions(
+        image=image,
+        boot=boot,
+        scratch=tuple(scratch or ()),
+        memory=tuple(memory or ()),
+        release=release,
+        fdt=fdt,
+        hashes=hashes,
+        pretty=pretty,
+    )
+    raise typer.Exit(inspect_image(options, Console(), Console(stderr=True, soft_wrap=True)))
+
+
 def _number(actors: str | None) -> int | str | None:
     return actors if actors is None or actors == "per-host" else int(actors)
 
