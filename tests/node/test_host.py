@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from kernelmodel.errors import Busy, Exists, InvalidArgument, ModelBug
+from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE
 from kernelmodel.sim.trace import decode
 from node.api import FaultSpec, HugepagePool
 from node.host import Host, HostState, HostStateError, kernel_cmdline
-from node.vm import MEMORY_TOKEN, VmState
+from node.vm import MEMORY_TOKEN, VmState, memory_extents
 from tests.node.update_hosts import (
     GIB,
     HOST,
@@ -133,6 +134,14 @@ def test_a_failed_freeze_changes_nothing() -> None:
     host.jump(host.freeze(), MINUTE)
     host.retrieve_session("huge")
     assert host.retrieve_fd("huge", MEMORY_TOKEN, "huge")
+
+
+def test_a_cold_reboot_forgets_what_was_in_memory() -> None:
+    host = make_host()
+    ((pfn, _), *_) = memory_extents(host.vm("giant").file) or []
+    assert any(host.machine.memory.read(pfn << PAGE_SHIFT, PAGE_SIZE))
+    host.cold_reboot(OLD)
+    assert not any(host.machine.memory.read(pfn << PAGE_SHIFT, PAGE_SIZE))
 
 
 def test_phases_are_taken_once() -> None:

@@ -210,6 +210,14 @@ def test_failed_freezes_cost_downtime_but_not_the_delay_between_them() -> None:
         assert vm.downtime_ns < 30 * SECOND
 
 
+def test_every_failed_freeze_counts() -> None:
+    failed = [
+        [vm.phases_ns["failed_freeze"] for vm in update(make_host(F("freeze-fails", times=n))).vms]
+        for n in (1, 2)
+    ]
+    assert all(once < twice for once, twice in zip(*failed, strict=True))
+
+
 def test_a_cold_reboot_after_freezes_that_failed_is_downtime() -> None:
     result = update(make_host(fault("freeze-fails", times=0)), policy=COLD)
     assert all((vm.downtime_ns or 0) > 300 * SECOND for vm in result.vms)
