@@ -140,7 +140,7 @@ def test_a_cold_reboot_forgets_what_was_in_memory() -> None:
     host = make_host()
     ((pfn, _), *_) = memory_extents(host.vm("giant").file) or []
     assert any(host.machine.memory.read(pfn << PAGE_SHIFT, PAGE_SIZE))
-    host.cold_reboot(OLD)
+    host.cold_reboot(NEW)
     assert not any(host.machine.memory.read(pfn << PAGE_SHIFT, PAGE_SIZE))
 
 
