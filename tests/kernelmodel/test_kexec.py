@@ -1,0 +1,179 @@
+"""Loading and jumping: where segments go, what refuses, what runs afterwards."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+
+from kernelmodel import kexec
+from kernelmodel.boot import boot
+from kernelmodel.errors import (
+    AddressNotAvailable,
+    InvalidArgument,
+    KernelPanic,
+    ModelBug,
+    NoExec,
+)
+from kernelmodel.kernel import Kernel
+from kernelmodel.kexec import KernelImageContent
+from kernelmodel.memory import MIB, PAGE_SHIFT, PAGE_SIZE
+from kernelmodel.releases import CATALOGUE, Release
+from kernelmodel.validate import validate_kernel
+from tests.kernelmodel.kernels import CMDLINE, CONFIG, Agent, power_on, reboot
+
+
+def load(kernel: Kernel, cmdline: str = CMDLINE) -> dict[str, kexec.Segment]:
+    kexec.kexec_file_load(kernel, kernel.release, cmdline)
+    assert kernel.kexec_image is not None
+    return {segment.what: segment for segment in kernel.kexec_image.segments}
+
+
+def test_a_reboot_without_an_image_freezes_nothing() -> None:
+    kernel = power_on()
+    agent = Agent(kernel)
+    agent.task.preserve_fd(agent.session("s"), agent.memfd(4096), 1)
+    with pytest.raises(InvalidArgument):
+        kexec.kernel_kexec(kernel)
+    assert not kernel.luo.sessions.serialized
+    agent.session("still possible")
+
+
+def test_what_is_no_kernel_is_not_loaded() -> None:
+    with pytest.raises(NoExec):
+        kexec.kexec_file_load(power_on(), Release("6.1-rc9", None, None, None), CMDLINE)
+
+
+def test_a_command_line_has_2047_bytes() -> None:
+    kernel = power_on()
+    load(kernel, "x" * 2047)
+    with pytest.raises(InvalidArgument):
+        load(kernel, "x" * 2048)
+
+
+def test_every_segment_lies_in_one_scratch_area_and_none_overlaps() -> None:
+    kernel = power_on()
+    segments = load(kernel)
+    areas = [(area.addr, area.addr + area.size) for area in kernel.kho.scratch]
+    taken = sorted((s.pa, s.pa + s.size) for s in segments.values())
+    assert set(segments) == {"scratch", "purgatory", "boot_params", "kernel", "initrd"}
+    for start, end in taken:
+        assert sum(low <= start and end <= high for low, high in areas) == 1
+    assert all(first[1] <= second[0] for first, second in pairwise(taken))
+    assert segments["kernel"].pa % (2 * MIB) == 0
+    assert segments["scratch"].pa % (64 * 1024) == 0
+    # the first area that fits, from its top
+    assert segments["scratch"].pa == areas[0][1] - 64 * 1024
+
+
+@pytest.mark.parametrize(
+    ("kernel_mib", "initrd_mib", "missing"),
+    [(33, 2, "kernel"), (30, 33, "initrd"), (30, 15, None), (8, 31, None)],
+)
+def test_segments_that_fit_no_area(kernel_mib: int, initrd_mib: int, missing: str | None) -> None:
+    config = replace(CONFIG, kernel_bytes=kernel_mib * MIB, initrd_bytes=initrd_mib * MIB)
+    kernel = power_on("liveupdate=on kho_scratch=16M,32M,8M", config=config)
+    if missing is None:
+        load(kernel)
+        return
+    with pytest.raises(AddressNotAvailable) as caught:
+        load(kernel)
+    assert caught.value.context["segment"] == missing
+    assert kernel.kexec_image is None
+
+
+def test_without_kho_segments_go_anywhere_and_nothing_is_handed_over() -> None:
+    kernel = power_on("kho=off", config=replace(CONFIG, initrd_bytes=100 * MIB))
+    load(kernel)
+    _, firmware = kexec.jump(kernel, kexec.kernel_kexec(kernel))
+    assert (firmware.fdt, firmware.scratch) == (None, None)
+    assert reboot(kernel).luo.liveupdate_num == 0
+
+
+def test_what_lies_at_the_entry_point_is_what_runs() -> None:
+    kernel = power_on(release="7.3.2")
+    kexec.kexec_file_load(kernel, CATALOGUE["7.3.4"], CMDLINE)
+    release, firmware = kexec.jump(kernel, kexec.kernel_kexec(kernel))
+    assert release is CATALOGUE["7.3.4"]
+    assert firmware.kernel is not None
+    kernel.memory.write(firmware.kernel[0] + 0x202, b"XXXX")
+    with pytest.raises(KernelPanic, match="no kernel"):
+        kexec.release_at(kernel.machine, firmware.kernel[0])
+
+
+def test_an_image_names_itself_on_its_first_page() -> None:
+    content = KernelImageContent("7.3.4")
+    assert content.page(0)[0x202:0x206] == b"HdrS"
+    assert len(content.page(0)) == len(content.page(9)) == PAGE_SIZE
+    assert content.page(3) != content.page(4)
+    assert content.key() != KernelImageContent("7.3.2").key()
+
+
+def test_preserved_after_the_load_is_handed_over_all_the_same() -> None:
+    kernel = power_on()
+    agent = Agent(kernel)
+    load(kernel)
+    agent.task.preserve_fd(agent.session("s"), agent.memfd(4, b"late"), 1)
+    given = kexec.jump(kernel, kexec.kernel_kexec(kernel))
+    fresh = boot(kernel.machine, *given, kernel.clock, config=CONFIG)
+    after = Agent(fresh)
+    assert after.task.pread(after.task.retrieve_fd(after.retrieve("s"), 1), 9, 0) == b"late"
+
+
+def test_nothing_can_be_asked_of_a_kernel_that_has_serialised() -> None:
+    kernel = power_on()
+    agent = Agent(kernel)
+    load(kernel)
+    kexec.kernel_kexec(kernel)
+    with pytest.raises(ModelBug, match="block"):
+        agent.session("late")
+
+
+def test_scratch_is_all_that_the_next_kernel_overwrites() -> None:
+    """Every page outside scratch that is preserved reads the same after three kexecs."""
+    kernel = power_on()
+    pfn = kernel.page_alloc.alloc_pages(4)
+    for n in range(16):
+        kernel.memory.write(pfn + n << PAGE_SHIFT, bytes([n + 1]) * PAGE_SIZE)
+    before = kernel.memory.content_digest([(pfn, 16)])
+    for _ in range(3):
+        kernel.kho.preserve_folios(pfn, 4)
+        kernel = reboot(kernel)
+        assert kernel.memory.content_digest([(pfn, 16)]) == before
+        assert kernel.kho.restore_folios(pfn, 4) == 1
+
+
+def test_booting_is_the_same_every_time() -> None:
+    one, two = reboot(power_on()), reboot(power_on())
+    assert one.page_alloc.buddyinfo() == two.page_alloc.buddyinfo()
+    assert one.clock.now_ns == two.clock.now_ns
+    assert one.kho.handover_digest() == two.kho.handover_digest()
+    assert one.messages == two.messages
+
+
+@pytest.mark.parametrize("release", CATALOGUE)
+def test_every_release_boots_cold_and_is_consistent(release: str) -> None:
+    kernel = power_on(release=release)
+    validate_kernel(kernel, [])
+    assert kernel.kho.enabled == (CATALOGUE[release].kho is not None)
+    assert kernel.luo.enabled == (CATALOGUE[release].luo is not None)
+
+
+@pytest.mark.parametrize("node_bytes", [(64 * MIB,), (40 * MIB, 24 * MIB)])
+def test_too_little_memory_for_scratch_is_a_boot_without_kho(node_bytes: tuple[int, ...]) -> None:
+    kernel = power_on(node_bytes=node_bytes)
+    assert not kernel.kho.enabled  # no room for 56 MiB of scratch
+    validate_kernel(kernel, [])
+
+
+def test_a_machine_without_room_for_early_memory_panics() -> None:
+    with pytest.raises(KernelPanic, match="out of memory"):
+        power_on(node_bytes=(2 * MIB,))
+
+
+def test_kho_boots_live_on_scratch_alone_until_they_know_better() -> None:
+    kernel = power_on("liveupdate=on kho_scratch=4M,8M,4M")
+    # kernel and initrd leave too little for the memory map, though most of memory is free
+    with pytest.raises(KernelPanic, match="out of memory"):
+        reboot(kernel)
