@@ -173,7 +173,7 @@ def test_a_machine_without_room_for_early_memory_panics() -> None:
 
 
 def test_kho_boots_live_on_scratch_alone_until_they_know_better() -> None:
-    kernel = power_on("liveupdate=on kho_scratch=4M,8M,4M")
+    kernel = power_on("liveupdate=on kho_scratch=4M,8M,0")
     # kernel and initrd leave too little for the memory map, though most of memory is free
     with pytest.raises(KernelPanic, match="out of memory"):
         reboot(kernel)
