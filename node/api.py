@@ -219,5 +219,6 @@ class ShardConfig(Struct, frozen=True):
     faults: tuple[FaultSpec, ...] = ()  # only those of its hosts
     cost_profile: str = ""  # TOML text of overriding rows, "" for the built-in profile
     record_events: bool = False
+    keep_images: frozenset[str] = frozenset()  # of its hosts: those whose last jump's image is kept
     #: Already done, of each host in its order: replay lazily.
     commands: tuple[UpdateCommand | HostCall, ...] = field(default=())

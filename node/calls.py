@@ -16,7 +16,7 @@ from node.api import HostCall
 __all__ = ["READING", "HostCall", "HostReply", "Refusal"]
 
 #: Methods that leave a host as it was: not journaled, not replayed.
-READING: Final = frozenset({"GetHost", "ReadDebugfs"})
+READING: Final = frozenset({"GetHost", "ReadDebugfs", "DumpImage"})
 
 
 class Refusal(Struct, frozen=True):

@@ -29,6 +29,7 @@ from kernelmodel.syscalls import Task
 from node import faults, views
 from node.agent import Agent
 from node.api import FaultSpec, HostGauges, HostSpec, VmSpec
+from node.kept_image import KeptImage
 from node.views import SessionView
 from node.vm import MEMORY_TOKEN, Vm, VmState
 
@@ -108,6 +109,7 @@ class Host:
         self.state = HostState.COLD_BOOTING
         self.vms = {vm.name: Vm(vm, i % len(spec.node_bytes)) for i, vm in enumerate(vms)}
         self.phases: list[Phase] = []
+        self.kept_image = KeptImage()
         self.agent: Agent | None = None
         self.loaded: Release | None = None
         self.panic_message = ""
@@ -131,7 +133,7 @@ class Host:
         self.clock.on_phase = self._phase_ended
         self._advance(HostState.UP, "powered on")
         for vm in self.vms.values():
-            self._emit("vm", name=vm.spec.name, state=vm.state, fingerprint=self._look_at(vm))
+            self.emit("vm", name=vm.spec.name, state=vm.state, fingerprint=self._look_at(vm))
 
     # Bookkeeping.
 
@@ -161,14 +163,11 @@ class Host:
         if to not in _NEXT[self.state]:
             raise ModelBug(f"{self.name}: {self.state} -> {to}: {why}")
         self.state = to
-        self._emit("host", state=to, release=self.release, why=why)
-
-    def _emit(self, event: str, **fields: int | str | bytes | bool) -> None:
-        self.trace.emit(self.clock.now_ns, event, **fields)
+        self.emit("host", state=to, release=self.release, why=why)
 
     def emit(self, event: str, **fields: int | str | bytes | bool) -> None:
-        """Record what somebody else did to this host."""
-        self._emit(event, **fields)
+        """Record something that happened to this host, now."""
+        self.trace.emit(self.clock.now_ns, event, **fields)
 
     def _phase_ended(self, phase: Phase) -> None:
         self.phases.append(phase)
@@ -177,7 +176,7 @@ class Host:
         """Phases since the last call, each recorded as an event now."""
         taken, self.phases = self.phases, []
         for phase in taken:
-            self._emit("phase", name=phase.name, start=phase.start_ns, ns=phase.duration_ns)
+            self.emit("phase", name=phase.name, start=phase.start_ns, ns=phase.duration_ns)
         return taken
 
     def vm(self, name: str) -> Vm:
@@ -208,7 +207,7 @@ class Host:
         self.clock.charge("vm_pause", vm.spec.vcpus)
         vm.fingerprint = self._look_at(vm)
         vm.advance(VmState.PAUSED)
-        self._emit("vm", name=name, state=vm.state, fingerprint=vm.fingerprint)
+        self.emit("vm", name=name, state=vm.state, fingerprint=vm.fingerprint)
 
     def resume_vm(self, name: str) -> None:
         """Let the vCPUs run."""
@@ -217,7 +216,7 @@ class Host:
             raise HostStateError("VM_NOT_PAUSED", f"{name} is {vm.state}")
         self.clock.charge("vm_resume", vm.spec.vcpus)
         vm.advance(VmState.RUNNING)
-        self._emit("vm", name=name, state=vm.state)
+        self.emit("vm", name=name, state=vm.state)
 
     def restart_vm(self, name: str) -> None:
         """Start a stopped VM afresh. Raises: KernelError if there is no memory for it."""
@@ -226,7 +225,7 @@ class Host:
             raise HostStateError("VM_NOT_STOPPED", f"{name} is {vm.state}")
         vm.start(self.kernel)
         self.clock.charge("vm_boot")
-        self._emit("vm", name=name, state=vm.state, fingerprint=self._look_at(vm))
+        self.emit("vm", name=name, state=vm.state, fingerprint=self._look_at(vm))
 
     def _look_at(self, vm: Vm) -> bytes:
         return vm.read_fingerprint(self.machine.memory)
@@ -278,7 +277,7 @@ class Host:
         vm.advance(VmState.PAUSED)
         self.clock.charge("vmm_rebuild", vm.spec.vcpus)
         intact = bool(vm.fingerprint) and self._look_at(vm) == vm.fingerprint
-        self._emit("retrieved", vm=name, intact=intact)
+        self.emit("retrieved", vm=name, intact=intact)
         return intact
 
     def finish_session(self, name: str) -> None:
@@ -293,16 +292,16 @@ class Host:
         try:
             yield
         except KernelError as error:
-            self._emit(what, errno=error.name, **fields)
+            self.emit(what, errno=error.name, **fields)
             raise
         except KernelPanic as panic:
-            self._emit(what, panic=str(panic), **fields)
+            self.emit(what, panic=str(panic), **fields)
             self._drop_kernel()
             self.panic_message, self.hung = str(panic), False
             self._advance(HostState.PANICKED, str(panic))
             message = f"{self.name} panicked in {what}: {panic}"
             raise HostPanicked("PANICKED", message) from panic
-        self._emit(what, **fields)
+        self.emit(what, **fields)
 
     def sessions(self) -> list[SessionView]:
         """All sessions that this kernel knows."""
@@ -343,7 +342,8 @@ class Host:
                 vm.run()
                 vm.fingerprint = self._look_at(vm)
         faults.strike_memory(self.faults, self.kernel)
-        self._emit("jump", release=image.release.name, handover=self.kernel.kho.handover_digest())
+        self.kept_image.take(self.kernel)
+        self.emit("jump", release=image.release.name, handover=self.kernel.kho.handover_digest())
         self._advance(HostState.REBOOTING, "kexec")
         slow = self.faults.strike("slow-boot")
         slowdown = self.clock.slow("boot", max(1, round(slow.factor * 1000))) if slow else None
@@ -425,7 +425,7 @@ class Host:
             self.agent = None
             self.agent_error = f"cannot open /dev/liveupdate: {error.name}"
             self.kernel.printk(f"luod: cannot open /dev/liveupdate: {error}")
-            self._emit("agent", errno=error.name)
+            self.emit("agent", errno=error.name)
 
     def _drop_kernel(self) -> None:
         self._kernel = None
@@ -444,7 +444,7 @@ class Host:
         if fault.vm:
             self.vm(fault.vm)
         self.faults.add(fault)
-        self._emit("inject", kind=fault.kind, times=fault.times)
+        self.emit("inject", kind=fault.kind, times=fault.times)
 
     # Looking.
 

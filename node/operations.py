@@ -27,6 +27,8 @@ __all__ = ["perform"]
 
 #: `UpdateResult.seq` of an update that no rollout asked for.
 _BY_HAND: Final = 0
+#: Bytes of an image in one message; gRPC takes 4 MiB.
+_IMAGE_CHUNK: Final = 1 << 20
 
 
 def perform(host: Host, call: HostCall) -> HostReply:
@@ -88,6 +90,20 @@ def _read_debugfs(host: Host, request: host_pb2.ReadDebugfsRequest) -> Message:
     return host_pb2.ReadDebugfsResponse(text=host.debugfs(request.path))
 
 
+def _dump_image(host: Host, request: host_pb2.DumpImageRequest) -> Message:
+    kept = host.kept_image
+    if not kept.data:
+        raise HostStateError("NO_IMAGE", f"{host.name}: {kept.why}")
+    if not 0 <= request.offset <= len(kept.data):
+        message = f"{host.name}: offset {request.offset} of {len(kept.data)} bytes"
+        raise HostStateError("BAD_OFFSET", message)
+    return host_pb2.DumpImageResponse(
+        data=kept.data[request.offset : request.offset + _IMAGE_CHUNK],
+        total_bytes=len(kept.data),
+        has_content=kept.has_content,
+    )
+
+
 def _pause_vm(host: Host, request: host_pb2.PauseVmRequest) -> Message:
     host.pause_vm(request.vm)
     return host_pb2.PauseVmResponse(virtual_time_ns=host.clock.now_ns)
@@ -143,10 +159,11 @@ def _finish_session(host: Host, request: host_pb2.FinishSessionRequest) -> Messa
     return host_pb2.FinishSessionResponse(virtual_time_ns=host.clock.now_ns)
 
 
-def _reboot(host: Host, _: host_pb2.RebootRequest) -> Message:
+def _reboot(host: Host, request: host_pb2.RebootRequest) -> Message:
     host.take_phases()
     image = host.freeze()
-    host.jump(image, UpdatePolicy().boot_timeout_ns)
+    with host.kept_image.asked_for(wanted=request.keep_image):
+        host.jump(image, UpdatePolicy().boot_timeout_ns)
     return host_pb2.RebootResponse(outcome=reboot_message(host, host.take_phases()))
 
 
@@ -164,7 +181,9 @@ def _update_host(host: Host, request: host_pb2.UpdateHostRequest) -> Message:
         release=request.release,
         policy=update_policy(request.policy),
     )
-    return host_pb2.UpdateHostResponse(result=update_message(update_host(host, command)))
+    with host.kept_image.asked_for(wanted=request.keep_image):
+        result = update_host(host, command)
+    return host_pb2.UpdateHostResponse(result=update_message(result))
 
 
 def _inject_fault(host: Host, request: host_pb2.InjectFaultRequest) -> Message:
@@ -175,6 +194,7 @@ def _inject_fault(host: Host, request: host_pb2.InjectFaultRequest) -> Message:
 _OPERATIONS: Final[dict[str, tuple[type[Message], Callable[[Host, Any], Message]]]] = {
     "GetHost": (host_pb2.GetHostRequest, _get_host),
     "ReadDebugfs": (host_pb2.ReadDebugfsRequest, _read_debugfs),
+    "DumpImage": (host_pb2.DumpImageRequest, _dump_image),
     "PauseVm": (host_pb2.PauseVmRequest, _pause_vm),
     "ResumeVm": (host_pb2.ResumeVmRequest, _resume_vm),
     "RestartVm": (host_pb2.RestartVmRequest, _restart_vm),

@@ -146,6 +146,19 @@ class HostServicer(host_pb2_grpc.HostServiceServicer):
         """A file that the modelled kernel shows."""
         return await self._answer(request, context, host_pb2.ReadDebugfsResponse)
 
+    async def DumpImage(
+        self, request: host_pb2.DumpImageRequest, context: Context
+    ) -> AsyncIterator[host_pb2.DumpImageResponse]:
+        """The image of the last jump, piece by piece."""
+        offset = request.offset
+        while True:
+            part = host_pb2.DumpImageRequest(host=request.host, offset=offset)
+            chunk = await self._answer(part, context, host_pb2.DumpImageResponse)
+            yield chunk
+            offset += len(chunk.data)
+            if not chunk.data or offset == chunk.total_bytes:
+                return
+
     async def PauseVm(
         self, request: host_pb2.PauseVmRequest, context: Context
     ) -> host_pb2.PauseVmResponse:

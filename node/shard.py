@@ -64,6 +64,7 @@ class Shard:
             fault_specs=self._faults[name],
             record_events=self._config.record_events,
         )
+        host.kept_image.wanted = name in self._config.keep_images
         self._hosts[name] = host
         for command in self._done.get(name, ()):
             if isinstance(command, UpdateCommand):

@@ -948,6 +948,64 @@ class ReadDebugfsResponse(_message.Message):
 Global___ReadDebugfsResponse: _TypeAlias = ReadDebugfsResponse  # noqa: Y015
 
 @_typing.final
+class DumpImageRequest(_message.Message):
+    """Asks for the image of the last jump."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    """Name of the host."""
+    offset: _builtins.int
+    """Byte of the file to begin with."""
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "offset", b"offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DumpImageRequest: _TypeAlias = DumpImageRequest  # noqa: Y015
+
+@_typing.final
+class DumpImageResponse(_message.Message):
+    """A piece of the file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    HAS_CONTENT_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """Its bytes."""
+    total_bytes: _builtins.int
+    """Size of the whole file."""
+    has_content: _builtins.bool
+    """Whether the content of files is in it; where it would be too large, it is left out, and its
+    page frames are absent.
+    """
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+        total_bytes: _builtins.int = ...,
+        has_content: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "has_content", b"has_content", "total_bytes", b"total_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DumpImageResponse: _TypeAlias = DumpImageResponse  # noqa: Y015
+
+@_typing.final
 class WatchEventsRequest(_message.Message):
     """Asks for a host's events."""
 
@@ -1404,16 +1462,20 @@ class RebootRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     HOST_FIELD_NUMBER: _builtins.int
+    KEEP_IMAGE_FIELD_NUMBER: _builtins.int
     host: _builtins.str
     """Name of the host."""
+    keep_image: _builtins.bool
+    """Whether to keep an image of what is handed over, for DumpImage."""
     def __init__(
         self,
         *,
         host: _builtins.str = ...,
+        keep_image: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "keep_image", b"keep_image"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1674,10 +1736,13 @@ class UpdateHostRequest(_message.Message):
     HOST_FIELD_NUMBER: _builtins.int
     RELEASE_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
+    KEEP_IMAGE_FIELD_NUMBER: _builtins.int
     host: _builtins.str
     """Name of the host."""
     release: _builtins.str
     """Release to update to."""
+    keep_image: _builtins.bool
+    """Whether to keep an image of what is handed over, for DumpImage."""
     @_builtins.property
     def policy(self) -> Global___UpdatePolicy:
         """What to do about trouble."""
@@ -1688,10 +1753,11 @@ class UpdateHostRequest(_message.Message):
         host: _builtins.str = ...,
         release: _builtins.str = ...,
         policy: Global___UpdatePolicy | None = ...,
+        keep_image: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "policy", b"policy", "release", b"release"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "keep_image", b"keep_image", "policy", b"policy", "release", b"release"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -57,6 +57,11 @@ class HostServiceStub:
                 request_serializer=lufleet_dot_v1_dot_host__pb2.WatchEventsRequest.SerializeToString,
                 response_deserializer=lufleet_dot_v1_dot_host__pb2.WatchEventsResponse.FromString,
                 _registered_method=True)
+        self.DumpImage = channel.unary_stream(
+                '/lufleet.v1.HostService/DumpImage',
+                request_serializer=lufleet_dot_v1_dot_host__pb2.DumpImageRequest.SerializeToString,
+                response_deserializer=lufleet_dot_v1_dot_host__pb2.DumpImageResponse.FromString,
+                _registered_method=True)
         self.PauseVm = channel.unary_unary(
                 '/lufleet.v1.HostService/PauseVm',
                 request_serializer=lufleet_dot_v1_dot_host__pb2.PauseVmRequest.SerializeToString,
@@ -165,6 +170,14 @@ class HostServiceServicer:
     def WatchEvents(self, request, context):
         """The host's events as they happen, until the client cancels. Those of an update by a rollout
         are told when it has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DumpImage(self, request, context):
+        """What the host's kernel handed over at its last jump: a handover image, gzipped, in pieces to be
+        put together. Kept if the reboot or the update was asked to keep it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -300,6 +313,11 @@ def add_HostServiceServicer_to_server(servicer, server):
                     servicer.WatchEvents,
                     request_deserializer=lufleet_dot_v1_dot_host__pb2.WatchEventsRequest.FromString,
                     response_serializer=lufleet_dot_v1_dot_host__pb2.WatchEventsResponse.SerializeToString,
+            ),
+            'DumpImage': grpc.unary_stream_rpc_method_handler(
+                    servicer.DumpImage,
+                    request_deserializer=lufleet_dot_v1_dot_host__pb2.DumpImageRequest.FromString,
+                    response_serializer=lufleet_dot_v1_dot_host__pb2.DumpImageResponse.SerializeToString,
             ),
             'PauseVm': grpc.unary_unary_rpc_method_handler(
                     servicer.PauseVm,
@@ -488,6 +506,33 @@ class HostService:
             '/lufleet.v1.HostService/WatchEvents',
             lufleet_dot_v1_dot_host__pb2.WatchEventsRequest.SerializeToString,
             lufleet_dot_v1_dot_host__pb2.WatchEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DumpImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/lufleet.v1.HostService/DumpImage',
+            lufleet_dot_v1_dot_host__pb2.DumpImageRequest.SerializeToString,
+            lufleet_dot_v1_dot_host__pb2.DumpImageResponse.FromString,
             options,
             channel_credentials,
             insecure,

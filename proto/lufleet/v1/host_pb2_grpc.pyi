@@ -56,6 +56,10 @@ class HostServiceStub:
     """The host's events as they happen, until the client cancels. Those of an update by a rollout
     are told when it has ended.
     """
+    DumpImage: _grpc.UnaryStreamMultiCallable[_host_pb2.DumpImageRequest, _host_pb2.DumpImageResponse]
+    """What the host's kernel handed over at its last jump: a handover image, gzipped, in pieces to be
+    put together. Kept if the reboot or the update was asked to keep it.
+    """
     PauseVm: _grpc.UnaryUnaryMultiCallable[_host_pb2.PauseVmRequest, _host_pb2.PauseVmResponse]
     """Stops a VM's vCPUs. Its downtime begins."""
     ResumeVm: _grpc.UnaryUnaryMultiCallable[_host_pb2.ResumeVmRequest, _host_pb2.ResumeVmResponse]
@@ -111,6 +115,10 @@ class HostServiceAsyncStub(HostServiceStub):
     WatchEvents: _aio.UnaryStreamMultiCallable[_host_pb2.WatchEventsRequest, _host_pb2.WatchEventsResponse]  # type: ignore[assignment]
     """The host's events as they happen, until the client cancels. Those of an update by a rollout
     are told when it has ended.
+    """
+    DumpImage: _aio.UnaryStreamMultiCallable[_host_pb2.DumpImageRequest, _host_pb2.DumpImageResponse]  # type: ignore[assignment]
+    """What the host's kernel handed over at its last jump: a handover image, gzipped, in pieces to be
+    put together. Kept if the reboot or the update was asked to keep it.
     """
     PauseVm: _aio.UnaryUnaryMultiCallable[_host_pb2.PauseVmRequest, _host_pb2.PauseVmResponse]  # type: ignore[assignment]
     """Stops a VM's vCPUs. Its downtime begins."""
@@ -188,6 +196,16 @@ class HostServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_host_pb2.WatchEventsResponse], _abc.AsyncIterator[_host_pb2.WatchEventsResponse]]:
         """The host's events as they happen, until the client cancels. Those of an update by a rollout
         are told when it has ended.
+        """
+
+    @_abc_1.abstractmethod
+    def DumpImage(
+        self,
+        request: _host_pb2.DumpImageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_host_pb2.DumpImageResponse], _abc.AsyncIterator[_host_pb2.DumpImageResponse]]:
+        """What the host's kernel handed over at its last jump: a handover image, gzipped, in pieces to be
+        put together. Kept if the reboot or the update was asked to keep it.
         """
 
     @_abc_1.abstractmethod
