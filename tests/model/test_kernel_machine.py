@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -19,7 +18,7 @@ from kernelmodel import kexec
 from kernelmodel.boot import boot
 from kernelmodel.errors import IoError, KernelError, NoMemory
 from kernelmodel.kernel import Kernel, KernelConfig
-from kernelmodel.machine import Machine, MachineSpec
+from kernelmodel.machine import Firmware, Machine, MachineSpec
 from kernelmodel.memory import MIB, PAGE_SIZE, GuestContent
 from kernelmodel.mm.memfd import (
     MFD_ALLOW_SEALING,
@@ -28,7 +27,7 @@ from kernelmodel.mm.memfd import (
     MFD_NOEXEC_SEAL,
     HugetlbMemfdInode,
 )
-from kernelmodel.releases import CATALOGUE
+from kernelmodel.releases import CATALOGUE, Release
 from kernelmodel.sim.clock import Clock
 from kernelmodel.sim.cost import CostModel
 from kernelmodel.syscalls import DEV_LIVEUPDATE, Task
@@ -79,8 +78,8 @@ class KernelMachine(RuleBasedStateMachine):
         self.incoming: dict[str, dict[int, File]] = {}
         self.start_process()
 
-    def boot(self, *given: Any) -> Kernel:
-        return boot(self.machine, *given, self.clock, config=CONFIG)
+    def boot(self, release: Release, firmware: Firmware) -> Kernel:
+        return boot(self.machine, release, firmware, self.clock, config=CONFIG)
 
     def start_process(self) -> None:
         self.task = Task(self.kernel, "agent")
@@ -290,7 +289,8 @@ class KernelMachine(RuleBasedStateMachine):
 
     @property
     def seals_at_preserve(self) -> dict[int, int]:
-        return self.__dict__.setdefault("_seals", {})
+        seals: dict[int, int] = self.__dict__.setdefault("_seals", {})
+        return seals
 
     def all_preserved(self) -> list[tuple[int, File]]:
         return [entry for _, files in self.sessions.values() for entry in files.items()]
