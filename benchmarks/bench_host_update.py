@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import msgspec
+import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from node.api import (
@@ -47,6 +51,17 @@ BIG = HostSpec(
 MANY_VMS = tuple(VmSpec(f"vm-{nr}", "h", 3 * GIB, Backing.HUGETLB_2M, 4) for nr in range(600))
 
 
+#: Eight VMs of 32 GiB on huge pages, and 64 GiB of 4 KiB pages that lie side by side.
+ROOMY = msgspec.structs.replace(HOST, node_bytes=(320 * GIB, 320 * GIB))
+ON_2M = (HugepagePool(2 * MIB, 8 * 32 * 512),)
+ON_1G = (HugepagePool(GIB, 8 * 32),)
+SIZES = {
+    "8 x 32 GiB on 2 MiB": (ON_2M, Backing.HUGETLB_2M, 8, 32 * GIB),
+    "8 x 32 GiB on 1 GiB": (ON_1G, Backing.HUGETLB_1G, 8, 32 * GIB),
+    "64 GiB on 4 KiB": ((), Backing.MEMFD, 1, 64 * GIB),
+}
+
+
 def built(spec: HostSpec, vms: tuple[VmSpec, ...]) -> Shard:
     shard = Shard(ShardConfig(seed=7, hosts=(spec,), vms=vms))
     shard.host("h")
@@ -57,6 +72,30 @@ def update(shard: Shard, seq: int = 1) -> None:
     (result,) = shard.update([UpdateCommand("h", seq, 0, NEW, UpdatePolicy())])
     assert result.outcome is HostOutcome.UPDATED, result.detail
     assert not result.reason, result.detail
+
+
+@pytest.fixture
+def copied() -> Callable[[], None]:
+    """A gigabyte copied in pieces of 64 MiB: what the figures of a machine are divided by."""
+    source, target = bytearray(64 * MIB), bytearray(64 * MIB)
+
+    def copy() -> None:
+        for _ in range(16):
+            target[:] = source
+
+    return copy
+
+
+def test_copy_a_gigabyte(benchmark: BenchmarkFixture, copied: Callable[[], None]) -> None:
+    benchmark.pedantic(copied, rounds=5, warmup_rounds=1)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_update_a_host_of(size: str, benchmark: BenchmarkFixture) -> None:
+    pools, backing, number, each = SIZES[size]
+    spec = msgspec.structs.replace(ROOMY, hugepages=pools)
+    vms = tuple(VmSpec(f"vm-{nr}", "h", each, backing, 8) for nr in range(number))
+    benchmark.pedantic(update, setup=lambda: ((built(spec, vms),), {}), rounds=10)
 
 
 def test_build_and_boot_a_host(benchmark: BenchmarkFixture) -> None:
