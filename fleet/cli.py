@@ -114,6 +114,15 @@ def run(
         Path | None,
         typer.Option(help="Write every event to this file.", show_default=False),
     ] = None,
+    dump_image: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST=FILE",
+            help="Write what a host's kernel hands over at the jump, for lufleet inspect; HOST may "
+            "be first, the first one updated.",
+            show_default=False,
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run.")
     ] = False,
@@ -121,6 +130,7 @@ def run(
     """Roll an update out over a fleet, as fast as it can be simulated."""
     from rich.console import Console
 
+    from fleet.dump_image import Dump
     from fleet.run import RunOptions
     from fleet.run import run as run_rollout
 
@@ -135,6 +145,7 @@ def run(
         out=out,
         trace_out=trace_out,
         resume=resume,
+        dumps=tuple(Dump(host, Path(file)) for host, file in map(_host_file, dump_image or ())),
     )
     raise typer.Exit(run_rollout(options, Console(), Console(stderr=True, soft_wrap=True)))
 
@@ -275,6 +286,13 @@ def inspect(
         pretty=pretty,
     )
     raise typer.Exit(inspect_image(options, Console(), Console(stderr=True, soft_wrap=True)))
+
+
+def _host_file(text: str) -> tuple[str, str]:
+    host, _, file = text.partition("=")
+    if not host or not file:
+        raise typer.BadParameter(f"{text!r} is not HOST=FILE", param_hint="--dump-image")
+    return host, file
 
 
 def _number(actors: str | None) -> int | str | None:

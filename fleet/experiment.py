@@ -49,11 +49,7 @@ from fleet.steps import (
 )
 from kernelmodel.errors import ModelBug
 from kernelmodel.sim.cost import CostModel
-from node.api import (
-    MIN_UPDATE_NS,
-    UpdateCommand,
-    UpdateResult,
-)
+from node.api import MIN_UPDATE_NS, UpdateCommand, UpdateResult
 
 __all__ = ["Experiment", "RolloutRefused", "journal_header", "run_rollout"]
 
@@ -95,6 +91,7 @@ class Experiment:
         on_change: Callable[[Experiment], None] | None = None,
         on_result: Callable[[UpdateResult], None] | None = None,
         began: float | None = None,
+        keep_images: frozenset[str] = frozenset(),
     ) -> None:
         self.scenario = scenario
         self.plan = make_plan(scenario)
@@ -106,6 +103,7 @@ class Experiment:
         self._backend = backend
         self._journal = journal
         self._actors = actors
+        self._keep_images = keep_images
         self._pace = pace or FreeRunning()
         self._log = RunLog(trace_path)
         self._on_change = on_change
@@ -133,6 +131,7 @@ class Experiment:
             self.plan,
             shards=self._actors,
             records_events=self._log.wants_events or self._on_result is not None,
+            keep_images=self._keep_images,
             done=self._journal.history(),
             processors=1 if self._backend.name == "local" else os.cpu_count() or 1,
         )

@@ -93,6 +93,7 @@ def partition(
     *,
     shards: int | str | None,
     records_events: bool,
+    keep_images: frozenset[str] = frozenset(),
     done: Sequence[Deed] = (),
     processors: int = 1,
 ) -> list[ShardConfig]:
@@ -128,6 +129,7 @@ def partition(
             faults=tuple(faults[nr]),
             cost_profile=scenario.cost_profile,
             record_events=records_events,
+            keep_images=keep_images.intersection(host.name for host in hosts[nr]),
             commands=tuple(commands[nr]),
         )
         for nr in range(count)

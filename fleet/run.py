@@ -12,11 +12,13 @@ from rich.text import Text
 from fleet.api import RolloutState, RunRecord
 from fleet.bad_input import BadInput
 from fleet.console import Progression, closing_tables, mistakes
+from fleet.dump_image import Dump, DumpError, resolved, write_dumps
 from fleet.experiment import Experiment, journal_header
 from fleet.frame import ExitCode, Options, confession, make_backend, on_signals, open_journal
 from fleet.journal import Journal, JournalError
 from fleet.launcher import HostUnreachable
 from fleet.outputs import write_outputs
+from fleet.plan import make_plan
 from fleet.scenario import Scenario, load_scenario
 
 __all__ = ["RunOptions", "run"]
@@ -27,17 +29,22 @@ class RunOptions(Options, frozen=True):
 
     trace_out: Path | None = None
     resume: bool = False
+    dumps: tuple[Dump, ...] = ()
 
     def resume_command(self, out: Path) -> str:
         """The command that goes on with this run."""
         trace = () if self.trace_out is None else ("--trace-out", str(self.trace_out))
-        return self.run_command("--out", str(out), *trace, "--resume")
+        dumps = [w for d in self.dumps for w in ("--dump-image", f"{d.host}={d.path}")]
+        return self.run_command("--out", str(out), *trace, *dumps, "--resume")
 
 
 def run(options: RunOptions, console: Console, errors: Console) -> ExitCode:
     """One rollout to its end, told on `console`; what goes wrong is told on `errors`."""
     try:
         scenario = load_scenario(options.scenario, options.overrides, options.seed)
+        dumps, wrong = resolved(options.dumps, make_plan(scenario))
+        if wrong:
+            raise BadInput(wrong)
     except BadInput as bad:
         errors.print(mistakes(bad))
         return ExitCode.BAD_INPUT
@@ -49,7 +56,7 @@ def run(options: RunOptions, console: Console, errors: Console) -> ExitCode:
         return ExitCode.BAD_INPUT
     with journal:
         try:
-            record = asyncio.run(_run(scenario, options, journal, console))
+            record, dumped = asyncio.run(_run(scenario, options, dumps, journal, console))
         except (asyncio.CancelledError, KeyboardInterrupt):
             kept = len(journal.results())
             again = options.resume_command(out)
@@ -59,6 +66,10 @@ def run(options: RunOptions, console: Console, errors: Console) -> ExitCode:
             again = options.resume_command(out)
             errors.print(Text(f"{error}\nTo go on from where it was:\n  {again}"))
             return ExitCode.SIMULATOR_FAILED
+        except DumpError as error:
+            again = options.resume_command(out)
+            errors.print(Text(f"{error}. To try again:\n  {again}"))
+            return ExitCode.BAD_INPUT
         except Exception as bug:  # noqa: BLE001 - the outermost frame
             errors.print(confession(bug, scenario, options, out))
             return ExitCode.SIMULATOR_FAILED
@@ -72,7 +83,8 @@ def run(options: RunOptions, console: Console, errors: Console) -> ExitCode:
     written = [outputs.result_json, outputs.report_html, outputs.event_store]
     if options.trace_out is not None:
         written.append(options.trace_out)
-    console.print(Text("\n".join(f"wrote {path}" for path in written)), soft_wrap=True)
+    lines = [f"wrote {path}" for path in written] + dumped
+    console.print(Text("\n".join(lines)), soft_wrap=True)
     return ExitCode.DONE if record.state is RolloutState.COMPLETED else ExitCode.HALTED
 
 
@@ -97,8 +109,9 @@ def _prepare(options: RunOptions, scenario: Scenario, out: Path, errors: Console
 
 
 async def _run(
-    scenario: Scenario, options: RunOptions, journal: Journal, console: Console
-) -> RunRecord:
+    scenario: Scenario, options: RunOptions, dumps: list[Dump], journal: Journal, console: Console
+) -> tuple[RunRecord, list[str]]:
+    """The record, and what became of the images."""
     began = time.monotonic()  # Ray's start is part of what a run takes
     with Progression(console) as progression:
         backend = make_backend(options)
@@ -111,10 +124,11 @@ async def _run(
                 trace_path=options.trace_out,
                 on_change=progression,
                 began=began,
+                keep_images=frozenset(dump.host for dump in dumps),
             )
             await experiment.open()
             running = asyncio.ensure_future(experiment.run())
             on_signals(running.cancel)
-            return await running
+            return await running, await write_dumps(experiment, dumps)
         finally:
             await backend.close()
