@@ -227,6 +227,31 @@ def test_a_gigabyte_with_anything_preserved_in_it_is_no_scratch() -> None:
     assert marked == ram - nodes - held
 
 
+def test_a_gigabyte_with_a_node_of_the_tree_is_no_scratch_either(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kernel = power_on(node_bytes=(6 * GIB,))
+    ((pfn, _),), _ = kernel.page_alloc.alloc_contig(18, 1, 0)
+    pages = iter(range(pfn, pfn + 10))
+
+    def page_there() -> int:
+        return next(pages) << PAGE_SHIFT
+
+    monkeypatch.setattr(kernel.kho.outgoing_tree, "_alloc_page", page_there)
+    held = {run.pfn << PAGE_SHIFT >> 30 for run in kernel.kho.outgoing_runs()}
+    block = pfn << PAGE_SHIFT >> 30
+    assert block not in held
+    kernel.kho.preserve_folios(min(held) << 18, 9)
+    fresh = reboot(kernel)
+    scratch = list(fresh.memblock.kho_scratch())
+    assert scratch
+    start, end = block << 30, block + 1 << 30
+    # but for the areas that were scratch all along
+    marked = [(low, high) for low, high in scratch if low < end and start < high]
+    areas = {(area.addr, area.addr + area.size) for area in fresh.kho.scratch}
+    assert all(any(a <= low and high <= b for a, b in areas) for low, high in marked)
+
+
 def test_kho_that_cannot_start_turns_itself_off(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_self: Kho, _name: str, _pa: int, _size: int) -> None:
         raise NoMemory("injected")
