@@ -170,9 +170,10 @@ def _parse_page(page: bytes | bytearray, nr: int) -> Iterator[FolioRun]:
             )
         flags = word >> 52
         end_word = word + steps[0] * (last - first - 1)
-        if 0 <= end_word < 1 << 64 and end_word >> 52 == flags:
+        end_index = index + steps[1] * (last - first - 1)
+        if 0 <= end_index < 1 << 64 and 0 <= end_word < 1 << 64 and end_word >> 52 == flags:
             yield FolioRun(word & _PFN_MASK, index, last - first, steps[0], steps[1], flags)
-        else:  # the step runs through the flag bits: no even run, entry by entry
+        else:  # a step that wraps round or runs through the flag bits: entry by entry
             for at in range(first, last):
                 word = int(words[at])
                 yield FolioRun(word & _PFN_MASK, int(indexes[at]), 1, 0, 0, word >> 52)
