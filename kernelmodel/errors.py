@@ -44,6 +44,7 @@ __all__ = [
     "NotSupported",
     "NotTty",
     "TooBig",
+    "TooManyFiles",
     "kernel_error",
 ]
 
@@ -144,6 +145,12 @@ class Exists(KernelError):
     """EEXIST."""
 
     errno = _errno.EEXIST
+
+
+class TooManyFiles(KernelError):
+    """EMFILE."""
+
+    errno = _errno.EMFILE
 
 
 class NoDevice(KernelError):

@@ -2,24 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final, Protocol
 
-from kernelmodel.errors import BadFileDescriptor, InvalidArgument, ModelBug, NotTty
+from kernelmodel.errors import (
+    BadFileDescriptor,
+    FileTooBig,
+    InvalidArgument,
+    ModelBug,
+    NoDevice,
+    NotSupported,
+    NotTty,
+    TooManyFiles,
+)
 
 if TYPE_CHECKING:
     from kernelmodel.syscalls import Task
 
 __all__ = [
+    "ANON_INO",
+    "MAX_LFS_FILESIZE",
+    "NULL_INO",
     "FdTable",
     "File",
     "FileOperations",
     "Inode",
     "NullInode",
     "PlainFileOperations",
+    "check_fallocate",
     "check_size",
     "null_file",
 ]
+
+
+#: The largest size of a file, and the largest offset.
+MAX_LFS_FILESIZE: Final = (1 << 63) - 1
+#: Inodes that there is one of: that of /dev/null, and that of all sessions.
+NULL_INO: Final = -1
+ANON_INO: Final = -2
+#: Descriptors that a process may have where nothing lowers it (fs.nr_open).
+_NR_OPEN: Final = 1 << 20
+
+# Modes of fallocate. KEEP_SIZE goes with some of the others, of which there can be one.
+_FALLOC_KEEP_SIZE: Final = 0x01
+_FALLOC_PUNCH_HOLE: Final = 0x02
+_FALLOC_COLLAPSE_RANGE: Final = 0x08
+_FALLOC_ZERO_RANGE: Final = 0x10
+_FALLOC_INSERT_RANGE: Final = 0x20
+_FALLOC_UNSHARE_RANGE: Final = 0x40
+_FALLOC_WRITE_ZEROES: Final = 0x80
+_FALLOC_MODES: Final = frozenset(
+    {
+        0,
+        _FALLOC_KEEP_SIZE,
+        _FALLOC_PUNCH_HOLE | _FALLOC_KEEP_SIZE,
+        _FALLOC_COLLAPSE_RANGE,
+        _FALLOC_ZERO_RANGE,
+        _FALLOC_ZERO_RANGE | _FALLOC_KEEP_SIZE,
+        _FALLOC_INSERT_RANGE,
+        _FALLOC_UNSHARE_RANGE,
+        _FALLOC_UNSHARE_RANGE | _FALLOC_KEEP_SIZE,
+        _FALLOC_WRITE_ZEROES,
+    }
+)
 
 
 class Inode:
@@ -103,13 +148,26 @@ def null_file(ino: int) -> File:
 class FdTable:
     """One process's descriptors. C: struct files_struct."""
 
-    __slots__ = ("_files",)
+    __slots__ = ("_files", "limit")
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = _NR_OPEN) -> None:
         self._files: dict[int, File] = {}
+        #: RLIMIT_NOFILE.
+        self.limit = limit
 
     def install(self, file: File) -> int:
-        """Put a file at the lowest free number; the table takes over the reference."""
+        """Put a file at the lowest free number; the table takes over the reference.
+
+        Raises:
+            TooManyFiles: no number is left.
+        """
+        return self.install_new(lambda: file)
+
+    def install_new(self, make: Callable[[], File]) -> int:
+        """As `install`, of a file that is made once it is clear that there is a number for it."""
+        if len(self._files) >= self.limit:
+            raise TooManyFiles("no descriptor is left", limit=self.limit)
+        file = make()
         fd = 0
         while fd in self._files:
             fd += 1
@@ -150,3 +208,22 @@ def check_size(size: int) -> None:
     """Refuse a length or offset that off_t cannot hold."""
     if not 0 <= size < 1 << 63:
         raise InvalidArgument("negative length or offset", size=size)
+
+
+def check_fallocate(mode: int, offset: int, length: int, *, is_file: bool) -> None:
+    """What fallocate(2) refuses whatever the file. C: vfs_fallocate().
+
+    Raises:
+        InvalidArgument: an empty range, or a negative number. NotSupported: no such mode.
+        NoDevice: not a regular file. FileTooBig: the range reaches beyond every file.
+    """
+    check_size(offset)
+    check_size(length)
+    if not length:
+        raise InvalidArgument("empty range")
+    if mode not in _FALLOC_MODES:
+        raise NotSupported("no such mode", mode=mode)
+    if not is_file:
+        raise NoDevice("not a regular file")
+    if offset + length > MAX_LFS_FILESIZE:
+        raise FileTooBig("range ends beyond every file", end=offset + length)

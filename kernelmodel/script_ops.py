@@ -28,6 +28,8 @@ __all__ = ["HugeProgram", "Program"]
 
 _NAMES: Final = {"@empty": "", "@full": "A" * 64, "@max": "B" * 63}
 _RAW_BYTES: Final = 4096
+#: Descriptors that a first process may have.
+_RLIMIT_NOFILE: Final = 1024
 #: FNV-1a's form; the basis is not the standard one.
 _FNV_BASIS: Final = 1469598103934665603
 _FNV_PRIME: Final = 1099511628211
@@ -38,7 +40,7 @@ class Program:
     """One process that runs operations; its methods are called like them."""
 
     def __init__(self, kernel: Kernel) -> None:
-        self.task = Task(kernel, "script")
+        self.task = Task(kernel, "script", _RLIMIT_NOFILE)
         self.variables: dict[str, int] = {}
 
     def run(self, step: Step) -> str:
@@ -105,6 +107,8 @@ class Program:
         size, digest = 0, _FNV_BASIS
         if isinstance(file.inode, ShmemInode):
             size, digest = file.inode.size, _fnv_of(file.inode)
+        elif isinstance(file.inode, HugetlbMemfdInode):
+            size, digest = file.inode.size, _fnv_of_huge(file.inode)
         seals = _or_minus_one(lambda: self.task.get_seals(self.fd(v)))
         position = _or_minus_one(lambda: self.task.lseek_cur(self.fd(v)))
         return f"size={size} pos={position} seals={seals} hash={digest:016x}"
@@ -123,7 +127,7 @@ class Program:
 
     def _op_same(self, v: str, w: str) -> str:
         one, other = (self.task.files.fget(self.fd(x)) for x in (v, w))
-        return str(int(one.inode is other.inode))
+        return str(int(one.inode.ino == other.inode.ino))
 
     def _op_raw(self, v: str, cmd: str, size: str, *pokes: str) -> None:
         arg = bytearray(_RAW_BYTES)
@@ -236,6 +240,18 @@ def _fnv_of(inode: ShmemInode) -> int:
         for page in range(index, index + nr_pages):
             digest = _fnv(digest, inode.read(page << PAGE_SHIFT, PAGE_SIZE))
         at = min(inode.size, index + nr_pages << PAGE_SHIFT)
+    return _fnv_zeroes(digest, inode.size - at)
+
+
+def _fnv_of_huge(inode: HugetlbMemfdInode) -> int:
+    digest = _FNV_BASIS
+    page = inode.hugetlb.page_size
+    at = 0
+    for index, _, count in inode.hugetlb.folios.within(0, -(-inode.size // page)):
+        digest = _fnv_zeroes(digest, index * page - at)
+        for start in range(index * page, (index + count) * page, PAGE_SIZE):
+            digest = _fnv(digest, inode.read(start, PAGE_SIZE))
+        at = min(inode.size, (index + count) * page)
     return _fnv_zeroes(digest, inode.size - at)
 
 

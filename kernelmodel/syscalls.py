@@ -19,8 +19,17 @@ from kernelmodel.abi.luo import (
     LIVEUPDATE_SESSION_PRESERVE_FD,
     LIVEUPDATE_SESSION_RETRIEVE_FD,
 )
-from kernelmodel.errors import IllegalSeek, InvalidArgument, NoDevice, NoEntry
-from kernelmodel.fs import FdTable, File, NullInode, check_size, null_file
+from kernelmodel.errors import IllegalSeek, InvalidArgument, NoEntry
+from kernelmodel.fs import (
+    ANON_INO,
+    NULL_INO,
+    FdTable,
+    File,
+    NullInode,
+    check_fallocate,
+    check_size,
+    null_file,
+)
 from kernelmodel.mm.memfd import HugetlbMemfdInode, memfd_create
 from kernelmodel.mm.shmem import ShmemInode, add_seals, tmpfs_file
 
@@ -39,24 +48,24 @@ class Task:
 
     __slots__ = ("files", "kernel", "name")
 
-    def __init__(self, kernel: Kernel, name: str) -> None:
+    def __init__(self, kernel: Kernel, name: str, rlimit_nofile: int | None = None) -> None:
         self.kernel = kernel
         self.name = name
-        self.files = FdTable()
+        self.files = FdTable() if rlimit_nofile is None else FdTable(rlimit_nofile)
 
     # Descriptors.
 
     def open(self, path: str) -> int:
         """open(2) of a device."""
         if path == DEV_NULL:
-            return self.files.install(null_file(self.kernel.new_ino()))
+            return self.files.install(null_file(NULL_INO))
         if path != DEV_LIVEUPDATE:
             raise NoEntry("no such file", path=path)
-        return self.files.install(self.kernel.luo.open())
+        return self.files.install_new(self.kernel.luo.open)
 
     def open_tmpfs(self, *, linked: bool = True) -> int:
         """open(2) of a fresh regular file on tmpfs, or with O_TMPFILE of one without a link."""
-        return self.files.install(tmpfs_file(self.kernel, nlink=int(linked)))
+        return self.files.install_new(lambda: tmpfs_file(self.kernel, nlink=int(linked)))
 
     def close(self, fd: int) -> None:
         """close(2)."""
@@ -64,11 +73,11 @@ class Task:
 
     def dup(self, fd: int) -> int:
         """dup(2)."""
-        return self.files.install(self.files.fget(fd).get())
+        return self.files.install_new(self.files.fget(fd).get)
 
     def send_fd(self, fd: int, other: Task) -> int:
         """Pass a descriptor to another process, as SCM_RIGHTS does; its number there."""
-        return other.files.install(self.files.fget(fd).get())
+        return other.files.install_new(self.files.fget(fd).get)
 
     def exit(self) -> None:
         """exit(2): every descriptor is closed."""
@@ -121,52 +130,53 @@ class Task:
 
     def memfd_create(self, flags: int = 0) -> int:
         """memfd_create(2); the name plays no part."""
-        return self.files.install(memfd_create(self.kernel, flags))
+        return self.files.install_new(lambda: memfd_create(self.kernel, flags))
 
-    def _shmem(self, fd: int) -> tuple[File, ShmemInode]:
-        file = self.files.fget(fd)
-        if not isinstance(file.inode, ShmemInode):
+    def _shmem(self, fd: int) -> ShmemInode:
+        inode = self.files.fget(fd).inode
+        if not isinstance(inode, ShmemInode):
             raise InvalidArgument("not a file of memory", fd=fd)
-        return file, file.inode
+        return inode
 
     def ftruncate(self, fd: int, size: int) -> None:
         """ftruncate(2)."""
         check_size(size)
-        file = self.files.fget(fd)
-        if isinstance(file.inode, HugetlbMemfdInode):
-            file.inode.hugetlb.ftruncate(size)
-        else:
-            self._shmem(fd)[1].truncate(size)
+        inode = self.files.fget(fd).inode
+        if not isinstance(inode, ShmemInode | HugetlbMemfdInode):
+            raise InvalidArgument("not a file of memory", fd=fd)
+        inode.truncate(size)
 
     def fallocate(self, fd: int, mode: int, offset: int, length: int) -> None:
         """fallocate(2). What is no regular file is ENODEV."""
         inode = self.files.fget(fd).inode
-        if isinstance(inode, HugetlbMemfdInode):
-            inode.hugetlb.fallocate(mode, offset, length)
-        elif isinstance(inode, ShmemInode):
-            inode.fallocate(mode, offset, length)
-        else:
-            raise NoDevice("not a regular file", fd=fd)
+        is_file = isinstance(inode, ShmemInode | HugetlbMemfdInode)
+        check_fallocate(mode, offset, length, is_file=is_file)
+        assert isinstance(inode, ShmemInode | HugetlbMemfdInode)
+        inode.fallocate(mode, offset, length)
 
     def pwrite(self, fd: int, data: bytes, offset: int) -> int:
         """pwrite(2); bytes written. Huge page files cannot be written to but by mapping."""
         check_size(offset)
-        if isinstance(self.files.fget(fd).inode, NullInode):
+        inode = self.files.fget(fd).inode
+        if inode.ino == ANON_INO:
+            raise IllegalSeek("a session has no positions", fd=fd)
+        if isinstance(inode, NullInode):
             return len(data)
-        return self._shmem(fd)[1].write(offset, data)
+        check_size(offset + len(data))
+        return self._shmem(fd).write(offset, data)
 
     def pread(self, fd: int, size: int, offset: int) -> bytes:
         """pread(2)."""
         check_size(offset)
         if isinstance(self.files.fget(fd).inode, NullInode):
             return b""
-        return self._shmem(fd)[1].read(offset, size)
+        return self._shmem(fd).read(offset, size)
 
     def lseek(self, fd: int, position: int) -> int:
         """lseek(2) with SEEK_SET; /dev/null stays where it is, at 0."""
         file = self._seekable(fd)
-        check_size(position)
         if not isinstance(file.inode, NullInode):
+            check_size(position)
             file.f_pos = position
         return file.f_pos
 
@@ -182,14 +192,17 @@ class Task:
 
     def add_seals(self, fd: int, seals: int) -> None:
         """fcntl(F_ADD_SEALS)."""
-        add_seals(*self._shmem(fd), seals)
+        file = self.files.fget(fd)
+        if not isinstance(file.inode, ShmemInode | HugetlbMemfdInode):
+            raise InvalidArgument("nothing that can be sealed", fd=fd)
+        add_seals(file, file.inode, seals)
 
     def get_seals(self, fd: int) -> int:
         """fcntl(F_GET_SEALS)."""
-        seals = self._shmem(fd)[1].seals
-        if seals is None:
-            raise InvalidArgument("not a memfd", fd=fd)
-        return seals
+        inode = self.files.fget(fd).inode
+        if not isinstance(inode, ShmemInode | HugetlbMemfdInode) or inode.seals is None:
+            raise InvalidArgument("nothing that can be sealed", fd=fd)
+        return inode.seals
 
     # kexec.
 

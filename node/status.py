@@ -53,6 +53,7 @@ _CODES: Final[Mapping[int, grpc.StatusCode]] = {
     errno.EEXIST: grpc.StatusCode.ALREADY_EXISTS,
     errno.ENODEV: grpc.StatusCode.FAILED_PRECONDITION,
     errno.EINVAL: grpc.StatusCode.INVALID_ARGUMENT,
+    errno.EMFILE: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errno.ENOTTY: grpc.StatusCode.UNIMPLEMENTED,
     errno.EFBIG: grpc.StatusCode.OUT_OF_RANGE,
     errno.ENOSPC: grpc.StatusCode.RESOURCE_EXHAUSTED,

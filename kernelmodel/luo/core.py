@@ -270,14 +270,14 @@ class LiveupdateDevice:
         return _dispatch(table, task, file, cmd, arg, lambda _nr: None)
 
     def _create(self, task: Task, file: File, arg: bytearray) -> int:
-        return self._reply(task, arg, self.luo.sessions.create(_name(arg)))
+        return self._reply(task, arg, lambda: self.luo.sessions.create(_name(arg)))
 
     def _retrieve(self, task: Task, file: File, arg: bytearray) -> int:
-        return self._reply(task, arg, self.luo.sessions.retrieve(_name(arg)))
+        return self._reply(task, arg, lambda: self.luo.sessions.retrieve(_name(arg)))
 
     @staticmethod
-    def _reply(task: Task, arg: bytearray, session_file: File) -> int:
-        struct.pack_into("<i", arg, 4, task.files.install(session_file))
+    def _reply(task: Task, arg: bytearray, session_file: Callable[[], File]) -> int:
+        struct.pack_into("<i", arg, 4, task.files.install_new(session_file))
         return 0
 
 
@@ -325,8 +325,8 @@ class SessionOperations:
         session = _session(file)
         (token,) = struct.unpack_from("<Q", arg, 8)
         with self.luo.kernel.clock.lock(f"luo_session:{session.name.hex()}"):
-            found = session.file_set.retrieve_file(token)
-        struct.pack_into("<i", arg, 4, task.files.install(found))
+            number = task.files.install_new(lambda: session.file_set.retrieve_file(token))
+        struct.pack_into("<i", arg, 4, number)
         return 0
 
     def _finish(self, task: Task, file: File, arg: bytearray) -> int:

@@ -24,7 +24,7 @@ from kernelmodel.abi.luo import (
     LuoSessionSer,
 )
 from kernelmodel.errors import Exists, InvalidArgument, KernelError, ModelBug, NoEntry
-from kernelmodel.fs import File, Inode
+from kernelmodel.fs import ANON_INO, File, Inode
 from kernelmodel.kho.block import KhoBlockSet
 from kernelmodel.luo.file import LuoFileSet
 
@@ -96,7 +96,7 @@ class LuoSessions:
         return self._getfile(session)
 
     def _getfile(self, session: LuoSession) -> File:
-        return File(Inode(self.luo.kernel.new_ino()), self.luo.session_ops, session)
+        return File(Inode(ANON_INO), self.luo.session_ops, session)
 
     def release(self, session: LuoSession) -> None:
         """The session's last descriptor is gone. C: luo_session_release()."""

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from kernelmodel.errors import InvalidArgument, NoDevice
+from kernelmodel.errors import InvalidArgument, NoDevice, NotPermitted
 from kernelmodel.fs import File, Inode, PlainFileOperations
 from kernelmodel.memory import PAGE_SHIFT, Content
-from kernelmodel.mm.hugetlbfs import HugetlbInode
-from kernelmodel.mm.shmem import F_SEAL_EXEC, F_SEAL_SEAL, ShmemFileOperations, ShmemInode
+from kernelmodel.mm.hugetlbfs import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, HugetlbInode
+from kernelmodel.mm.shmem import (
+    F_SEAL_EXEC,
+    F_SEAL_FUTURE_WRITE,
+    F_SEAL_GROW,
+    F_SEAL_SEAL,
+    F_SEAL_SHRINK,
+    F_SEAL_WRITE,
+    ShmemFileOperations,
+    ShmemInode,
+)
 
 if TYPE_CHECKING:
     from kernelmodel.kernel import Kernel
@@ -36,15 +45,61 @@ _ALL_FLAGS: Final = 0x1F
 
 
 class HugetlbMemfdInode(Inode):
-    """A hugetlb memfd: its books are `hugetlb`, its seals its own."""
+    """A hugetlb memfd: its books are `hugetlb`, its seals its own. C: fs/hugetlbfs/inode.c."""
 
-    __slots__ = ("hugetlb", "kernel", "seals")
+    __slots__ = ("executable", "hugetlb", "kernel", "seals")
 
     def __init__(self, kernel: Kernel, hugetlb: HugetlbInode, seals: int) -> None:
         super().__init__(kernel.new_ino())
         self.kernel = kernel
         self.hugetlb = hugetlb
-        self.seals = seals
+        self.seals: int | None = seals
+        self.executable = True
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.hugetlb.size
+
+    @property
+    def has_pinned_pages(self) -> bool:
+        """Whether there is a page that a live update pins."""
+        return self.hugetlb.frozen and self.hugetlb.folios.total > 0
+
+    def _check_sealed(self, seals: int) -> None:
+        if (self.seals or 0) & seals:
+            raise NotPermitted("sealed")
+
+    def truncate(self, size: int) -> None:
+        """ftruncate(2). Raises: NotPermitted, and as `HugetlbInode.ftruncate()`."""
+        if size % self.hugetlb.page_size == 0:
+            if size < self.size:
+                self._check_sealed(F_SEAL_SHRINK)
+            elif size > self.size:
+                self._check_sealed(F_SEAL_GROW)
+        self.hugetlb.ftruncate(size)
+
+    def fallocate(self, mode: int, offset: int, length: int) -> None:
+        """fallocate(2). Raises: NotPermitted, and as `HugetlbInode.fallocate()`."""
+        if mode == FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE:
+            self._check_sealed(F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)
+        elif mode in {0, FALLOC_FL_KEEP_SIZE} and offset + length > self.size:
+            self._check_sealed(F_SEAL_GROW)
+        self.hugetlb.fallocate(mode, offset, length)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """pread(2): up to the file's size, holes read as zero."""
+        end = min(offset + size, self.size)
+        if end <= offset:
+            return b""
+        out = bytearray(end - offset)
+        page = self.hugetlb.page_size
+        for index, pfn, count in self.hugetlb.folios.within(offset // page, -(-end // page)):
+            start = max(offset, index * page)
+            take = min(end, (index + count) * page) - start
+            source = (pfn << PAGE_SHIFT) + start - index * page
+            out[start - offset : start - offset + take] = self.kernel.memory.read(source, take)
+        return bytes(out)
 
     def guest_write(self, first: int, nr: int, content: Content, content_page: int) -> None:
         """Stores through a mapping to huge pages [first, first + nr), which are there.
@@ -107,7 +162,9 @@ def memfd_create(kernel: Kernel, flags: int) -> File:
         seals |= F_SEAL_EXEC
     if flags & MFD_HUGETLB:
         order = size_log2 - PAGE_SHIFT if size_log2 else kernel.hugetlb.default_order
-        return hugetlb_memfd_file(kernel, order, seals)[0]
+        file, huge = hugetlb_memfd_file(kernel, order, seals)
+        huge.executable = not flags & MFD_NOEXEC_SEAL
+        return file
     file, inode = memfd_file(kernel, seals)
     inode.executable = not flags & MFD_NOEXEC_SEAL
     return file

@@ -11,10 +11,10 @@ C: mm/shmem.c, mm/memfd.c, 7.3.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
-from kernelmodel.errors import Busy, InvalidArgument, NotPermitted, NotSupported
-from kernelmodel.fs import File, Inode, PlainFileOperations
+from kernelmodel.errors import Busy, FileTooBig, InvalidArgument, NotPermitted, NotSupported
+from kernelmodel.fs import MAX_LFS_FILESIZE, File, Inode, PlainFileOperations
 from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE, Content
 from kernelmodel.mm.ranges import RangeMap
 
@@ -79,6 +79,11 @@ class ShmemInode(Inode):
     def nr_size_pages(self) -> int:
         """Pages up to the size, the last one counted whole."""
         return -(-self.size // PAGE_SIZE)
+
+    @property
+    def has_pinned_pages(self) -> bool:
+        """Whether there is a page that something pins."""
+        return self.pinned and len(self.pages) > 0
 
     def _sealed(self, seals: int) -> bool:
         return bool((self.seals or 0) & seals)
@@ -236,20 +241,18 @@ class ShmemInode(Inode):
 
     def fallocate(self, mode: int, offset: int, length: int) -> None:
         """fallocate(2). C: shmem_fallocate()."""
-        if length <= 0 or offset < 0:
-            raise InvalidArgument("bad range")
         if mode & ~(_FALLOC_KEEP_SIZE | _FALLOC_PUNCH_HOLE):
             raise NotSupported("unsupported mode", mode=mode)
-        if mode & _FALLOC_PUNCH_HOLE and not mode & _FALLOC_KEEP_SIZE:
-            raise NotSupported("a hole needs KEEP_SIZE", mode=mode)
         if self.frozen:
             raise NotPermitted("file is preserved")
         end = offset + length
         if mode & _FALLOC_PUNCH_HOLE:
             self._punch(offset, end)
             return
-        if end > self.size and not mode & _FALLOC_KEEP_SIZE and self._sealed(F_SEAL_GROW):
+        if end > self.size and self._sealed(F_SEAL_GROW):
             raise NotPermitted("sealed against growing")
+        if -(-end // PAGE_SIZE) > MAX_LFS_FILESIZE >> PAGE_SHIFT:
+            raise FileTooBig("no file has the last page", end=end)
         self.allocate(offset >> PAGE_SHIFT, -(-end // PAGE_SIZE), 0, zeroed=False)
         if not mode & _FALLOC_KEEP_SIZE:
             self.size = max(self.size, end)
@@ -298,7 +301,15 @@ def tmpfs_file(kernel: Kernel, *, nlink: int = 1) -> File:
     return File(ShmemInode(kernel, F_SEAL_SEAL, nlink=nlink), ShmemFileOperations())
 
 
-def add_seals(file: File, inode: ShmemInode, seals: int) -> None:
+class _Sealable(Protocol):
+    seals: int | None
+    executable: bool
+
+    @property
+    def has_pinned_pages(self) -> bool: ...
+
+
+def add_seals(file: File, inode: _Sealable, seals: int) -> None:
     """fcntl(F_ADD_SEALS). C: memfd_add_seals().
 
     Raises:
@@ -314,11 +325,6 @@ def add_seals(file: File, inode: ShmemInode, seals: int) -> None:
     if seals & F_SEAL_EXEC and inode.executable:
         # sealing an executable seals its content with it
         seals |= F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_FUTURE_WRITE
-    if (
-        seals & F_SEAL_WRITE
-        and not inode.seals & F_SEAL_WRITE
-        and inode.pinned
-        and len(inode.pages)
-    ):
+    if seals & F_SEAL_WRITE and not inode.seals & F_SEAL_WRITE and inode.has_pinned_pages:
         raise Busy("pages are pinned")
     inode.seals |= seals
