@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import astuple
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kernelmodel.abi.folio_table import FolioRun, FolioTable, parse_folio_table
@@ -126,6 +126,7 @@ def entries_of(runs: list[FolioRun]) -> list[Entry]:
     ]
 
 
+@settings(deadline=None)
 @given(st.lists(RUN, min_size=1, max_size=5), st.booleans(), st.integers(0, 300))
 def test_a_table_reads_back_from_its_rule_and_from_its_bytes(
     runs: list[FolioRun], plain: bool, more: int
@@ -154,6 +155,7 @@ def test_a_table_reads_back_from_its_rule_and_from_its_bytes(
 
 
 @example([0, 0, 0, 1 << 63])  # a step that is negative as a signed number
+@settings(deadline=None)
 @given(st.lists(st.integers(0, (1 << 64) - 1), min_size=2, max_size=40))
 def test_any_bytes_are_read_as_the_entries_that_they_are(words: list[int]) -> None:
     words = words[: len(words) // 2 * 2]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernelmodel.kho.fdt import Fdt, FdtError, FdtNode
@@ -42,6 +42,7 @@ def test_a_tree_without_subnodes_has_144_bytes() -> None:
     assert len(tree.pack()) == 144
 
 
+@settings(deadline=None)
 @given(PROPS, st.lists(st.tuples(NAMES, PROPS), max_size=4, unique_by=lambda node: node[0]))
 def test_what_was_written_is_read_back(
     root: dict[str, bytes], nodes: list[tuple[str, dict[str, bytes]]]
@@ -103,6 +104,7 @@ def test_a_broken_tree_is_refused(at: int, value: bytes, why: str) -> None:
         Fdt.parse(bytes(broken))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_no_bytes_do_more_than_be_refused(data: bytes) -> None:
     for text in (data, GOOD[: len(data)], GOOD[:56] + data + GOOD[56:], GOOD[:40] + data):

@@ -77,6 +77,7 @@ def test_runs_are_what_single_keys_would_be(
     assert len(nodes) == len(pages.out) + 1
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 1 << 20), ORDERS), max_size=12))
 def test_another_reader_finds_the_same_keys_in_the_bytes(keys: list[tuple[int, int]]) -> None:
     pages = Pages()
@@ -87,6 +88,7 @@ def test_another_reader_finds_the_same_keys_in_the_bytes(keys: list[tuple[int, i
     assert found == {(order, start << order) for start, order in keys}
 
 
+@settings(deadline=None)
 @given(st.integers(0, (1 << 52) - 1), st.integers(0, 20))
 def test_keys_are_decoded_to_what_they_were_made_of(pfn: int, order: int) -> None:
     pfn = pfn >> order << order
