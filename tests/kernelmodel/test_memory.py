@@ -37,7 +37,7 @@ CHANGES = st.lists(
         st.tuples(st.just("write"), st.integers(0, (PAGES - 3) * PAGE_SIZE), st.integers(1, 9000)),
         st.tuples(st.just("fill"), FRAMES, st.integers(0, 3)),
         st.tuples(st.just("zero"), FRAMES, st.none()),
-        st.tuples(st.just("copy"), st.integers(0, 11), st.integers(12, 20)),
+        st.tuples(st.just("copy"), st.integers(0, 9), st.integers(12, 20)),
     ),
     max_size=10,
 )
