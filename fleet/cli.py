@@ -76,6 +76,9 @@ _Address = Annotated[
         show_default=False,
     ),
 ]
+_BootTimeout = Annotated[
+    float, typer.Option(metavar="SECONDS", help="What one boot of a real kernel may take.")
+]
 
 
 def _version(asked: bool) -> None:
@@ -217,14 +220,83 @@ def serve(
 
 @app.command()
 def conform(
-    script: Annotated[Path, typer.Argument(metavar="SCRIPT.scn", show_default=False)],
+    scripts: Annotated[
+        list[Path] | None, typer.Argument(metavar="SCRIPT.scn...", show_default=False)
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="BZIMAGE",
+            help="Play the scripts on this kernel as well, and say where it answers otherwise.",
+            show_default=False,
+        ),
+    ] = None,
+    random: Annotated[int, typer.Option(metavar="N", min=0, help="Random scripts besides.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the random scripts.")] = 1,
+    keep: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write scripts that differ here, each with the kernel's trace; without a kernel, "
+            "every script with the model's.",
+            show_default=False,
+        ),
+    ] = None,
+    shrink: Annotated[
+        int,
+        typer.Option(metavar="N", min=0, help="Try to shorten a script that differs N times."),
+    ] = 0,
+    boot_timeout: _BootTimeout = 60.0,
 ) -> None:
     """Run a script of live-update operations on one modelled host and print its trace."""
     from rich.console import Console
 
-    from fleet.conform import conform as run_script
+    out, err = Console(), Console(stderr=True, soft_wrap=True)
+    if scripts and len(scripts) == 1 and against is None and not random:
+        from fleet.conform import conform as run_script
 
-    raise typer.Exit(run_script(script, Console(), Console(stderr=True, soft_wrap=True)))
+        raise typer.Exit(run_script(scripts[0], out, err))
+    if not scripts and not random:
+        raise typer.BadParameter("no script: name some, or ask for --random ones")
+    from fleet.recorder.commands import ConformOptions, conform_many
+
+    options = ConformOptions(
+        scripts=tuple(scripts or ()),
+        random=random,
+        seed=seed,
+        against=against,
+        keep=keep,
+        shrink=shrink,
+        boot_timeout_s=boot_timeout,
+    )
+    raise typer.Exit(conform_many(options, out, err))
+
+
+@app.command()
+def record(
+    script: Annotated[Path, typer.Argument(metavar="SCRIPT.scn", show_default=False)],
+    kernel: Annotated[
+        Path,
+        typer.Option(metavar="BZIMAGE", help="The kernel to ask; docs/recording.md has one built."),
+    ],
+    console_log: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write what the kernels said of themselves.", show_default=False
+        ),
+    ] = None,
+    boot_timeout: _BootTimeout = 60.0,
+) -> None:
+    """Run a script of live-update operations on a real kernel and print its trace.
+
+    The kernel runs under QEMU, emulated; it takes the Debian packages qemu-system-x86 and gcc.
+    """
+    from rich.console import Console
+
+    from fleet.recorder.commands import record as run_script
+
+    out, err = Console(), Console(stderr=True, soft_wrap=True)
+    raise typer.Exit(run_script(script, kernel, boot_timeout, console_log, out, err))
 
 
 @app.command()
@@ -268,6 +340,15 @@ def inspect(
     pretty: Annotated[
         bool, typer.Option("--pretty/--json", help="Print it for people, or for programs.")
     ] = False,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the pages that belong to the handover as a .kho file, gzipped if the name "
+            "ends in .gz: a few pages of a whole memory.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Say what a handover image holds: from a modelled host or from a real one."""
     from rich.console import Console
@@ -284,6 +365,7 @@ def inspect(
         fdt=fdt,
         hashes=hashes,
         pretty=pretty,
+        save=save,
     )
     raise typer.Exit(inspect_image(options, Console(), Console(stderr=True, soft_wrap=True)))
 

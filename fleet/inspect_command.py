@@ -22,6 +22,7 @@ from kernelmodel.abi.kexec_handover import KhoScratch
 from kernelmodel.image.boot import CannotBoot, boot_image, plan_boot
 from kernelmodel.image.frames import Image
 from kernelmodel.image.load import NotAnImage, load_image
+from kernelmodel.image.write import save_image
 from kernelmodel.inspect.handover import inspect_image
 from kernelmodel.machine import MachineSpec
 from kernelmodel.memory import MIB, PAGE_SIZE, MemoryRange
@@ -43,6 +44,7 @@ class InspectOptions(Struct, frozen=True):
     fdt: str = ""
     hashes: bool = True
     pretty: bool = False
+    save: Path | None = None
 
 
 def inspect(options: InspectOptions, console: Console, errors: Console) -> ExitCode:
@@ -70,13 +72,20 @@ def inspect(options: InspectOptions, console: Console, errors: Console) -> ExitC
         errors.print(Text(f"{options.image}: cannot be read: {error.strerror or error}"))
         return ExitCode.BAD_INPUT
     _tell_others(image, errors)
+    if options.save is not None:
+        try:
+            pages = save_image(image, options.save)
+        except OSError as error:
+            errors.print(Text(f"{options.save}: cannot be written: {error.strerror or error}"))
+            return ExitCode.BAD_INPUT
+        errors.print(Text(f"wrote {options.save}: the {pages} pages that belong to the handover"))
     if options.boot:
         try:
             said["boot"] = boot_image(image, plan)
         except Exception as bug:  # noqa: BLE001 - the outermost frame
             errors.print(Text(f"the simulator itself has failed: {type(bug).__name__}: {bug}"))
             return ExitCode.SIMULATOR_FAILED
-        said["boot"]["agrees"] = _agree(said["sessions"], said["boot"]["sessions"])
+        said["boot"]["agrees"] = _agree(said, said["boot"])
     if options.pretty:
         console.print(_for_people(said))
     else:
@@ -159,8 +168,11 @@ def _memory_map(texts: tuple[str, ...]) -> tuple[MemoryRange, ...]:
 # What is printed.
 
 
-def _agree(read: list[dict[str, Any]], retrieved: list[dict[str, Any]]) -> bool:
+def _agree(said: dict[str, Any], boot: dict[str, Any]) -> bool:
     """Whether every file came back as the image has it. Seals may grow by the kernel's rules."""
+    read, retrieved = said["sessions"], boot["sessions"]
+    if boot["outcome"] != "up":
+        return False
     keys = ("compatible", "token", "pos", "size", "fnv1a")
     if [session["name"] for session in read] != [session["name"] for session in retrieved]:
         return False

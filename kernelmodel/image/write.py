@@ -8,14 +8,16 @@ is written. A host's guests can be terabytes; they can be left out, and are abse
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from kernelmodel.handlers.folio_table import PreservedFolios
+from kernelmodel.image.frames import Image
 from kernelmodel.image.load import HEADER, KHO_MAGIC
+from kernelmodel.inspect.handover import preserved_frames
 from kernelmodel.kernel import Kernel
 from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE, PhysicalMemory
 from kernelmodel.mm.ranges import RangeSet
@@ -26,6 +28,7 @@ __all__ = [
     "ImageTooBig",
     "handover_of",
     "image_parts",
+    "save_image",
     "write_image",
 ]
 
@@ -95,20 +98,44 @@ def write_image(
             f"the image would take {size:,} bytes, more than {max_bytes:,}; without the content of "
             f"files it takes {bare:,}"
         )
+    _write(path, image_parts(handover, guests=guests))
+    return size
+
+
+def _write(path: Path, parts: Iterable[bytes]) -> None:
     with path.open("wb") as file:
         packed = path.suffix == ".gz"
         # neither name nor time in it: the same memory is the same file
         with gzip.GzipFile("", "wb", 1, file, mtime=0) if packed else nullcontext(file) as out:
-            for part in image_parts(handover, guests=guests):
+            for part in parts:
                 out.write(part)
-    return size
 
 
 def image_parts(handover: Handover, *, guests: bool = True) -> Iterator[bytes]:
     """The file's bytes, piece by piece."""
-    extents = handover.extents(guests=guests)
-    yield HEADER.pack(KHO_MAGIC, handover.fdt_pa, sum(end - first for first, end in extents))
+    yield from _parts(handover.fdt_pa, handover.extents(guests=guests), handover.memory.page)
+
+
+def save_image(image: Image, path: Path) -> int:
+    """Write what belongs to the handover in an image, say a whole memory's; pages written.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    wanted, nodes = preserved_frames(image)
+    frames = RangeSet(wanted)
+    for pfn in nodes:
+        frames.add(pfn, pfn + 1)
+    held = [part for first, end in frames for part in image.frames.held(first, end - first)]
+    _write(path, _parts(image.fdt_pa, held, lambda pfn: image.frames.frame(pfn) or b""))
+    return sum(end - first for first, end in held)
+
+
+def _parts(
+    fdt_pa: int, extents: list[tuple[int, int]], page: Callable[[int], bytes | bytearray]
+) -> Iterator[bytes]:
+    yield HEADER.pack(KHO_MAGIC, fdt_pa, sum(end - first for first, end in extents))
     for first, end in extents:
         for pfn in range(first, end):
             yield pfn.to_bytes(8, "little")
-            yield bytes(handover.memory.page(pfn))
+            yield bytes(page(pfn))

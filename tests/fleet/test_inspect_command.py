@@ -11,8 +11,9 @@ from typer.testing import CliRunner, Result
 import fleet.inspect_command
 from fleet.cli import app
 from kernelmodel.errors import ModelBug
+from kernelmodel.image.load import load_image
 from kernelmodel.memory import PAGE_SHIFT
-from tests.kernelmodel.handovers import REAL, real_description, real_pages
+from tests.kernelmodel.handovers import REAL, pages_of, real_description, real_pages
 from tests.kernelmodel.test_image import raw_file
 
 
@@ -73,6 +74,7 @@ def test_what_is_wrong_inside_is_told_and_is_no_failure(tmp_path: Path) -> None:
     said = json.loads(result.stdout)
     assert said["faults"] == ["LUO's data are 'luo-v6', not 'luo-v5': they are not read"]
     assert said["boot"]["outcome"].startswith("panic: ")
+    assert not said["boot"]["agrees"]
     assert "fault: LUO's data" in lufleet(path, "--pretty").stdout
 
 
@@ -152,3 +154,26 @@ def test_a_bug_of_the_model_is_not_the_images_fault(monkeypatch: pytest.MonkeyPa
     result = lufleet(REAL, "--boot")
     assert result.exit_code == 4
     assert "the simulator itself has failed: ModelBug: an invariant" in result.stderr
+
+
+def test_of_a_whole_memory_the_handover_can_be_saved(tmp_path: Path) -> None:
+    pages, _ = real_pages()
+    path = raw_file(tmp_path / "ram", pages)
+    result = lufleet(path, "--save", tmp_path / "small.kho.gz")
+    assert result.exit_code == 0
+    assert "small.kho.gz: the 45 pages that belong to the handover" in result.stderr
+    small = load_image(tmp_path / "small.kho.gz")
+    assert pages_of(small) == pages
+    assert json.loads(lufleet(tmp_path / "small.kho.gz").stdout) == real_description()
+    assert lufleet(path, "--save", tmp_path).exit_code == 2
+
+
+def test_the_documentation_shows_what_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(__file__).parents[2]
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("COLUMNS", "118")
+    text = (root / "docs" / "inspect.md").read_text()
+    command, _, shown = text.partition("$ lufleet inspect ")[2].partition("\n")
+    assert command
+    printed = "\n".join(line.rstrip() for line in lufleet(*command.split()).stdout.splitlines())
+    assert shown.partition("\n```")[0] == printed
