@@ -164,7 +164,8 @@ class VmResult(Struct, frozen=True):
 
     `phases_ns` sums exactly to `downtime_ns`; its keys are `pause_wait`, the host's
     blackout phases that happened, `resume_wait`, and for a VM that was started again
-    `restart` (everything from the end of the last kernel's life to the restart).
+    `restart` (everything from the end of the last kernel's life to the restart). `failed_freeze`
+    is the downtime of attempts whose freeze failed.
     `downtime_ns` is None for a VM whose memory was lost (it ranks above every finite
     value) and 0 for one that was never paused, which has no phases either.
     """

@@ -11,328 +11,17 @@ policy says so.
 
 A VM that stood still before the update is taken along and stands still after it; one that has no
 memory is left alone.
-
-Time: the host's blackout runs from the last VM's pause to the end of the last VM's retrieve; its
-phases add up to it exactly. A VM's downtime adds its wait for the others' pause and its wait for
-its own resume, and whatever earlier attempts cost it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, field
-
-from kernelmodel.errors import KernelError, ModelBug
-from kernelmodel.sim.clock import Phase
-from node.api import (
-    BLACKOUT_PHASES,
-    MIN_UPDATE_NS,
-    HostOutcome,
-    UpdateCommand,
-    UpdateResult,
-    VmOutcome,
-    VmResult,
-)
+from kernelmodel.errors import KernelError
+from node.api import HostOutcome, UpdateCommand, UpdateResult, VmOutcome
 from node.host import Host, HostPanicked, HostState, HostStateError
-from node.vm import MEMORY_TOKEN, VmState
+from node.update_steps import Update, VmTimes
+from node.vm import VmState
 
 __all__ = ["update_host"]
-
-
-@dataclass(slots=True)
-class _VmTimes:
-    """What an update costs one VM, as it becomes known."""
-
-    held: bool = False  # it stood still before the update: what follows is no downtime of its own
-    paused_ns: int | None = None  # its pause in the attempt that went through
-    failed_freeze_ns: int = 0  # downtime of attempts that did not
-    resumed_ns: int | None = None
-    killed_ns: int | None = None  # when a reset took it while it ran
-    restarted_ns: int | None = None
-    outcome: VmOutcome = VmOutcome.PRESERVED
-    reason: str = ""
-
-
-@dataclass(slots=True)
-class _Update:
-    """One update under way."""
-
-    host: Host
-    command: UpdateCommand
-    old_release: str
-    vms: dict[str, _VmTimes] = field(default_factory=dict)
-    phases: dict[str, int] = field(default_factory=dict)
-    outside: dict[str, int] = field(default_factory=dict)
-    attempts: int = 0
-    blackout_start_ns: int | None = None
-    blackout_end_ns: int | None = None
-    preserved_from_ns: int | None = None
-    preserved_until_ns: int | None = None
-    preserved_pages: dict[str, int] = field(default_factory=dict)
-
-    def down(self) -> list[str]:
-        """VMs that this update has stopped and that are not back."""
-        return [
-            name
-            for name, times in self.vms.items()
-            if times.paused_ns is not None and times.resumed_ns is None
-        ]
-
-    # Steps.
-
-    def in_lanes(self, phase: str, names: list[str], step: Callable[[str], object]) -> Phase:
-        """Let VMs take a step, each on a lane of its own; failures are the step's business."""
-        with self.host.clock.phase(phase) as done:
-            for name in names:
-                with self.host.clock.lane(f"vmm:{name}"):
-                    step(name)
-        return done
-
-    def load(self) -> None:
-        """kexec_file_load, before anything is disturbed."""
-        with self.host.clock.phase("kexec_file_load") as phase:
-            self.host.kexec_load(self.command.release)
-        self.outside["kexec_file_load"] = phase.duration_ns
-
-    def preserve(self) -> None:
-        """Every VM into a session of its own. Raises KernelError, nothing preserved."""
-        if not self.vms:
-            return
-        done: list[str] = []
-
-        def step(name: str) -> None:
-            self.host.preserve_vm(name)
-            done.append(name)
-
-        try:
-            phase = self.in_lanes("preserve", list(self.vms), step)
-        except KernelError:
-            for name in reversed(done):
-                self.host.close_session(name)
-            raise
-        self.outside["preserve"] = phase.duration_ns
-        self.preserved_from_ns = phase.end_ns
-
-    def unpreserve(self) -> None:
-        """Close the sessions of this update: VMs go on as before."""
-        for name in reversed(self.vms):
-            self.host.close_session(name)
-        if self.vms:
-            self.preserved_until_ns = self.host.clock.now_ns
-
-    def pause(self) -> None:
-        """Pause all; the blackout begins when the last one stands."""
-        names = [name for name, times in self.vms.items() if not times.held]
-        phase = self.in_lanes("pause", names, self.host.pause_vm)
-        for name, times in self.vms.items():
-            times.paused_ns = phase.end_ns if times.held else phase.lane_end_ns(f"vmm:{name}")
-        self.blackout_start_ns = phase.end_ns
-
-    def resume(self, names: list[str]) -> None:
-        """Let VMs run, but for those that stood still before."""
-        run = [name for name in names if not self.vms[name].held]
-        phase = self.in_lanes("resume", run, self.host.resume_vm)
-        for name in names:
-            held = self.vms[name].held
-            self.vms[name].resumed_ns = phase.end_ns if held else phase.lane_end_ns(f"vmm:{name}")
-
-    def freeze_failed(self) -> None:
-        """Undo the pause of a failed attempt; its cost stays with the VMs."""
-        self.resume(list(self.vms))
-        for times in self.vms.values():
-            assert times.paused_ns is not None
-            assert times.resumed_ns is not None
-            if not times.held:
-                times.failed_freeze_ns += times.resumed_ns - times.paused_ns
-            times.paused_ns = times.resumed_ns = None
-        self.blackout_start_ns = None
-        self.host.take_phases()
-
-    def retrieve(self) -> None:
-        """Sessions and memory back; who does not come back intact is lost."""
-        if self.host.agent is None:
-            for name in self.vms:
-                self.lose(name, self.host.agent_error)
-        elif self.vms:
-            self.in_lanes("retrieve", list(self.vms), self._retrieve_vm)
-        self.blackout_end_ns = self.host.clock.now_ns
-
-    def _retrieve_vm(self, name: str) -> None:
-        try:
-            self.host.retrieve_session(name)
-            intact = self.host.retrieve_fd(name, MEMORY_TOKEN, name)
-        except KernelError as error:
-            self.lose(name, f"retrieve failed with {error.name}")
-            return
-        if not intact:
-            self.lose(name, "memory came back changed")
-            self.host.vm(name).stop()
-
-    def why_lost(self, lost: list[str]) -> str:
-        """Each reason once, with its VMs, and what the kernel made of its handover."""
-        reasons: dict[str, list[str]] = {}
-        for name in lost:
-            reasons.setdefault(self.vms[name].reason, []).append(name)
-        told = [f"{', '.join(names)}: {reason}" for reason, names in reasons.items()]
-        told += [line for line in self.host.kernel.messages if line.startswith(("KHO:", "luo:"))]
-        return "; ".join(told)
-
-    def lose(self, name: str, why: str) -> None:
-        """A VM's memory is gone."""
-        self.vms[name].outcome = VmOutcome.LOST
-        self.vms[name].reason = why
-        self.host.emit("vm_lost", name=name, why=why)
-
-    def count_preserved(self) -> None:
-        """Pages that came back, by page size."""
-        for name in self.with_outcome(VmOutcome.PRESERVED):
-            vm = self.host.vm(name)
-            label = vm.spec.backing.page_label
-            self.preserved_pages[label] = self.preserved_pages.get(label, 0) + vm.nr_pages
-
-    def with_outcome(self, outcome: VmOutcome) -> list[str]:
-        """The VMs whose outcome it is, as far as is known."""
-        return [name for name, times in self.vms.items() if times.outcome is outcome]
-
-    def finish(self) -> None:
-        """Finish every retrieved session and close it; pools settle."""
-        names = [view.name for view in self.host.sessions() if view.retrieved]
-        if not names:
-            return
-
-        def step(name: str) -> None:
-            with suppress(KernelError):  # it is recorded, and the session stays until the next jump
-                self.host.finish_session(name)
-                self.host.close_session(name)
-
-        phase = self.in_lanes("finish", names, step)
-        self.outside["finish"] = phase.duration_ns
-        self.preserved_until_ns = phase.end_ns
-
-    def restart(self, names: list[str]) -> None:
-        """Start stopped VMs afresh, as far as there is memory for them."""
-        failed: dict[str, str] = {}
-
-        def step(name: str) -> None:
-            try:
-                self.host.restart_vm(name)
-            except KernelError as error:
-                failed[name] = error.name
-
-        phase = self.in_lanes("restart", names, step)
-        for name in names:
-            times = self.vms[name]
-            if name in failed:
-                times.outcome = VmOutcome.LOST
-                times.reason = f"{times.reason}; cannot start again: {failed[name]}"
-            else:
-                times.restarted_ns = phase.lane_end_ns(f"vmm:{name}")
-
-    def cold_reboot(self, release: str, why: str) -> None:
-        """Reset and restart every VM; one that was lost before stays lost."""
-        self.note_phases()
-        down, lost = self.down(), self.with_outcome(VmOutcome.LOST)
-        for name, times in self.vms.items():
-            if name not in down:
-                times.killed_ns = self.host.clock.now_ns
-            if name not in lost:
-                times.outcome, times.reason = VmOutcome.RESTARTED, why
-        self.host.cold_reboot(release)
-        if self.host.state is not HostState.UP:
-            for name in self.vms:
-                self.lose(name, "the host does not come up")
-        else:
-            anyway = self.command.policy.restart_lost_vms
-            self.restart([name for name in self.vms if anyway or name not in lost])
-        if self.preserved_from_ns is not None:
-            self.preserved_until_ns = self.host.clock.now_ns
-        self.preserved_pages = {}
-
-    def note_phases(self) -> None:
-        """Take over the phases of the blackout that have ended."""
-        start = self.blackout_start_ns
-        for phase in self.host.take_phases():
-            if (
-                start is not None
-                and phase.start_ns >= start
-                and phase.name in BLACKOUT_PHASES
-                and (self.blackout_end_ns is None or phase.end_ns <= self.blackout_end_ns)
-            ):
-                self.phases[phase.name] = self.phases.get(phase.name, 0) + phase.duration_ns
-
-    # The result.
-
-    def vm_result(self, name: str) -> VmResult:
-        """Downtime of one VM, in phases that add up to it."""
-        times = self.vms[name]
-        if times.outcome is VmOutcome.LOST:
-            return VmResult(name, times.outcome, times.reason, None, {})
-        if times.held and times.outcome is VmOutcome.PRESERVED:
-            return VmResult(name, times.outcome, times.reason, 0, {})
-        phases: dict[str, int] = {}
-        if times.failed_freeze_ns:
-            phases["failed_freeze"] = times.failed_freeze_ns
-        if times.paused_ns is not None:
-            assert self.blackout_start_ns is not None
-            phases["pause_wait"] = self.blackout_start_ns - times.paused_ns
-            phases.update(self.phases)
-            known_ns = times.paused_ns + phases["pause_wait"] + sum(self.phases.values())
-            if times.resumed_ns is not None:
-                phases["resume_wait"] = times.resumed_ns - known_ns
-            elif times.restarted_ns is not None:
-                phases["restart"] = times.restarted_ns - known_ns
-        if times.killed_ns is not None and times.restarted_ns is not None:
-            phases["restart"] = times.restarted_ns - times.killed_ns
-        if min(phases.values(), default=0) < 0:
-            raise ModelBug(f"{self.host.name}: {name} has a phase that ends before it starts")
-        return VmResult(name, times.outcome, times.reason, sum(phases.values()), phases)
-
-    def result(self, outcome: HostOutcome, reason: str, detail: str) -> UpdateResult:
-        """Close the books."""
-        host, start_ns = self.host, self.command.start_ns
-        if host.clock.now_ns < start_ns + MIN_UPDATE_NS:
-            host.clock.advance_to(start_ns + MIN_UPDATE_NS)  # the agent's report takes a moment
-        host.take_phases()
-        vms = tuple(self.vm_result(name) for name in self.vms)
-        self._check_sums()
-        host.emit("update_done", outcome=outcome, reason=reason, release=host.release)
-        for vm in vms:
-            host.emit(
-                "vm_done",
-                name=vm.name,
-                outcome=vm.outcome,
-                downtime=-1 if vm.downtime_ns is None else vm.downtime_ns,
-            )
-        return UpdateResult(
-            host=host.name,
-            seq=self.command.seq,
-            outcome=outcome,
-            reason=reason,
-            detail=detail,
-            release=host.release,
-            start_ns=start_ns,
-            end_ns=host.clock.now_ns,
-            blackout_start_ns=self.blackout_start_ns,
-            blackout_end_ns=self.blackout_end_ns,
-            preserved_from_ns=self.preserved_from_ns,
-            preserved_until_ns=self.preserved_until_ns,
-            preserved_pages=self.preserved_pages,
-            phases_ns=self.phases,
-            outside_ns=self.outside,
-            freeze_attempts=self.attempts,
-            vms=vms,
-            gauges=host.gauges(),
-            digest=host.trace.hexdigest(),
-            events=host.trace.take_events(),
-        )
-
-    def _check_sums(self) -> None:
-        if self.blackout_start_ns is None or self.blackout_end_ns is None:
-            return
-        blackout = self.blackout_end_ns - self.blackout_start_ns
-        if sum(self.phases.values()) != blackout:
-            raise ModelBug(f"{self.host.name}: phases {self.phases} are not {blackout}")
 
 
 def update_host(host: Host, command: UpdateCommand) -> UpdateResult:
@@ -344,9 +33,9 @@ def update_host(host: Host, command: UpdateCommand) -> UpdateResult:
     if host.clock.now_ns < command.start_ns:
         host.clock.advance_to(command.start_ns)
     host.take_phases()
-    update = _Update(host, command, host.release)
+    update = Update(host, command, host.release)
     update.vms = {
-        name: _VmTimes(held=vm.state is VmState.PAUSED)
+        name: VmTimes(held=vm.state is VmState.PAUSED)
         for name, vm in host.vms.items()
         if vm.state is not VmState.STOPPED
     }
@@ -365,7 +54,7 @@ def update_host(host: Host, command: UpdateCommand) -> UpdateResult:
         return update.result(HostOutcome.FAILED, "not-ready", str(error))
 
 
-def _run(update: _Update) -> UpdateResult:
+def _run(update: Update) -> UpdateResult:
     host, command = update.host, update.command
     try:
         update.load()
@@ -407,7 +96,7 @@ def _run(update: _Update) -> UpdateResult:
     return update.result(HostOutcome.UPDATED, "", "")
 
 
-def _freeze_gave_up(update: _Update, error: KernelError) -> UpdateResult:
+def _freeze_gave_up(update: Update, error: KernelError) -> UpdateResult:
     """Retries are used up: stay on the old kernel, or give up the VMs' memory."""
     if update.command.policy.on_freeze_failure == "cold-reboot":
         update.cold_reboot(update.command.release, "freeze-failed")
@@ -419,7 +108,7 @@ def _freeze_gave_up(update: _Update, error: KernelError) -> UpdateResult:
     return update.result(HostOutcome.FAILED, "freeze-failed", detail)
 
 
-def _boot_failed(update: _Update, message: str) -> UpdateResult:
+def _boot_failed(update: Update, message: str) -> UpdateResult:
     """The next kernel did not come up, or died of what it was handed: reset."""
     host, policy = update.host, update.command.policy
     reason = "boot-timeout" if host.hung else "panic"

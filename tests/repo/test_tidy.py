@@ -23,7 +23,6 @@ LINES_MAX = 350
 LONGER = {
     "kernelmodel/kho/kexec_handover.py": 430,
     "node/host.py": 466,
-    "node/live_update.py": 431,
     "tests/kernelmodel/handlers/test_memfd.py": 390,
     "tests/model/test_kernel_machine.py": 421,
 }
