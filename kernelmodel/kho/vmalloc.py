@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from kernelmodel.abi.kexec_handover import (
     KHO_VMALLOC_ALLOC,
     KHO_VMALLOC_PHYS_PER_CHUNK,
@@ -42,10 +44,8 @@ def preserve_vmalloc(kho: Kho, area: VmallocArea) -> KhoVmalloc:
                 take = min(end - pfn, KHO_VMALLOC_PHYS_PER_CHUNK - slot)
                 kho.preserve_folios(pfn, 0, take)
                 done.append((pfn, take))
-                entries = b"".join(
-                    (at << PAGE_SHIFT).to_bytes(8, "little") for at in range(pfn, pfn + take)
-                )
-                kernel.memory.write(chunk + 8 * (1 + slot), entries)
+                entries = np.arange(pfn, pfn + take, dtype="<u8") << np.uint64(PAGE_SHIFT)
+                kernel.memory.write(chunk + 8 * (1 + slot), entries.tobytes())
                 pfn, slot = pfn + take, slot + take
                 if slot == KHO_VMALLOC_PHYS_PER_CHUNK:
                     following = kho.alloc_preserve(PAGE_SIZE)
@@ -105,18 +105,10 @@ def restore_vmalloc(kho: Kho, ser: KhoVmalloc) -> VmallocArea | None:
 
 def _chunk_entries(kho: Kho, chunk: int, order: int) -> Iterator[tuple[int, int]]:
     """Entries up to the first zero, as runs of adjacent blocks (pfn, blocks)."""
-    page = kho.kernel.memory.read(chunk, PAGE_SIZE)
-    run: tuple[int, int] | None = None
-    for at in range(8, PAGE_SIZE, 8):
-        pa = int.from_bytes(page[at : at + 8], "little")
-        if pa == 0:
-            break
-        pfn = pa >> PAGE_SHIFT
-        if run is not None and pfn == run[0] + (run[1] << order):
-            run = (run[0], run[1] + 1)
-            continue
-        if run is not None:
-            yield run
-        run = (pfn, 1)
-    if run is not None:
-        yield run
+    page = np.frombuffer(kho.kernel.memory.read(chunk, PAGE_SIZE), dtype="<u8")[1:]
+    ends = np.flatnonzero(page == 0)
+    pfns = page[: ends[0] if len(ends) else None] >> np.uint64(PAGE_SHIFT)
+    cuts = np.flatnonzero(np.diff(pfns) != np.uint64(1 << order)) + 1
+    for run in np.split(pfns, cuts):
+        if len(run):
+            yield int(run[0]), len(run)
