@@ -14,6 +14,8 @@ from typing import Annotated
 
 import typer
 
+from fleet.cli_inspect import inspect
+
 __all__ = ["app", "main"]
 
 app = typer.Typer(
@@ -299,77 +301,6 @@ def record(
     raise typer.Exit(run_script(script, kernel, boot_timeout, console_log, out, err))
 
 
-@app.command()
-def inspect(
-    image: Annotated[
-        Path,
-        typer.Argument(
-            metavar="IMAGE",
-            help="A .kho file, gzipped or not; raw physical memory; or an ELF core of a machine.",
-            show_default=False,
-        ),
-    ],
-    boot: Annotated[
-        bool, typer.Option("--boot", help="Boot a modelled host from it and retrieve everything.")
-    ] = False,
-    scratch: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="ADDR+SIZE",
-            help="Scratch areas to boot with; if not given, one that is clear of the image.",
-            show_default=False,
-        ),
-    ] = None,
-    memory: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="SIZE|ADDR+SIZE",
-            help="Memory to boot with: of each NUMA node, or its ranges.",
-            show_default=False,
-        ),
-    ] = None,
-    release: Annotated[
-        str, typer.Option(help="Release to boot; if not given, a 7.3.4 that knows the files.")
-    ] = "",
-    fdt: Annotated[
-        str, typer.Option(metavar="ADDR", help="Address of the FDT, if there are several.")
-    ] = "",
-    hashes: Annotated[
-        bool, typer.Option("--hashes/--no-hashes", help="Hash the content of files.")
-    ] = True,
-    pretty: Annotated[
-        bool, typer.Option("--pretty/--json", help="Print it for people, or for programs.")
-    ] = False,
-    save: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Write the pages that belong to the handover as a .kho file, gzipped if the name "
-            "ends in .gz: a few pages of a whole memory.",
-            show_default=False,
-        ),
-    ] = None,
-) -> None:
-    """Say what a handover image holds: from a modelled host or from a real one."""
-    from rich.console import Console
-
-    from fleet.inspect_command import InspectOptions
-    from fleet.inspect_command import inspect as inspect_image
-
-    options = InspectOptions(
-        image=image,
-        boot=boot,
-        scratch=tuple(scratch or ()),
-        memory=tuple(memory or ()),
-        release=release,
-        fdt=fdt,
-        hashes=hashes,
-        pretty=pretty,
-        save=save,
-    )
-    raise typer.Exit(inspect_image(options, Console(), Console(stderr=True, soft_wrap=True)))
-
-
 def _host_file(text: str) -> tuple[str, str]:
     host, _, file = text.partition("=")
     if not host or not file:
@@ -390,6 +321,9 @@ def _check_backend(backend: BackendName, address: str | None) -> None:
         raise typer.BadParameter(
             "Ray is not installed; pip install 'lufleet[ray]', or use --backend local"
         )
+
+
+app.command()(inspect)
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ ALLOWED = {
 ONLY_IN = {
     "ray": {"fleet/launcher.py"},
     "prometheus_client": {"fleet/exporter.py"},
-    "typer": {"fleet/cli.py"},
+    "typer": {"fleet/cli.py", "fleet/cli_inspect.py"},
 }
 
 #: Standard modules that would let a clock or unseeded chance into the model.
