@@ -32,6 +32,9 @@ FALLOCATE_MODES: Final = (0, 0, 0, 1, 1, 3, 3, 3, 2, 8, 16, 17, 64)
 REQUESTS: Final = (
     *range(0xBA00, 0xBA03), 0xBA05, *range(0xBA3E, 0xBA46), 0x4008BA00, 0xC010BA40, 0x1234,
 )  # fmt: skip
+WELL_FORMED: Final = (
+    (0xBA00, 72), (0xBA01, 72), (0xBA40, 16), (0xBA41, 16), (0xBA42, 8), (0xBA43, 72),
+)  # fmt: skip
 RAW_SIZES: Final = (0, 4, 7, 8, 12, 15, 16, 17, 71, 72, 73, 80, 200, 4096)
 RAW_OFFSETS: Final = (4, 5, 7, 8, 12, 15, 16, 20, 71, 72, 76, 79, 100, 200, 4095)
 STATS: Final = 8
@@ -220,7 +223,7 @@ class _Writer:
             self.add("fill", file, 0, length, self.random.randrange(SEEDS))
 
     def op_fill(self) -> None:
-        offset = self.pick(OFFSETS) if self.odds(95) else self.pick((1 << 63, 1 << 40, 2097152))
+        offset = self.pick(OFFSETS) if self.odds(95) else self.pick((1 << 63, 2097152))
         length = self.pick(LENGTHS)
         self.add("fill", self.file(), offset, length, self.random.randrange(SEEDS))
 
@@ -246,7 +249,7 @@ class _Writer:
         self.add("stat", self.file() if self.odds(97) else self.pick(("d", self.session())))
 
     def op_truncate(self) -> None:
-        size = self.pick((*SIZES, *ODD_SIZES)) if self.odds(97) else self.pick((1 << 63, 1 << 62))
+        size = self.pick((*SIZES, *ODD_SIZES)) if self.odds(98) else 1 << 63
         self.add("truncate", self.file(), size)
 
     def op_fallocate(self) -> None:
@@ -301,4 +304,8 @@ class _Writer:
         pokes: list[int] = []
         for _ in range(self.pick((0, 0, 0, 1, 1, 2))):
             pokes += [self.pick(RAW_OFFSETS), self.random.randrange(256)]
-        self.add("raw", on, hex(self.pick(REQUESTS)), self.pick(RAW_SIZES), *pokes)
+        request, size = self.pick(REQUESTS), self.pick(RAW_SIZES)
+        if self.odds(50):
+            request, size = self.pick(WELL_FORMED)
+            size += self.pick((0, 0, 0, 4, 8))
+        self.add("raw", on, hex(request), size, *pokes)
