@@ -23,11 +23,14 @@ from kernelmodel.syscalls import DEV_LIVEUPDATE, Task
 
 IMAGES = Path(__file__).parents[1] / "conformance" / "images"
 REAL = IMAGES / "img1.kho.gz"
+#: Also of a real 7.3.4: chains of two blocks, 55 sessions and 70 files in one; seals, holes,
+#: positions behind the end.
+CHAINS = IMAGES / "chains.kho.gz"
 CONFIG = KernelConfig(kernel_bytes=32 * MIB, initrd_bytes=8 * MIB)
 
 
-def real_description() -> dict[str, Any]:
-    description: dict[str, Any] = json.loads((IMAGES / "img1.json").read_text())
+def real_description(name: str = "img1") -> dict[str, Any]:
+    description: dict[str, Any] = json.loads((IMAGES / f"{name}.json").read_text())
     return description
 
 

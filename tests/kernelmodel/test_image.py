@@ -16,6 +16,7 @@ from kernelmodel.image.write import ImageTooBig, handover_of, write_image
 from kernelmodel.inspect.handover import inspect_image
 from kernelmodel.memory import GIB, KIB, MIB, PAGE_SHIFT, PAGE_SIZE, MemoryRange
 from tests.kernelmodel.handovers import (
+    CHAINS,
     REAL,
     image_of,
     modelled_host,
@@ -185,19 +186,20 @@ def dumped(tmp_path: Path) -> Image:
     return load_image(tmp_path / "ram")
 
 
-@pytest.mark.parametrize("source", ["real", "modelled", "raw"])
+@pytest.mark.parametrize("source", ["real", "chains", "modelled", "raw"])
 def test_a_modelled_host_boots_from_an_image_and_retrieves_everything(
     tmp_path: Path, source: str
 ) -> None:
     image = {
         "real": lambda: load_image(REAL),
+        "chains": lambda: load_image(CHAINS),
         "modelled": lambda: modelled_host().image(),
         "raw": lambda: dumped(tmp_path),
     }[source]()
     said = inspect_image(image)
     booted = boot_image(image, plan_boot(image, said))
     assert booted["outcome"] == "up"
-    assert booted["release"] == ("7.3.4" if source == "real" else "7.3.4+hugetlb")
+    assert booted["release"] == ("7.3.4" if source in ("real", "chains") else "7.3.4+hugetlb")
     assert booted["liveupdate_num"] == said["liveupdate_num"]
     assert files_of(booted) == files_of(said)
     assert booted["messages"] == []

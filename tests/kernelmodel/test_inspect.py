@@ -6,6 +6,7 @@ import json
 import random
 import struct
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from kernelmodel.inspect.handover import inspect_image
 from kernelmodel.memory import MIB, PAGE_SHIFT, PAGE_SIZE, GuestContent
 from tests.conformance.kho_reader import handover
 from tests.kernelmodel.handovers import (
+    CHAINS,
     REAL,
     image_of,
     modelled_host,
@@ -58,10 +60,12 @@ def test_the_hash_is_that_of_a_plain_loop(size: int) -> None:
     assert fnv1a_zeroes(7, size) == fnv1a(7, bytes(size))
 
 
-def test_a_real_kernels_image_is_read_in_every_field_and_without_a_fault() -> None:
-    said = inspect_image(load_image(REAL))
-    assert said == real_description()
-    assert list(said) == list(real_description())
+@pytest.mark.parametrize("path", [REAL, CHAINS], ids=["img1", "chains"])
+def test_a_real_kernels_image_is_read_in_every_field_and_without_a_fault(path: Path) -> None:
+    description = real_description(path.name.partition(".")[0])
+    said = inspect_image(load_image(path))
+    assert said == description
+    assert list(said) == list(description)
 
 
 def test_a_modelled_hosts_image_is_read_without_a_fault() -> None:

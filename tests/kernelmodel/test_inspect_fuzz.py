@@ -6,15 +6,18 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import random
 import struct
 import time
+from pathlib import Path
 
+from kernelmodel.image.load import NotAnImage, load_image
 from kernelmodel.inspect.handover import inspect_image
 from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE
-from tests.kernelmodel.handovers import image_of, modelled_host, pages_of, poke, real_pages
+from tests.kernelmodel.handovers import REAL, image_of, modelled_host, pages_of, poke, real_pages
 
 
 def damaged(rng: random.Random, pages: dict[int, bytes], fdt_pa: int) -> int:
@@ -68,3 +71,25 @@ def test_no_damage_makes_it_raise_or_run_on() -> None:
         json.dumps(said)
         told += "faults" in said
     assert told
+
+
+def test_no_damage_to_the_file_makes_loading_raise_anything_else(tmp_path: Path) -> None:
+    whole = gzip.decompress(REAL.read_bytes())
+    for seed in range(150):
+        rng = random.Random(seed)
+        data = bytearray(rng.choice((whole, gzip.compress(whole[:30_000], 1))))
+        for _ in range(rng.randint(1, 4)):
+            kind, at = rng.randrange(3), rng.randrange(min(len(data), 200))
+            if kind == 0:
+                data[at] ^= 1 << rng.randrange(8)
+            elif kind == 1:
+                data[at : at + 8] = rng.randbytes(8)
+            else:
+                del data[rng.randrange(200, len(data)) :]
+        path = tmp_path / "image"
+        path.write_bytes(data)
+        try:
+            image = load_image(path)
+        except NotAnImage:
+            continue
+        json.dumps(inspect_image(image))
