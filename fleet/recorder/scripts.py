@@ -307,5 +307,8 @@ class _Writer:
         request, size = self.pick(REQUESTS), self.pick(RAW_SIZES)
         if self.odds(50):
             request, size = self.pick(WELL_FORMED)
-            size += self.pick((0, 0, 0, 4, 8))
+            more = self.pick((0, 0, 0, 4, 8))
+            if more and self.odds(30):
+                pokes += [size + more - 1, 1]
+            size += more
         self.add("raw", on, hex(request), size, *pokes)
