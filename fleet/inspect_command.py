@@ -7,6 +7,7 @@ What is wrong inside an image is its content: it is printed under `faults`, and 
 from __future__ import annotations
 
 import json
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -49,21 +50,20 @@ class InspectOptions(Struct, frozen=True):
 
 def inspect(options: InspectOptions, console: Console, errors: Console) -> ExitCode:
     """Read an image, boot from it if asked to, print what came of it."""
-    unfit: list[str] = []
-    fdt_pa = _read(unfit, _address, options.fdt) if options.fdt else None
-    scratch = tuple(
-        area for text in options.scratch if (area := _read(unfit, _scratch, text)) is not None
-    )
-    memory_map = _read(unfit, _memory_map, options.memory) or ()
-    if unfit:
-        errors.print(Text("\n".join(unfit)))
+    given = _given(options)
+    if given.unfit:
+        errors.print(Text("\n".join(given.unfit)))
         return ExitCode.BAD_INPUT
     try:
-        image = load_image(options.image, fdt_pa)
+        image = load_image(options.image, given.fdt_pa)
         said = inspect_image(image, hashes=options.hashes)
         if options.boot:
             plan = plan_boot(
-                image, said, release=options.release, memory_map=memory_map, scratch=scratch
+                image,
+                said,
+                release=options.release,
+                memory_map=given.memory_map,
+                scratch=given.scratch,
             )
     except (NotAnImage, CannotBoot) as error:
         errors.print(Text("\n".join(f"{options.image}: {line}" for line in str(error).split("\n"))))
@@ -83,6 +83,7 @@ def inspect(options: InspectOptions, console: Console, errors: Console) -> ExitC
         try:
             said["boot"] = boot_image(image, plan)
         except Exception as bug:  # noqa: BLE001 - the outermost frame
+            errors.print(Text("".join(traceback.format_exception(bug))))
             errors.print(Text(f"the simulator itself has failed: {type(bug).__name__}: {bug}"))
             return ExitCode.SIMULATOR_FAILED
         said["boot"]["agrees"] = _agree(said, said["boot"])
@@ -105,6 +106,26 @@ def _tell_others(image: Image, errors: Console) -> None:
 
 
 # Options.
+
+
+class _Given(Struct, frozen=True):
+    """What the options say, and what is wrong with them."""
+
+    fdt_pa: int | None
+    scratch: tuple[KhoScratch, ...]
+    memory_map: tuple[MemoryRange, ...]
+    unfit: list[str]
+
+
+def _given(options: InspectOptions) -> _Given:
+    unfit: list[str] = []
+    fdt_pa = _read(unfit, _address, options.fdt) if options.fdt else None
+    areas = [_read(unfit, _scratch, text) for text in options.scratch]
+    memory_map = _read(unfit, _memory_map, options.memory) or ()
+    if not options.boot and (options.scratch or options.memory or options.release):
+        unfit.append("--scratch, --memory and --release say how to boot; add --boot")
+    scratch = tuple(area for area in areas if area is not None)
+    return _Given(fdt_pa, scratch, memory_map, unfit)
 
 
 _I = TypeVar("_I")

@@ -136,6 +136,9 @@ def test_options_that_make_no_sense_are_told_all_at_once() -> None:
         ),
     ]
     assert lufleet(REAL, "--boot", "--memory", "4k").exit_code == 2
+    without = lufleet(REAL, "--memory", "4GiB")
+    assert (without.exit_code, without.stdout) == (2, "")
+    assert "--memory and --release say how to boot; add --boot" in without.stderr
     assert lufleet(REAL, "--boot", "--memory", "0+1G", "--memory", "1M+1G").exit_code == 2
 
 
@@ -154,6 +157,7 @@ def test_a_bug_of_the_model_is_not_the_images_fault(monkeypatch: pytest.MonkeyPa
     result = lufleet(REAL, "--boot")
     assert result.exit_code == 4
     assert "the simulator itself has failed: ModelBug: an invariant" in result.stderr
+    assert "Traceback" in result.stderr
 
 
 def test_of_a_whole_memory_the_handover_can_be_saved(tmp_path: Path) -> None:
