@@ -1,9 +1,10 @@
 """What a real kernel answers: a script, played under QEMU by a program of our own.
 
-The machine is emulated (no KVM), has two CPUs and one NUMA node. Its first process is `player`, a
-small C program that is compiled here; the trace comes out of the second serial port, the kernel's
-own messages out of the first. Initrds are nested: the one of boot k holds kernel and initrd of
-boot k + 1, which is loaded before the boot's first operation, as on the modelled host.
+The machine is emulated (no KVM) and has one CPU, which is quickest, and one NUMA node. Its first
+process is `player`, a small C program that is compiled here; the trace comes out of the second
+serial port, the kernel's own messages out of the first. Initrds are nested: the one of boot k
+holds kernel and initrd of boot k + 1, which is loaded before the boot's first operation, as on the
+modelled host.
 
 Happy path: `with Recorder(kernel) as recorder: recorder.record(text).trace`.
 
@@ -38,7 +39,7 @@ _PLAYER: Final = Path(__file__).with_name("player")
 _DIRECTORIES: Final = ("dev", "proc", "sys", "tmp")
 #: A panic resets the machine, and a reset ends the emulator.
 _CONSOLE: Final = "console=ttyS0 loglevel=5 panic=-1"
-_CPUS: Final = 2
+_CPUS: Final = 1
 _PANIC: Final = "Kernel panic"
 _CONSOLE_LINES_SHOWN: Final = 25
 
