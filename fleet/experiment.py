@@ -29,10 +29,11 @@ from msgspec.structs import replace
 from fleet.api import FleetSnapshot, RolloutState, RunRecord
 from fleet.coordinator import Coordinator
 from fleet.inbox import Inbox, RolloutRefused
-from fleet.journal import Header, Journal
+from fleet.journal import Journal, journal_header
 from fleet.launcher import Backend, ShardHandle, partition
 from fleet.pace import FreeRunning, Pace
 from fleet.plan import make_plan
+from fleet.promises import check_answer
 from fleet.record import RunCosts, make_record
 from fleet.run_log import RunLog
 from fleet.scenario import Scenario
@@ -59,16 +60,6 @@ _SNAPSHOT_SECONDS = 0.1
 _SNAPSHOT_RATIO = 20
 
 _Event = tuple[int, int, str, Observation]  # time, kind (a host's end before a tick), host, itself
-
-
-def journal_header(scenario: Scenario, *, records_events: bool) -> Header:
-    """What a journal of this scenario is recognised by."""
-    return Header(
-        scenario=scenario.name,
-        scenario_digest=scenario.digest,
-        cost_digest=CostModel.load(scenario.cost_profile).digest(),
-        records_events=records_events,
-    )
 
 
 class Experiment:
@@ -112,6 +103,7 @@ class Experiment:
         self._books = Books(scenario)
         self._shard_of: dict[str, ShardHandle] = {}
         self._unsent: list[UpdateCommand] = []
+        self._computing: list[UpdateCommand] = []  # sent, and not all of them answered
         self._events: list[_Event] = []
         self._steps = 0
         self._inbox = Inbox()
@@ -256,14 +248,18 @@ class Experiment:
     async def _send(self) -> None:
         """Have everything computed that was started and not sent; one message a shard."""
         batch, self._unsent = self._unsent, []
+        self._computing = batch
         fresh = []
         for command in batch:
             if old := self._old_results.pop((command.host, command.seq), None):
                 self._take(command, old)
             else:
                 fresh.append(command)
-        if not fresh:
-            return
+        if fresh:
+            await self._compute(fresh)
+        self._computing = []
+
+    async def _compute(self, fresh: Sequence[UpdateCommand]) -> None:
         self._journal.sent(fresh)
         messages: dict[int, list[UpdateCommand]] = {}
         shards = {id(shard): shard for shard in self.shards}
@@ -286,14 +282,8 @@ class Experiment:
                 self._take(command, result)
 
     def _take(self, command: UpdateCommand, result: UpdateResult) -> None:
-        """Hold a shard to its promises and put the end of the update on the agenda."""
-        if (result.host, result.seq) != (command.host, command.seq):
-            raise ModelBug(f"asked for {command}, got {result.host} seq {result.seq}")
-        # Later than asked if somebody kept the host busy through HostService.
-        if result.start_ns < command.start_ns:
-            raise ModelBug(f"{result.host}: started before {command.start_ns} ns")
-        if result.end_ns < result.start_ns + MIN_UPDATE_NS:
-            raise ModelBug(f"{result.host}: updated in {result.end_ns - result.start_ns} ns")
+        """Put the end of an update on the agenda."""
+        check_answer(command, result)
         heapq.heappush(self._events, (result.end_ns, 0, result.host, HostDone(result)))
         self._books.answered(result)
         self._refresh(at_once=False)
@@ -306,11 +296,16 @@ class Experiment:
         self.results.append(replace(result, events=b""))
 
     def _now_ns(self) -> int:
-        """The present virtual instant: never beyond an event that is still to come."""
+        """The present virtual instant: never beyond an event that is still to come.
+
+        That goes for events of which nobody knows yet when they will be, too.
+        """
         if self.coordinator.is_finished or not self._is_running:
             return self.coordinator.now_ns
         now_ns = self._pace.now_ns(self.coordinator.now_ns)
-        return min(now_ns, self._events[0][0]) if self._events else now_ns
+        to_come = [event[0] for event in self._events[:1]]
+        to_come += [c.start_ns + MIN_UPDATE_NS for c in (*self._computing[:1], *self._unsent[:1])]
+        return min([now_ns, *to_come])
 
     def _refresh(self, *, at_once: bool = True) -> None:
         """Replace the snapshot and tell whoever waits for that."""

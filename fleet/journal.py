@@ -22,10 +22,12 @@ from typing import BinaryIO, Final, Self
 import msgspec
 from msgspec import Struct
 
+from fleet.scenario import Scenario
 from fleet.steps import Request
+from kernelmodel.sim.cost import CostModel
 from node.api import HostCall, UpdateCommand, UpdateResult
 
-__all__ = ["Header", "Journal", "JournalError"]
+__all__ = ["Header", "Journal", "JournalError", "journal_header"]
 
 _FORMAT: Final = 1
 
@@ -56,6 +58,16 @@ class Header(Struct, frozen=True):
     cost_digest: str
     records_events: bool  # results carry their events
     format: int = _FORMAT
+
+
+def journal_header(scenario: Scenario, *, records_events: bool) -> Header:
+    """What a journal of this scenario is recognised by."""
+    return Header(
+        scenario=scenario.name,
+        scenario_digest=scenario.digest,
+        cost_digest=CostModel.load(scenario.cost_profile).digest(),
+        records_events=records_events,
+    )
 
 
 class Journal:

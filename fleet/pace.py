@@ -86,15 +86,16 @@ class FreeRunning:
 
 
 class Paced:
-    """`speed` virtual seconds a wall second, from the moment of construction."""
+    """`speed` virtual seconds a wall second; `from_ns` is the moment of construction."""
 
-    def __init__(self, speed: float, wall: Wall | None = None) -> None:
+    def __init__(self, speed: float, wall: Wall | None = None, *, from_ns: int = 0) -> None:
         if not speed > 0:
             raise ValueError(f"speed is {speed}, it must be more than 0")
         self._speed = speed
         self._wall = wall or SystemWall()
         self._anchor_wall = self._wall.now()
-        self._anchor_ns = 0
+        self._anchor_ns = from_ns
+        self._is_held = False
 
     def now_ns(self, at_least: int) -> int:
         """Virtual time now, given that it is `at_least` that already."""
@@ -116,12 +117,15 @@ class Paced:
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """No virtual time passes inside."""
-        now_ns = self._now_ns()
+        self._anchor_ns = self._now_ns()
+        self._is_held = True
         try:
             yield
         finally:
-            self._anchor_wall, self._anchor_ns = self._wall.now(), now_ns
+            self._anchor_wall, self._is_held = self._wall.now(), False
 
     def _now_ns(self) -> int:
+        if self._is_held:
+            return self._anchor_ns
         passed = self._wall.now() - self._anchor_wall
         return self._anchor_ns + int(passed * self._speed * 1e9)

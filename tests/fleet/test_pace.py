@@ -33,6 +33,15 @@ def test_paced_time_passes_at_its_speed() -> None:
     assert pace.now_ns(200 * SECOND) == 200 * SECOND
 
 
+def test_paced_time_may_begin_where_an_earlier_run_ended() -> None:
+    wall = HandWall()
+    pace = Paced(60, wall, from_ns=300 * SECOND)
+    assert pace.now_ns(0) == 300 * SECOND
+    assert asyncio.run(pace.glance(300 * SECOND, asyncio.Event()))
+    wall.seconds += 1
+    assert pace.now_ns(0) == 360 * SECOND
+
+
 def test_an_event_is_due_when_its_time_has_come() -> None:
     wall = HandWall()
     pace = Paced(60, wall)
@@ -64,6 +73,7 @@ def test_no_time_passes_while_it_is_held() -> None:
     wall.seconds += 1
     with pace.held():
         wall.seconds += 100
+        assert pace.now_ns(0) == 60 * SECOND
     assert pace.now_ns(0) == 60 * SECOND
     wall.seconds += 1
     assert pace.now_ns(0) == 120 * SECOND
