@@ -235,6 +235,9 @@ def conform(
     ] = None,
     random: Annotated[int, typer.Option(metavar="N", min=0, help="Random scripts besides.")] = 0,
     seed: Annotated[int, typer.Option(help="Of the random scripts.")] = 1,
+    huge: Annotated[
+        bool, typer.Option("--huge", help="Random scripts are about huge pages.")
+    ] = False,
     keep: Annotated[
         Path | None,
         typer.Option(
@@ -266,6 +269,7 @@ def conform(
         scripts=tuple(scripts or ()),
         random=random,
         seed=seed,
+        huge=huge,
         against=against,
         keep=keep,
         shrink=shrink,

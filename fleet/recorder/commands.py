@@ -20,6 +20,7 @@ from fleet.bad_input import BadInput
 from fleet.conform import read_script
 from fleet.console import mistakes
 from fleet.recorder.compare import Comparison, modelled, shrink
+from fleet.recorder.huge_scripts import random_huge_script
 from fleet.recorder.record import Recorder, RecorderError
 from fleet.recorder.scripts import random_script
 
@@ -39,6 +40,8 @@ class ConformOptions:
     #: How many random scripts besides, and from which seed.
     random: int
     seed: int
+    #: Random scripts are about huge pages.
+    huge: bool
     #: The kernel image to compare with; None: the model alone.
     against: Path | None
     #: Where scripts go that differ (without a kernel: all) and their traces; None: nowhere.
@@ -98,7 +101,10 @@ def _texts(options: ConformOptions) -> Iterator[tuple[str, str]]:
     for path in options.scripts:
         yield path.stem, path.read_text(encoding="utf-8")
     for index in range(options.random):
-        yield f"{options.seed}-{index}", random_script(options.seed, index)
+        if options.huge:
+            yield f"h{options.seed}-{index}", random_huge_script(options.seed, index)
+        else:
+            yield f"{options.seed}-{index}", random_script(options.seed, index)
 
 
 def _model_alone(options: ConformOptions, out: Console) -> int:

@@ -9,9 +9,11 @@ from typer.testing import CliRunner
 
 from fleet.cli import app
 from fleet.recorder.compare import Comparison, modelled, shrink
+from fleet.recorder.huge_scripts import random_huge_script
 from fleet.recorder.scripts import THEMES, random_script
 from kernelmodel.conform import Script
 from kernelmodel.errors import ModelBug
+from kernelmodel.script import _ONLY_HUGE
 
 SEED = 5
 NUMBER = 40
@@ -95,3 +97,15 @@ def test_random_scripts_can_be_kept_without_a_kernel(tmp_path: Path) -> None:
         "7-1.trace",
     ]
     assert (tmp_path / "kept" / "7-1.scn").read_text() == random_script(7, 1)
+
+
+def test_random_scripts_about_huge_pages_run_out_of_them_at_times() -> None:
+    answers = {
+        tuple(line.split()[2:4])
+        for index in range(NUMBER)
+        for line in modelled(random_huge_script(SEED, index))
+    }
+    assert {(op, "ok") for op in _ONLY_HUGE} <= answers
+    assert {("map", "ENOMEM"), ("pmap", "ENOMEM"), ("fallocate", "ENOSPC")} <= answers
+    assert random_huge_script(1, 2) == random_huge_script(1, 2) != random_huge_script(1, 3)
+    assert CliRunner().invoke(app, ["conform", "--random", "2", "--huge"]).exit_code == 0
