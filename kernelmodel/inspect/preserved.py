@@ -29,8 +29,8 @@ _BITMAP_LOG2: Final = 15
 _TOP_PFN: Final = 1 << PA_BITS - PAGE_SHIFT
 #: A tree with so many runs of keys was not written by a kernel, or is not for us.
 _RUNS_MAX: Final = 1 << 20
-#: Nor one with so many pages that cannot be read.
-_LOST_MAX: Final = 1 << 12
+#: Nor one with so many pages that cannot be read, or keys that cannot be.
+_BAD_MAX: Final = 1 << 12
 #: Runs of missing frames that a fault names.
 _NAMED: Final = 3
 
@@ -110,65 +110,72 @@ class Preserved:
 
 def read_tree(reader: Reader, root_pa: int) -> Preserved:
     """Walk the tree from its root page."""
-    runs: list[tuple[int, int, int]] = []
-    nodes: list[int] = []
-    lost = 0
-    stack = [(KHO_TREE_MAX_DEPTH - 1, root_pa, 0)]
-    while stack:
-        level, pa, prefix = stack.pop()
-        page = reader.claim(pa, f"a page of the radix tree (level {level})")
-        if page is None:
-            lost += 1
-            if lost == _LOST_MAX:
-                reader.faults.add(f"{lost} pages of the radix tree cannot be read: read no further")
-                break
-            continue
-        nodes.append(pa >> PAGE_SHIFT)
-        if level == 0:
-            _read_bitmap(reader, pa, page, prefix, runs)
-            if len(runs) > _RUNS_MAX:
-                reader.faults.add(f"more than {_RUNS_MAX} runs of preserved pages: read no further")
-                break
-            continue
-        table = np.frombuffer(page, dtype="<u8")
-        shift = _BITMAP_LOG2 + KHO_TABLE_SIZE_LOG2 * (level - 1)
-        stack.extend(
-            (level - 1, int(table[index]), prefix | index << shift)
-            for index in reversed(np.flatnonzero(table).tolist())
-        )
-    preserved = Preserved(runs, reader)
-    for pfn in nodes:
+    walk = _Walk(reader)
+    walk.run(root_pa)
+    preserved = Preserved(walk.runs, reader)
+    for pfn in walk.nodes:
         if preserved.holds(pfn):
             reader.faults.add(f"{pfn << PAGE_SHIFT:#x} is a page of the radix tree and preserved")
     preserved.missing(reader)
     return preserved
 
 
-def _read_bitmap(
-    reader: Reader, pa: int, page: bytes, prefix: int, runs: list[tuple[int, int, int]]
-) -> None:
-    bits = np.unpackbits(np.frombuffer(page, dtype=np.uint8), bitorder="little")
-    edges = np.flatnonzero(np.diff(bits, prepend=np.uint8(0), append=np.uint8(0)))
-    for first, last in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
-        key, end = prefix | first, (prefix | last - 1) + 1
-        while key < end:
-            # keys with one order bit more start where this order's keys end
-            stop = min(end, 1 << key.bit_length()) if key else 1
-            _add_keys(reader, pa, key, stop, runs)
-            key = stop
+class _Walk:
+    """One walk: keys found so far as `runs`, pages that were read, how often something was bad."""
 
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+        self.runs: list[tuple[int, int, int]] = []
+        self.nodes: list[int] = []
+        self._bad = 0
 
-def _add_keys(
-    reader: Reader, pa: int, key: int, stop: int, runs: list[tuple[int, int, int]]
-) -> None:
-    order = KHO_ORDER_0_LOG2 - (key.bit_length() - 1)
-    where = f"key {key:#x} in the bitmap at {pa:#x}"
-    if key == 0 or order < 0:
-        reader.faults.add(f"{where} has no order")
-        return
-    top = 1 << key.bit_length() - 1
-    pfn, end = key - top << order, stop - top << order
-    if end > _TOP_PFN:
-        reader.faults.add(f"{where} stands for {pfn << PAGE_SHIFT:#x}, beyond any memory")
-        return
-    runs.append((pfn, end, order))
+    def run(self, root_pa: int) -> None:
+        """Read pages until there are no more, or too much is wrong."""
+        stack = [(KHO_TREE_MAX_DEPTH - 1, root_pa, 0)]
+        while stack:
+            if self._bad >= _BAD_MAX or len(self.runs) > _RUNS_MAX:
+                why = "too much of it is wrong" if self._bad >= _BAD_MAX else "it has too many keys"
+                self.reader.faults.add(f"the radix tree at {root_pa:#x} is not read on: {why}")
+                return
+            level, pa, prefix = stack.pop()
+            page = self.reader.claim(pa, f"a page of the radix tree (level {level})")
+            if page is None:
+                self._bad += 1
+                continue
+            self.nodes.append(pa >> PAGE_SHIFT)
+            if level == 0:
+                self._read_bitmap(pa, page, prefix)
+                continue
+            table = np.frombuffer(page, dtype="<u8")
+            shift = _BITMAP_LOG2 + KHO_TABLE_SIZE_LOG2 * (level - 1)
+            stack.extend(
+                (level - 1, int(table[index]), prefix | index << shift)
+                for index in reversed(np.flatnonzero(table).tolist())
+            )
+
+    def _read_bitmap(self, pa: int, page: bytes, prefix: int) -> None:
+        bits = np.unpackbits(np.frombuffer(page, dtype=np.uint8), bitorder="little")
+        edges = np.flatnonzero(np.diff(bits, prepend=np.uint8(0), append=np.uint8(0)))
+        for first, last in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+            key, end = prefix | first, (prefix | last - 1) + 1
+            while key < end:
+                # keys with one order bit more start where this order's keys end
+                stop = min(end, 1 << key.bit_length()) if key else 1
+                if wrong := self._add_keys(key, stop):
+                    self.reader.faults.add(f"key {key:#x} in the bitmap at {pa:#x} {wrong}")
+                    self._bad += 1
+                    if self._bad >= _BAD_MAX:
+                        return
+                key = stop
+
+    def _add_keys(self, key: int, stop: int) -> str:
+        """Note keys of one order; what is wrong with them, "" if nothing is."""
+        order = KHO_ORDER_0_LOG2 - (key.bit_length() - 1)
+        if key == 0 or order < 0:
+            return "has no order"
+        top = 1 << key.bit_length() - 1
+        pfn, end = key - top << order, stop - top << order
+        if end > _TOP_PFN:
+            return f"stands for {pfn << PAGE_SHIFT:#x}, beyond any memory"
+        self.runs.append((pfn, end, order))
+        return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,18 @@ def poke(pages: dict[int, bytes], pa: int, data: bytes) -> None:
     page = bytearray(pages[pa >> PAGE_SHIFT])
     page[pa % PAGE_SIZE : pa % PAGE_SIZE + len(data)] = data
     pages[pa >> PAGE_SHIFT] = bytes(page)
+
+
+def tree_root(pages: dict[int, bytes], fdt_pa: int) -> int:
+    """The page that the FDT names beside the blobs."""
+    fdt = pages[fdt_pa >> PAGE_SHIFT]
+    blobs = (b"luo-v5", b"\1\0\0\0007.3")
+    (root,) = [
+        pfn << PAGE_SHIFT
+        for pfn, page in pages.items()
+        if struct.pack("<Q", pfn << PAGE_SHIFT) in fdt and not page.startswith(blobs)
+    ]
+    return root
 
 
 @dataclass

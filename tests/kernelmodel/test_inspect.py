@@ -24,6 +24,7 @@ from tests.kernelmodel.handovers import (
     poke,
     real_description,
     real_pages,
+    tree_root,
 )
 
 Change = Callable[[dict[int, bytes], int], None]
@@ -219,18 +220,6 @@ def folio_elsewhere(pages: dict[int, bytes], fdt_pa: int) -> None:
 
 def drop_content(pages: dict[int, bytes], fdt_pa: int) -> None:
     del pages[u64(pages, table_at(pages, fdt_pa)) & (1 << 52) - 1]
-
-
-def tree_root(pages: dict[int, bytes], fdt_pa: int) -> int:
-    """The page that the FDT names beside the blobs."""
-    fdt = pages[fdt_pa >> PAGE_SHIFT]
-    blobs = (b"luo-v5", b"\1\0\0\0007.3")
-    (root,) = [
-        pfn << PAGE_SHIFT
-        for pfn, page in pages.items()
-        if struct.pack("<Q", pfn << PAGE_SHIFT) in fdt and not page.startswith(blobs)
-    ]
-    return root
 
 
 def looping_tree(pages: dict[int, bytes], fdt_pa: int) -> None:

@@ -14,10 +14,21 @@ import struct
 import time
 from pathlib import Path
 
+import pytest
+
 from kernelmodel.image.load import NotAnImage, load_image
 from kernelmodel.inspect.handover import inspect_image
 from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE
-from tests.kernelmodel.handovers import REAL, image_of, modelled_host, pages_of, poke, real_pages
+from tests.kernelmodel.handovers import (
+    CHAINS,
+    REAL,
+    image_of,
+    modelled_host,
+    pages_of,
+    poke,
+    real_pages,
+    tree_root,
+)
 
 
 def damaged(rng: random.Random, pages: dict[int, bytes], fdt_pa: int) -> int:
@@ -56,8 +67,8 @@ def damaged(rng: random.Random, pages: dict[int, bytes], fdt_pa: int) -> int:
 
 
 def test_no_damage_makes_it_raise_or_run_on() -> None:
-    modelled = modelled_host("7.3.4").image()
-    sound = [real_pages(), (pages_of(modelled), modelled.fdt_pa)]
+    images = [load_image(CHAINS), modelled_host("7.3.4").image(), modelled_host().image()]
+    sound = [real_pages(), *((pages_of(image), image.fdt_pa) for image in images)]
     first = int(os.environ.get("INSPECT_FUZZ_SEED", "0"))
     told = 0
     for seed in range(first, first + int(os.environ.get("INSPECT_FUZZ", "400"))):
@@ -66,7 +77,7 @@ def test_no_damage_makes_it_raise_or_run_on() -> None:
         pages = dict(pages)
         fdt_pa = damaged(rng, pages, fdt_pa)
         began = time.process_time()
-        said = inspect_image(image_of(pages, fdt_pa))
+        said = inspect_image(image_of(pages, fdt_pa), hashes=seed % 8 == 0)
         assert time.process_time() - began < 5, seed
         json.dumps(said)
         told += "faults" in said
@@ -93,3 +104,24 @@ def test_no_damage_to_the_file_makes_loading_raise_anything_else(tmp_path: Path)
         except NotAnImage:
             continue
         json.dumps(inspect_image(image))
+
+
+@pytest.mark.parametrize("filled", ["pointers", "ones", "noise"])
+def test_a_tree_that_is_nothing_but_rubbish_is_given_up_soon(filled: str) -> None:
+    pages, fdt_pa = real_pages()
+    root = tree_root(pages, fdt_pa)
+    rng = random.Random(1)
+    first, nr_pages = 0x10000, 4096
+    for pfn in range(first, first + nr_pages):
+        if filled == "pointers":
+            targets = (rng.randrange(first, first + nr_pages) << PAGE_SHIFT for _ in range(512))
+            pages[pfn] = struct.pack("<512Q", *targets)
+        else:
+            pages[pfn] = b"\xff" * PAGE_SIZE if filled == "ones" else rng.randbytes(PAGE_SIZE)
+    pages[root >> PAGE_SHIFT] = struct.pack(
+        "<512Q", *(first + at << PAGE_SHIFT for at in range(512))
+    )
+    began = time.process_time()
+    said = inspect_image(image_of(pages, fdt_pa))
+    assert time.process_time() - began < 5
+    assert "is not read on" in "".join(said["faults"]) or len(said["faults"]) == 101
