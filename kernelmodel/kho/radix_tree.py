@@ -33,7 +33,7 @@ _BITMAP_BITS = 1 << _BITMAP_LOG2
 _TABLE_MASK = (1 << KHO_TABLE_SIZE_LOG2) - 1
 _FULL_PAGE = b"\xff" * PAGE_SIZE
 #: More node pages than this is no tree that a kernel wrote: walking on would take for ever.
-_MAX_NODES = 1 << 20
+_MAX_NODES = 1 << 17
 #: Above so many runs in one bitmap, unpacking all its bits at once is faster.
 _FEW_RUNS = 48
 

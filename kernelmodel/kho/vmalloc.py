@@ -82,25 +82,26 @@ def restore_vmalloc(kho: Kho, ser: KhoVmalloc) -> VmallocArea | None:
     extents: list[tuple[int, int]] = []
     total = 0
     chunk = ser.first
+    order = ser.order & 31  # an int is shifted, and x86 looks at five bits of the distance
     while chunk:
         if kho.tag_order(chunk >> PAGE_SHIFT) is None:
             kernel.warn_on(f"vmalloc chunk {chunk:#x} is not preserved")
             return None
-        for pfn, blocks in _chunk_entries(kho, chunk, ser.order):
-            total += blocks << ser.order
+        for pfn, blocks in _chunk_entries(kho, chunk, order):
+            total += blocks << order
             if total > ser.total_pages:
                 return None
-            if kho.restore_folios(pfn, ser.order, blocks) != blocks:
+            if kho.restore_folios(pfn, order, blocks) != blocks:
                 kernel.warn_on(f"vmalloc page {pfn:#x} is not preserved")
                 return None
-            extents.append((pfn, blocks << ser.order))
+            extents.append((pfn, blocks << order))
         following = kernel.memory.u64(chunk)
         kho.restore_free(chunk)
         chunk = following
     kernel.charge("kho_restore_vmalloc", total)
     if total != ser.total_pages or total == 0:  # an area of no pages cannot be mapped
         return None
-    return VmallocArea(tuple(extents), ser.order)
+    return VmallocArea(tuple(extents), order)
 
 
 def _chunk_entries(kho: Kho, chunk: int, order: int) -> Iterator[tuple[int, int]]:

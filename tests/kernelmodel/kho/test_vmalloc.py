@@ -134,3 +134,9 @@ def test_a_chain_that_is_not_what_it_says_restores_nothing(broken: str) -> None:
 def test_unknown_flags_are_passed_over() -> None:
     kernel, ser = preserved(3)
     assert restore_vmalloc(reboot(kernel).kho, replace(ser, flags=0xFFFF)) is not None
+
+
+@pytest.mark.parametrize("order", [1, 5, 10, 31, 63, 65535])
+def test_an_absurd_order_restores_nothing(order: int) -> None:
+    kernel, ser = preserved(3)
+    assert restore_vmalloc(reboot(kernel).kho, replace(ser, order=order)) is None
