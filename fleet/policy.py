@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fleet.units import counted
 from node.api import HostOutcome, VmOutcome
 
 if TYPE_CHECKING:
@@ -56,9 +57,9 @@ def host_is_up(result: UpdateResult) -> bool:
 def judge(tally: Tally, gate: GateSpec) -> str:
     """Why the rollout must halt, "" as long as it need not."""
     if tally.lost_vms > gate.max_lost_vms:
-        return f"{_count(tally.lost_vms, 'VM')} lost, the gate allows {gate.max_lost_vms}"
+        return f"{counted(tally.lost_vms, 'VM')} lost, the gate allows {gate.max_lost_vms}"
     if tally.failed_hosts > gate.max_failed_hosts:
-        hosts = _count(tally.failed_hosts, "host")
+        hosts = counted(tally.failed_hosts, "host")
         return f"{hosts} failed or rolled back, the gate allows {gate.max_failed_hosts}"
     limit = gate.max_downtime_ns
     if limit is not None and tally.longest_downtime_ns > limit:
@@ -70,9 +71,7 @@ def judge(tally: Tally, gate: GateSpec) -> str:
 def judge_canary(updated_hosts: int, hosts: int) -> str:
     """Why the canary ends the rollout, "" if at least one of its hosts was updated."""
     if updated_hosts == 0 and hosts > 0:
-        return f"none of the {_count(hosts, 'canary host')} was updated"
+        if hosts == 1:
+            return "the canary host was not updated"
+        return f"none of the {hosts} canary hosts was updated"
     return ""
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -14,6 +14,7 @@ from typing import Final
 
 __all__ = [
     "Unfit",
+    "counted",
     "parse_count",
     "parse_duration_ns",
     "parse_share",
@@ -139,6 +140,11 @@ def parse_share(value: object, of: int, at_least: int, at_most: int) -> int:
             raise Unfit(f"{shown(value)} of {of} is {share}", f"{at_least} or more")
         return share
     return parse_count(value, at_least, at_most)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things: "1 host", "1,234 hosts"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def show_size(size: int) -> str:

@@ -157,7 +157,7 @@ def test_an_abort_before_the_start_is_over_at_once() -> None:
 def test_a_rolled_back_canary_halts_whatever_the_gate_allows() -> None:
     stage = Stage(replace(SOAKED, gate=GateSpec(max_failed_hosts=99)))
     stage.start().land(HostOutcome.ROLLED_BACK)
-    assert stage.ended == Finished(RolloutState.HALTED, "none of the 1 canary host was updated")
+    assert stage.ended == Finished(RolloutState.HALTED, "the canary host was not updated")
 
 
 def test_a_pause_lets_hosts_in_flight_finish_and_starts_none() -> None:

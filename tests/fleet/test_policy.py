@@ -61,7 +61,7 @@ def test_a_lost_vm_does_not_count_as_a_finite_downtime() -> None:
 
 
 def test_a_canary_must_have_updated_something() -> None:
-    assert judge_canary(0, 1) == "none of the 1 canary host was updated"
+    assert judge_canary(0, 1) == "the canary host was not updated"
     assert judge_canary(0, 2) == "none of the 2 canary hosts was updated"
     assert judge_canary(1, 2) == ""
     assert judge_canary(0, 0) == ""
