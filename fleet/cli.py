@@ -24,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Simulate a fleet of hypervisor hosts whose kernels are replaced under running VMs.",
     epilog="Exit codes: 0 done; 2 bad input; 3 the rollout was halted or aborted; 4 the simulator "
-    "itself failed; 130 interrupted.",
+    "itself failed; 130 interrupted, which --resume goes on from.",
 )
 
 
@@ -196,8 +196,16 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with what the directory holds, if anything.")
+    ] = False,
 ) -> None:
-    """Keep a fleet alive behind gRPC and Prometheus metrics."""
+    """Keep a fleet alive behind gRPC and Prometheus metrics, until SIGINT or SIGTERM.
+
+    Exits then with 0 if no rollout was started or it was completed, with 3 if it was halted or
+    aborted, with 130 if it was under way. What was done is kept: --resume brings the hosts back
+    as they were, and a rollout that was under way goes on by itself.
+    """
     from rich.console import Console
 
     from fleet.serve import ServeOptions
@@ -216,6 +224,7 @@ def serve(
         metrics=metrics,
         speed=None if speed == float("inf") else speed,
         start=start,
+        resume=resume,
     )
     raise typer.Exit(serve_fleet(options, Console(), Console(stderr=True, soft_wrap=True)))
 

@@ -45,14 +45,21 @@ _INTEGER: Final = "BIGINT"
 
 
 def write_event_store(record: RunRecord, path: Path) -> None:
-    """Write `record` to a new DuckDB file at `path`, replacing one that is there."""
+    """Write `record` to a new DuckDB file at `path`, replacing one that is there.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     part = path.with_name(path.name + ".part")
     part.unlink(missing_ok=True)
-    with duckdb.connect(str(part)) as store:
-        _write_run(store, record)
-        _write_inventory(store, record)
-        _write_updates(store, record.results)
-        _write_vm_updates(store, record.results)
+    try:
+        with duckdb.connect(str(part)) as store:
+            _write_run(store, record)
+            _write_inventory(store, record)
+            _write_updates(store, record.results)
+            _write_vm_updates(store, record.results)
+    except duckdb.IOException as error:
+        raise OSError(str(error)) from error
     part.replace(path)
 
 

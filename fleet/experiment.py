@@ -143,6 +143,11 @@ class Experiment:
         """Whether the rollout has begun and not ended."""
         return self._is_running
 
+    @property
+    def is_replaying(self) -> bool:
+        """Whether it has yet to come to where the run that it resumes broke off."""
+        return bool(self._old_results or self._old_requests)
+
     async def request(self, kind: RequestKind, why: str = "") -> None:
         """Pause, resume or abort the rollout; returns when it has obeyed.
 

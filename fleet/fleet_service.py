@@ -1,7 +1,8 @@
 """FleetService: the inventory of a living fleet, and its rollout as clients steer and watch it.
 
 The rollout of the served scenario starts when a client says so, once. Virtual time stands at 0
-until then and afterwards runs at the chosen speed.
+until then and afterwards runs at the chosen speed. A journal with something in it is gone on with:
+a rollout that had been started is replayed to where it was, at once, and goes on from there.
 
 Unhappy paths: what makes no sense in the rollout's state is FAILED_PRECONDITION with the
 coordinator's reason. A simulator that fails (`ModelBug`, a shard that cannot be kept alive) ends
@@ -44,21 +45,24 @@ _M = TypeVar("_M", bound=Message)
 #: Most bytes of a list in one message: a client takes 4 MiB unless it says otherwise.
 _MESSAGE_BYTES = 1 << 20
 
+#: Longest wait between two looks at a rollout that catches up with its journal.
+_REPLAY_GLANCE_SECONDS = 0.01
+
 #: Longest wait between two looks at the rollout while nothing changes.
 _GLANCE_SECONDS = 1.0
 
 
 class _PaceFromStart:
-    """A pace whose clock stands at 0 until the rollout starts."""
+    """A pace whose clock stands still until the rollout starts."""
 
     def __init__(self, speed: float | None) -> None:
         self._speed = speed
         self._pace: Pace = FreeRunning()
 
-    def start(self) -> None:
-        """From now on time passes."""
+    def start(self, from_ns: int) -> None:
+        """From now on time passes, and what was to come before `from_ns` is overdue."""
         if self._speed is not None:
-            self._pace = Paced(self._speed)
+            self._pace = Paced(self._speed, from_ns=from_ns)
 
     def now_ns(self, at_least: int) -> int:
         """Virtual time now, given that it is `at_least` that already."""
@@ -90,6 +94,7 @@ class Fleet:
         speed: float | None = None,
     ) -> None:
         self._pace = _PaceFromStart(speed)
+        self._journal = journal
         watchers = Watchers()
         self.experiment = Experiment(
             scenario,
@@ -104,8 +109,14 @@ class Fleet:
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def open(self) -> None:
-        """Boot every host."""
+        """Boot every host, and take up the rollout where the journal leaves it."""
         await self.experiment.open(gauges=True)
+        if self._journal.has_rollout:
+            self.start()
+            while self.experiment.is_replaying and not self.is_over:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_REPLAY_GLANCE_SECONDS):
+                        await self.experiment.changed()
 
     def start(self) -> None:
         """Start the rollout.
@@ -115,7 +126,7 @@ class Fleet:
         """
         if self.rollout is not None:
             raise _precondition("ROLLOUT_STARTED", "the rollout was started already")
-        self._pace.start()
+        self._pace.start(self._journal.reached_ns())
         self.rollout = asyncio.ensure_future(self.experiment.run())
         self.rollout.add_done_callback(self._ended)
 

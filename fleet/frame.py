@@ -21,6 +21,7 @@ from rich.text import Text
 from fleet.journal import Header, Journal
 from fleet.launcher import Backend, LocalBackend, RayBackend
 from fleet.scenario import Scenario
+from fleet.unwritable import writing
 
 __all__ = ["ExitCode", "Options", "confession", "make_backend", "on_signals", "open_journal"]
 
@@ -53,9 +54,11 @@ class Options(Struct, frozen=True):
         name = "".join(c if c.isalnum() or c in "-_." else "-" for c in scenario.name)
         return Path("runs") / f"{name}-seed{scenario.seed}-{scenario.digest[:8]}"
 
-    def run_command(self, *flags: str, seed: int | None = None, backend: str = "") -> str:
+    def run_command(
+        self, *flags: str, seed: int | None = None, backend: str = "", command: str = "run"
+    ) -> str:
         """The `lufleet run` that does the same, for people to copy."""
-        words = ["lufleet", "run", str(self.scenario)]
+        words = ["lufleet", command, str(self.scenario)]
         seed = self.seed if seed is None else seed
         if seed is not None:
             words += ["--seed", str(seed)]
@@ -68,17 +71,21 @@ class Options(Struct, frozen=True):
         return shlex.join([*words, *flags])
 
 
-def open_journal(path: Path, header: Header, *, resume: bool = False) -> Journal:
+def open_journal(
+    path: Path, header: Header, *, resume: bool = False, keep: bool = False
+) -> Journal:
     """A new journal, in a directory that is made if need be, or that of an interrupted run.
 
     Raises:
         JournalError: there is nothing to resume, or somebody else is at work there.
-        OSError: nothing can be written there.
+        JournalUsed: with `keep`, if a journal there has something in it.
+        CannotWrite: nothing can be written there.
     """
     if resume:
         return Journal.resume(path, header)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return Journal.create(path, header)
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    return Journal.create(path, header, keep=keep)
 
 
 def make_backend(options: Options) -> Backend:
@@ -106,10 +113,15 @@ def on_signals(callback: Callable[[], object]) -> None:
 def confession(bug: Exception, scenario: Scenario, options: Options, out: Path) -> Text:
     """The simulator is wrong: keep the traceback, say so, and how to see it again."""
     path = out / "model-bug.txt"
-    path.write_text("".join(traceback.format_exception(bug)))
+    trace = "".join(traceback.format_exception(bug))
+    try:
+        path.write_text(trace)
+        where = f"the traceback is in {path}."
+    except OSError:
+        where = f"the traceback:\n{trace}\n"
     said = traceback.format_exception_only(bug)[-1].strip().splitlines()[-1]
     return Text(
         f"the simulator itself has failed: {said}\n"
-        f"seed {scenario.seed}; the traceback is in {path}. To see it again:\n"
+        f"seed {scenario.seed}; {where} To see it again:\n"
         f"  {options.run_command(seed=scenario.seed, backend='local')}"
     )

@@ -23,6 +23,7 @@ import grpc
 from fleet.experiment import Experiment
 from fleet.journal import Journal
 from fleet.launcher import HostUnreachable
+from fleet.unwritable import CannotWrite
 from node.api import HostCall
 from node.calls import READING, HostReply
 from node.grpc_server import NotHere
@@ -67,7 +68,11 @@ class FleetHosts:
                 "HOST_IS_UPDATING",
                 f"the rollout is updating {host}",
             )
-        self._journal.called(call)
+        try:
+            self._journal.called(call)
+        except CannotWrite as why:
+            code = grpc.StatusCode.UNAVAILABLE
+            raise NotHere(code, "JOURNAL_UNWRITABLE", f"nothing was done: {why}") from why
         return await asyncio.shield(asyncio.ensure_future(self._send(call, journaled=True)))
 
     async def pace(self, from_ns: int, to_ns: int) -> None:

@@ -12,9 +12,11 @@ point; the last moments may be missing after a power cut, and are then simply ru
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Final, Self
@@ -24,10 +26,11 @@ from msgspec import Struct
 
 from fleet.scenario import Scenario
 from fleet.steps import Request
+from fleet.unwritable import CannotWrite, writing
 from kernelmodel.sim.cost import CostModel
 from node.api import HostCall, UpdateCommand, UpdateResult
 
-__all__ = ["Header", "Journal", "JournalError", "journal_header"]
+__all__ = ["Header", "Journal", "JournalError", "JournalUsed", "journal_header"]
 
 _FORMAT: Final = 1
 
@@ -48,6 +51,10 @@ _encode = msgspec.msgpack.encode
 
 class JournalError(Exception):
     """There is no run to go on with, or it is not a run of this scenario."""
+
+
+class JournalUsed(JournalError):
+    """There is a journal already, and something in it that would be lost."""
 
 
 class Header(Struct, frozen=True):
@@ -71,31 +78,44 @@ def journal_header(scenario: Scenario, *, records_events: bool) -> Header:
 
 
 class Journal:
-    """One run's journal, open for writing; a context manager. Made by `create` or `resume`."""
+    """One run's journal, open for writing; a context manager. Made by `create` or `resume`.
 
-    def __init__(self, database: sqlite3.Connection, lock: BinaryIO | None) -> None:
+    Whatever notes something raises `CannotWrite` if the file cannot be written.
+    """
+
+    def __init__(
+        self, database: sqlite3.Connection, lock: BinaryIO | None, path: Path | None = None
+    ) -> None:
         self._db = database
         self._lock = lock
+        self._path = path or Path(":memory:")
 
     @classmethod
-    def create(cls, path: Path | None, header: Header) -> Journal:
+    def create(cls, path: Path | None, header: Header, *, keep: bool = False) -> Journal:
         """A journal for a new run; one that lies at `path` already is replaced.
 
         Without a path it is kept in memory and dies with the process.
 
         Raises:
             JournalError: another process is writing there.
+            JournalUsed: with `keep`, if there is one in which something is noted.
+            CannotWrite: it cannot be written there.
         """
         lock = None
         if path is not None:
             lock = _lock(path)
-            for suffix in ("", "-wal", "-shm"):
-                path.with_name(path.name + suffix).unlink(missing_ok=True)
-        db = _connect(path)
-        db.executescript(_SCHEMA)
-        with db:
-            db.execute("INSERT INTO header VALUES (?)", [_encode(header)])
-        return cls(db, lock)
+            if keep and _is_used(path):
+                lock.close()
+                raise JournalUsed(f"{path.parent}: holds what was done to a fleet already")
+            with writing(path):
+                for suffix in ("", "-wal", "-shm"):
+                    path.with_name(path.name + suffix).unlink(missing_ok=True)
+        with _sqlite_writing(path or Path(":memory:")):
+            db = _connect(path)
+            db.executescript(_SCHEMA)
+            with db:
+                db.execute("INSERT INTO header VALUES (?)", [_encode(header)])
+        return cls(db, lock, path)
 
     @classmethod
     def resume(cls, path: Path, header: Header) -> Journal:
@@ -104,6 +124,7 @@ class Journal:
         Raises:
             JournalError: there is none, it belongs to another scenario, seed or cost profile, or
                 another process is writing to it.
+            CannotWrite: it cannot be written.
         """
         if not path.is_file():
             raise JournalError(f"{path}: there is no run to resume")
@@ -114,7 +135,8 @@ class Journal:
                 what = name.replace("_", " ")
                 raise JournalError(f"{path}: belongs to another run, its {what} is {theirs!r}")
         lock = _lock(path)
-        return cls(_connect(path), lock)
+        with _sqlite_writing(path):
+            return cls(_connect(path), lock, path)
 
     def sent(self, commands: Iterable[UpdateCommand]) -> None:
         """Note commands; to be called before they go out."""
@@ -155,6 +177,29 @@ class Journal:
         rows = self._db.execute("SELECT step, body FROM request")
         return {step: decode(body) for step, body in rows}
 
+    def calls(self) -> int:
+        """How many calls of `HostService` there were."""
+        (count,) = self._db.execute("SELECT count(*) FROM deed WHERE seq IS NULL").fetchone()
+        return int(count)
+
+    @property
+    def has_rollout(self) -> bool:
+        """Whether a rollout has sent a command."""
+        return bool(self._db.execute("SELECT 1 FROM deed WHERE seq IS NOT NULL LIMIT 1").fetchone())
+
+    def reached_ns(self) -> int:
+        """A virtual instant that the fleet had reached, as late as the journal tells."""
+        command = msgspec.msgpack.Decoder(UpdateCommand).decode
+        call = msgspec.msgpack.Decoder(HostCall).decode
+        rows = self._db.execute("SELECT seq, body FROM deed")
+        return max(
+            [
+                *(call(b).at_ns if seq is None else command(b).start_ns for seq, b in rows),
+                *(request.now_ns for request in self.requests().values()),
+                0,
+            ]
+        )
+
     def close(self) -> None:
         """Close the file; further calls do nothing."""
         self._db.close()
@@ -173,7 +218,7 @@ class Journal:
         """Write rows in one transaction; what is noted again replaces itself."""
         if rows:
             marks = ", ".join("?" * len(rows[0]))
-            with self._db:
+            with _sqlite_writing(self._path), self._db:
                 self._db.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", rows)  # noqa: S608 - our own table names
 
 
@@ -184,9 +229,32 @@ def _connect(path: Path | None) -> sqlite3.Connection:
     return db
 
 
+@contextlib.contextmanager
+def _sqlite_writing(path: Path) -> Iterator[None]:
+    """As `writing`, of a file that SQLite writes."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        number = errno.ENOSPC if "full" in str(error) else None
+        raise CannotWrite(path, str(error), number) from error
+
+
+def _is_used(path: Path) -> bool:
+    """Whether there is a file with more in it than that a run was begun."""
+    if not path.is_file():
+        return False
+    try:
+        with contextlib.closing(sqlite3.connect(path)) as db:
+            tables = ("deed", "result", "request")
+            return any(db.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone() for table in tables)  # noqa: S608 - our own table names
+    except sqlite3.DatabaseError:
+        return True  # whatever it is, it is not ours to replace
+
+
 def _lock(path: Path) -> BinaryIO:
     """Keep other processes out for as long as the file that is returned stays open."""
-    lock = path.with_name(path.name + "-lock").open("wb")
+    with writing(path):
+        lock = path.with_name(path.name + "-lock").open("wb")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -9,6 +9,7 @@ from msgspec import Struct
 from fleet.event_store import write_event_store
 from fleet.report import write_report
 from fleet.results import Result, summarise, write_result
+from fleet.unwritable import writing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,16 +32,20 @@ def write_outputs(record: RunRecord, out: Path) -> Outputs:
     """Write `result.json`, `report.html` and `run.duckdb` into `out`, which is made if need be.
 
     Raises:
-        OSError: a file cannot be written there.
+        CannotWrite: a file cannot be written there.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     outputs = Outputs(
         result=summarise(record),
         result_json=out / "result.json",
         report_html=out / "report.html",
         event_store=out / "run.duckdb",
     )
-    write_result(outputs.result, outputs.result_json)
-    write_event_store(record, outputs.event_store)
-    write_report(record, outputs.result, outputs.report_html)
+    with writing(outputs.result_json):
+        write_result(outputs.result, outputs.result_json)
+    with writing(outputs.event_store):
+        write_event_store(record, outputs.event_store)
+    with writing(outputs.report_html):
+        write_report(record, outputs.result, outputs.report_html)
     return outputs

@@ -20,6 +20,7 @@ from fleet.launcher import HostUnreachable
 from fleet.outputs import write_outputs
 from fleet.plan import make_plan
 from fleet.scenario import Scenario, load_scenario
+from fleet.unwritable import CannotWrite, writing
 
 __all__ = ["RunOptions", "run"]
 
@@ -51,7 +52,7 @@ def run(options: RunOptions, console: Console, errors: Console) -> ExitCode:
     out = options.directory(scenario)
     try:
         journal = _prepare(options, scenario, out, errors)
-    except (JournalError, OSError) as error:
+    except (JournalError, CannotWrite) as error:
         errors.print(Text(str(error)))
         return ExitCode.BAD_INPUT
     with journal:
@@ -66,16 +67,16 @@ def run(options: RunOptions, console: Console, errors: Console) -> ExitCode:
             again = options.resume_command(out)
             errors.print(Text(f"{error}\nTo go on from where it was:\n  {again}"))
             return ExitCode.SIMULATOR_FAILED
-        except DumpError as error:
+        except (CannotWrite, DumpError) as error:
             again = options.resume_command(out)
-            errors.print(Text(f"{error}. To try again:\n  {again}"))
+            errors.print(Text(f"{error}. To go on from where it was:\n  {again}"))
             return ExitCode.BAD_INPUT
         except Exception as bug:  # noqa: BLE001 - the outermost frame
             errors.print(confession(bug, scenario, options, out))
             return ExitCode.SIMULATOR_FAILED
     try:
         outputs = write_outputs(record, out)
-    except OSError as error:
+    except CannotWrite as error:
         again = options.resume_command(out)
         errors.print(Text(f"the results cannot be written: {error}. To try again:\n  {again}"))
         return ExitCode.BAD_INPUT
@@ -93,16 +94,18 @@ def _prepare(options: RunOptions, scenario: Scenario, out: Path, errors: Console
 
     Raises:
         JournalError: there is nothing to resume, or another run is at work there.
-        OSError: something cannot be written.
+        CannotWrite: something cannot be written.
     """
     header = journal_header(scenario, records_events=options.trace_out is not None)
     path, result = out / "journal.sqlite", out / "result.json"
     was_interrupted = path.exists() and not result.exists()
     if options.trace_out is not None:
-        options.trace_out.parent.mkdir(parents=True, exist_ok=True)
-        options.trace_out.open("ab").close()
+        with writing(options.trace_out):
+            options.trace_out.parent.mkdir(parents=True, exist_ok=True)
+            options.trace_out.open("ab").close()
     journal = open_journal(path, header, resume=options.resume)
-    result.unlink(missing_ok=True)
+    with writing(result):
+        result.unlink(missing_ok=True)
     if was_interrupted and not options.resume:
         errors.print(Text(f"this replaces an interrupted run in {out}; --resume goes on with one"))
     return journal

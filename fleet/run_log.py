@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fleet.plan import RolloutPlan
 from fleet.scenario import Scenario
+from fleet.unwritable import writing
 from kernelmodel.sim.trace import Trace, TraceFile
 from node.api import UpdateResult
 
@@ -13,11 +14,16 @@ __all__ = ["RunLog"]
 
 
 class RunLog:
-    """`stream` is the coordinator's; with a path every stream is written there as it grows."""
+    """`stream` is the coordinator's; with a path every stream is written there as it grows.
+
+    Every method but `begin` raises `CannotWrite` if that file cannot be written.
+    """
 
     def __init__(self, path: Path | None) -> None:
         self.stream = Trace("fleet", record=path is not None)
-        self._file = None if path is None else TraceFile(path)
+        self._path = path or Path()
+        with writing(self._path):
+            self._file = None if path is None else TraceFile(path)
 
     @property
     def wants_events(self) -> bool:
@@ -39,14 +45,17 @@ class RunLog:
     def ended(self, result: UpdateResult) -> None:
         """Write a host's events."""
         if self._file is not None:
-            self._file.write(f"host/{result.host}", result.events)
+            with writing(self._path):
+                self._file.write(f"host/{result.host}", result.events)
 
     def flush(self) -> None:
         """Write the coordinator's events so far."""
         if self._file is not None:
-            self._file.write(self.stream.stream, self.stream.take_events())
+            with writing(self._path):
+                self._file.write(self.stream.stream, self.stream.take_events())
 
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
-            self._file.close()
+            with writing(self._path):
+                self._file.close()

@@ -16,7 +16,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from fleet.api import RunRecord
+from fleet.api import RolloutState, RunRecord
 from fleet.exporter import MetricsServer
 from fleet.fleet_service import FLEET_SERVICE, Fleet
 from fleet.fleet_service import add_to as add_fleet_service
@@ -27,7 +27,7 @@ from node.grpc_server import AddressInUse, start_server
 from node.servicer import HOST_SERVICE
 from node.servicer import add_to as add_host_service
 
-__all__ = ["BadAddress", "Endpoints", "serve", "split_address"]
+__all__ = ["BadAddress", "Endpoints", "Served", "serve", "split_address"]
 
 #: How long streams have to end after the server was told to stop.
 _GRACE_SECONDS = 1.0
@@ -42,6 +42,13 @@ class Endpoints(Struct, frozen=True):
 
     grpc: str
     metrics: str
+
+
+class Served(Struct, frozen=True):
+    """How a fleet stood when it was told to stop."""
+
+    state: RolloutState
+    record: RunRecord | None  # what came of the rollout; None if it was not started or not over
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -72,7 +79,7 @@ async def serve(
     speed: float | None = None,
     start: bool = False,
     on_ready: Callable[[Endpoints], None] = lambda _: None,
-) -> RunRecord | None:
+) -> Served:
     """Serve a fleet until `stop` is set. Backend and journal belong to the caller.
 
     Args:
@@ -84,17 +91,19 @@ async def serve(
         metrics_address: As grpc_address.
         actors: Number of shards, "per-host", or None for what suits the fleet.
         speed: Virtual seconds a wall second; None lets the rollout run freely.
-        start: Start the rollout without waiting for StartRollout.
+        start: Start the rollout without waiting for StartRollout. One that was under way when
+            the journal was written goes on in any case.
         on_ready: Is told where the servers listen.
 
     Returns:
-        What came of the rollout; None if it was not started or not finished.
+        How it stood then.
 
     Raises:
         BadAddress: an address is none.
         AddressInUse: an address cannot be listened on.
         ModelBug: the simulator is wrong.
         HostUnreachable: a shard cannot be kept alive.
+        CannotWrite: the journal cannot be written any more.
     """
     split_address(grpc_address)
     metrics_host, metrics_port = split_address(metrics_address)
@@ -115,7 +124,7 @@ async def serve(
             },
         )
         stack.push_async_callback(server.stop, _GRACE_SECONDS)
-        if start:
+        if start and fleet.rollout is None:
             fleet.start()
         on_ready(
             Endpoints(
@@ -124,7 +133,8 @@ async def serve(
             )
         )
         await _until(stop, fleet)
-        return fleet.record() if fleet.is_over else None
+        state = fleet.experiment.coordinator.state
+        return Served(state, fleet.record() if fleet.is_over else None)
 
 
 async def _until(stop: asyncio.Event, fleet: Fleet) -> None:

@@ -24,6 +24,7 @@ def served(
     backend: Backend,
     *,
     journal_path: Path | None = None,
+    resume: bool = False,
     actors: int | None = None,
     speed: float | None = None,
     start: bool = False,
@@ -38,7 +39,12 @@ def served(
         stop = asyncio.Event()
         ready: asyncio.Future[Endpoints] = asyncio.get_running_loop().create_future()
         header = journal_header(scenario, records_events=False)
-        with Journal.create(journal_path, header) as journal:
+        if resume:
+            assert journal_path is not None
+            opened = Journal.resume(journal_path, header)
+        else:
+            opened = Journal.create(journal_path, header)
+        with opened as journal:
             serving = asyncio.ensure_future(
                 serve(
                     scenario,

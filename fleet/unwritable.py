@@ -1,0 +1,43 @@
+"""Files that cannot be written: the disk is full or forbids it, and the simulator is not wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+__all__ = ["CannotWrite", "writing"]
+
+_ADVICE: Final = {
+    errno.ENOSPC: "make room there, or choose another place",
+    errno.EDQUOT: "make room there, or choose another place",
+    errno.EEXIST: "something else is there; choose another name",
+    errno.ENOTDIR: "something on the way there is no directory; choose another place",
+    errno.EISDIR: "choose the name of a file",
+}
+
+
+class CannotWrite(Exception):
+    """A file or directory that cannot be written, why, and what to do about it."""
+
+    def __init__(self, path: Path, why: str, number: int | None = None) -> None:
+        self.path = path
+        advice = _ADVICE.get(number or 0, "choose a place that can be written to")
+        super().__init__(f"cannot write {path}: {why}; {advice}")
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What is done inside writes `path`.
+
+    Raises:
+        CannotWrite: it cannot.
+    """
+    try:
+        yield
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else str(error)
+        raise CannotWrite(path, why, error.errno) from error

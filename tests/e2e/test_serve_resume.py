@@ -1,0 +1,149 @@
+"""A fleet that was stopped goes on: hosts as they were, the rollout from where it was."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+import signal
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import grpc
+import pytest
+
+from fleet.experiment import run_rollout
+from fleet.launcher import LocalBackend
+from fleet.server import Endpoints
+from lufleet.v1 import fleet_pb2, fleet_pb2_grpc, host_pb2, host_pb2_grpc
+from tests.e2e.served import served
+from tests.e2e.test_grpc_hosts import FLEET, HOSTS
+from tests.e2e.test_grpc_serve import BIN, SMALL, serving
+from tests.fleet.toys import SCENARIO, ToyBackend
+
+if TYPE_CHECKING:
+    from lufleet.v1.fleet_pb2_grpc import FleetServiceAsyncStub as FleetStub
+    from lufleet.v1.host_pb2_grpc import HostServiceAsyncStub as Stub
+
+WATCH = fleet_pb2.WatchRolloutRequest()
+
+
+def test_acknowledged_calls_are_there_again(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+
+    async def sessions(stub: Stub) -> list[str]:
+        host = (await stub.GetHost(host_pb2.GetHostRequest(host=HOSTS[1]))).host
+        return [session.name for session in host.sessions]
+
+    async def creates(endpoints: Endpoints) -> list[str]:
+        async with grpc.aio.insecure_channel(endpoints.grpc) as channel:
+            stub: Stub = host_pb2_grpc.HostServiceStub(channel)
+            await stub.CreateSession(host_pb2.CreateSessionRequest(host=HOSTS[1], session="mine"))
+            return await sessions(stub)
+
+    async def looks(endpoints: Endpoints) -> list[str]:
+        async with grpc.aio.insecure_channel(endpoints.grpc) as channel:
+            return await sessions(host_pb2_grpc.HostServiceStub(channel))
+
+    assert served(creates, FLEET, LocalBackend(), journal_path=path) == ["mine"]
+    assert served(looks, FLEET, LocalBackend(), journal_path=path, resume=True) == ["mine"]
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_rollout_goes_on_from_where_it_was(tmp_path: Path, *, paused: bool) -> None:
+    path = tmp_path / "journal.sqlite"
+
+    async def starts(endpoints: Endpoints) -> int:
+        async with grpc.aio.insecure_channel(endpoints.grpc) as channel:
+            stub: FleetStub = fleet_pb2_grpc.FleetServiceStub(channel)
+            await stub.StartRollout(fleet_pb2.StartRolloutRequest())
+            async for told in stub.WatchRollout(WATCH):
+                if told.status.wave == 1:
+                    break
+            if not paused:
+                return 0
+            return (await stub.PauseRollout(fleet_pb2.PauseRolloutRequest())).status.virtual_time_ns
+
+    async def ends(endpoints: Endpoints) -> tuple[fleet_pb2.RolloutStatus, str]:
+        async with grpc.aio.insecure_channel(endpoints.grpc) as channel:
+            stub: FleetStub = fleet_pb2_grpc.FleetServiceStub(channel)
+            async for told in stub.WatchRollout(WATCH):
+                first = told.status
+                break
+            if paused:
+                await stub.ResumeRollout(fleet_pb2.ResumeRolloutRequest())
+            async for _ in stub.WatchRollout(WATCH):
+                pass
+            return first, (await stub.GetResult(fleet_pb2.GetResultRequest())).digest
+
+    paused_ns = served(starts, SCENARIO, ToyBackend(), journal_path=path, speed=3000)
+    first, digest = served(ends, SCENARIO, ToyBackend(), journal_path=path, resume=True, speed=3000)
+    assert first.wave >= 1
+    assert first.virtual_time_ns >= paused_ns
+    if paused:
+        assert first.state == fleet_pb2.ROLLOUT_STATE_PAUSED
+    else:
+        assert digest == asyncio.run(run_rollout(SCENARIO, ToyBackend())).digest
+
+
+def again(said: str) -> list[str]:
+    """The words of the command that goes on, which a server that was stopped prints last."""
+    words = shlex.split(said.splitlines()[-1])
+    assert words[:2] == ["lufleet", "serve"]
+    assert words[-1] == "--resume"
+    return words
+
+
+def stop(process: subprocess.Popen[str]) -> tuple[int, str]:
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=30)
+    return process.returncode, said
+
+
+def test_a_used_directory_is_refused_and_the_line_that_is_printed_goes_on(tmp_path: Path) -> None:
+    with serving(tmp_path, "--start", "--speed", "0.01") as (process, address):
+        with grpc.insecure_channel(address) as channel:  # until a host is under way
+            for told in fleet_pb2_grpc.FleetServiceStub(channel).WatchRollout(WATCH):
+                if told.status.hosts["updating"]:
+                    break
+        code, said = stop(process)
+    assert code == 130
+    assert "the rollout was under way (canary)" in said
+    assert f"are kept in {tmp_path}" in said
+    again(said)
+    refused = subprocess.run(
+        [BIN / "lufleet", "serve", SMALL, "--out", tmp_path, "--backend", "local"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert refused.returncode == 2
+    assert "holds what was done to a fleet already" in refused.stderr
+    assert "--resume" in refused.stderr
+    assert "another directory with --out" in refused.stderr
+    with serving(tmp_path, "--resume", "--speed", "inf") as (process, address):
+        with grpc.insecure_channel(address) as channel:
+            assert [*fleet_pb2_grpc.FleetServiceStub(channel).WatchRollout(WATCH)]
+        code, said = stop(process)
+    assert code == 0, said
+    assert "the rollout was completed" in said
+    again(said)
+    assert json.loads((tmp_path / "result.json").read_text())["rollout"]["state"] == "completed"
+
+
+def test_an_aborted_rollout_ends_with_3_and_an_idle_fleet_with_0(tmp_path: Path) -> None:
+    with serving(tmp_path, "--resume", "--speed", "1") as (process, address):
+        with grpc.insecure_channel(address) as channel:
+            stub = fleet_pb2_grpc.FleetServiceStub(channel)
+            stub.StartRollout(fleet_pb2.StartRolloutRequest())
+            stub.AbortRollout(fleet_pb2.AbortRolloutRequest(reason="enough"))
+        code, said = stop(process)
+    assert code == 3, said
+    assert "the rollout was aborted" in said
+    for _ in range(2):  # nothing is done to it: nothing would be lost by beginning anew
+        with serving(tmp_path / "idle") as (process, _):
+            code, said = stop(process)
+        assert code == 0
+        assert "the rollout was not started" in said
+        again(said)

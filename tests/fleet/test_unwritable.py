@@ -1,0 +1,97 @@
+"""Files that cannot be written end a command with a plain message and the line that goes on."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import fleet.run
+from fleet.cli import app
+from fleet.event_store import write_event_store
+from fleet.experiment import journal_header
+from fleet.journal import Journal
+from fleet.unwritable import CannotWrite
+from node.api import HostCall
+from tests.fleet.sample_run import make_run
+from tests.fleet.test_cli import SCENARIO as TOML
+from tests.fleet.toys import SCENARIO, ToyBackend
+
+
+@pytest.fixture(autouse=True)
+def _directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fleet.run, "make_backend", lambda _: ToyBackend())
+    Path("s.toml").write_text(TOML)
+    Path("afile").write_text("mine")
+
+
+def lufleet(*words: str) -> Result:
+    return CliRunner().invoke(app, words)
+
+
+WRONG = [
+    # options              what is said
+    ("--out afile", "cannot write afile: File exists; something else is there"),
+    ("--out afile/below", "cannot write afile/below: Not a directory; something on the way"),
+    ("--out /proc/x", "cannot write /proc/x: No such file or directory; choose a place"),
+    ("--trace-out .", "cannot write .: Is a directory; choose the name of a file"),
+]
+
+
+@pytest.mark.parametrize("command", ["run", "serve"])
+@pytest.mark.parametrize(("options", "said"), WRONG, ids=[options for options, _ in WRONG])
+def test_a_place_that_nothing_can_be_written_to_is_told_in_words(
+    command: str, options: str, said: str
+) -> None:
+    if command == "serve" and "trace" in options:
+        return
+    result = lufleet(command, "s.toml", "--backend", "local", *options.split())
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert "Errno" not in result.stderr
+    assert Path("afile").read_text() == "mine"
+
+
+def test_a_disk_that_is_full_is_not_a_bug_of_the_simulator() -> None:
+    result = lufleet("run", "s.toml", "--out", "o", "--trace-out", "/dev/full")
+    assert result.exit_code == 2, result.stderr
+    assert "cannot write /dev/full: No space left on device; make room there" in result.stderr
+    assert "the simulator" not in result.stderr
+    assert "--resume" in result.stderr.splitlines()[-1]
+
+
+def full(journal: Journal) -> None:
+    """Leave no room in a journal's file."""
+    (pages,) = journal._db.execute("PRAGMA page_count").fetchone()
+    journal._db.execute(f"PRAGMA max_page_count = {pages}")
+
+
+def test_a_run_whose_journal_is_full_can_be_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
+    create = Journal.create
+
+    def cramped(*args: object, **kwargs: object) -> Journal:
+        journal = create(*args, **kwargs)  # type: ignore[arg-type]
+        full(journal)
+        return journal
+
+    monkeypatch.setattr(Journal, "create", cramped)
+    result = lufleet("run", "s.toml", "--out", "o")
+    assert result.exit_code == 2, result.stderr
+    assert "cannot write o/journal.sqlite: database or disk is full; make room" in result.stderr
+    assert lufleet(*shlex.split(result.stderr.splitlines()[-1])[1:]).exit_code == 0
+
+
+def test_a_journal_that_is_full_says_which_file(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    with Journal.create(path, journal_header(SCENARIO, records_events=False)) as journal:
+        full(journal)
+        with pytest.raises(CannotWrite, match=r"cannot write .*journal.sqlite: "):
+            journal.called(HostCall("h", 0, "PauseVm", bytes(1 << 20)))
+
+
+def test_an_event_store_that_cannot_be_written_is_an_oserror(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"run\.duckdb"):
+        write_event_store(make_run(), tmp_path / "run.duckdb.part" / "run.duckdb")
