@@ -20,12 +20,12 @@ from fleet.units import (
     parse_share,
     shown,
 )
+from node.api import LONGEST_WAIT_NS
 
 __all__ = ["Fields"]
 
 _T = TypeVar("_T")
 _NOT_GIVEN: Final = object()
-_LONGEST_NS: Final = 366 * 86400 * 10**9
 
 
 class Fields:
@@ -136,11 +136,11 @@ class Fields:
             ns = parse_duration_ns(value)
             if ns == 0 and not zero:
                 raise Unfit("zero leaves no time at all", "something above it")
-            if ns > _LONGEST_NS:
+            if ns > LONGEST_WAIT_NS:
                 raise Unfit(f"{shown(value)} is too long", "at most 366 days")
             return ns
 
-        return self._read(name, parse, default, _LONGEST_NS, 'a duration like "30s"')
+        return self._read(name, parse, default, LONGEST_WAIT_NS, 'a duration like "30s"')
 
     def table(self, name: str) -> Fields | None:
         """A table within this one, None if there is none."""

@@ -28,7 +28,15 @@ from fleet.inventory import HOST_COLUMNS, VM_COLUMNS, Inventory, parse_release, 
 from fleet.tables import read_table
 from fleet.toml_source import TomlSource
 from fleet.units import shown
-from node.api import FaultSpec, HostSpec, UpdatePolicy, VmSpec
+from node.api import (
+    MOST_FREEZE_RETRIES,
+    ON_FREEZE_FAILURE,
+    ON_PANIC,
+    FaultSpec,
+    HostSpec,
+    UpdatePolicy,
+    VmSpec,
+)
 
 __all__ = [
     "BadInput",
@@ -44,8 +52,6 @@ __all__ = [
 _LARGEST_SEED: Final = (1 << 63) - 1
 _MOST: Final = 1_000_000_000
 _DEFAULT_BUDGET_NS: Final = 30_000_000_000
-_ON_FREEZE_FAILURE: Final = ("give-up", "cold-reboot")
-_ON_PANIC: Final = ("cold-reboot-old", "cold-reboot-new")
 
 
 class GateSpec(Struct, frozen=True):
@@ -190,13 +196,15 @@ def _read_update(root: Fields, inventory: Inventory, faults: Faults) -> tuple[st
     target = fields.parsed_text("target", parse_release, "the release to update to")
     check_crossings(inventory, target, fields.place("target"), faults)
     policy = UpdatePolicy(
-        freeze_retries=fields.integer("freeze_retries", given.freeze_retries, 0, 1000),
+        freeze_retries=fields.integer(
+            "freeze_retries", given.freeze_retries, 0, MOST_FREEZE_RETRIES
+        ),
         freeze_retry_delay_ns=fields.duration_ns("freeze_retry_delay", given.freeze_retry_delay_ns),
         boot_timeout_ns=fields.duration_ns("boot_timeout", given.boot_timeout_ns, zero=False),
         on_freeze_failure=fields.text(
-            "on_freeze_failure", given.on_freeze_failure, _ON_FREEZE_FAILURE
+            "on_freeze_failure", given.on_freeze_failure, ON_FREEZE_FAILURE
         ),
-        on_panic=fields.text("on_panic", given.on_panic, _ON_PANIC),
+        on_panic=fields.text("on_panic", given.on_panic, ON_PANIC),
         restart_lost_vms=fields.boolean("restart_lost_vms", given.restart_lost_vms),
     )
     fields.close()

@@ -13,7 +13,11 @@ from msgspec import Struct, field
 
 __all__ = [
     "BLACKOUT_PHASES",
+    "LONGEST_WAIT_NS",
     "MIN_UPDATE_NS",
+    "MOST_FREEZE_RETRIES",
+    "ON_FREEZE_FAILURE",
+    "ON_PANIC",
     "Backing",
     "FaultSpec",
     "HostCall",
@@ -47,6 +51,12 @@ BLACKOUT_PHASES = (
 #: in batches without missing a completion that would have changed its mind; a shard that
 #: breaks the promise raises `ModelBug`.
 MIN_UPDATE_NS = 1_000_000_000
+
+#: What an `UpdatePolicy` may hold, whether a scenario or a call brings it.
+ON_FREEZE_FAILURE = ("give-up", "cold-reboot")
+ON_PANIC = ("cold-reboot-old", "cold-reboot-new")
+MOST_FREEZE_RETRIES = 1000
+LONGEST_WAIT_NS = 366 * 86400 * 10**9
 
 
 class Backing(StrEnum):
@@ -131,8 +141,8 @@ class UpdatePolicy(Struct, frozen=True):
     freeze_retries: int = 2  # further attempts after a freeze that failed
     freeze_retry_delay_ns: int = 5_000_000_000
     boot_timeout_ns: int = 120_000_000_000  # watchdog: jump to agent; then a reset
-    on_freeze_failure: str = "give-up"  # or "cold-reboot"
-    on_panic: str = "cold-reboot-old"  # or "cold-reboot-new"
+    on_freeze_failure: str = "give-up"  # one of ON_FREEZE_FAILURE
+    on_panic: str = "cold-reboot-old"  # one of ON_PANIC
     restart_lost_vms: bool = True  # a VM whose memory was lost is started afresh
 
 

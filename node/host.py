@@ -33,7 +33,7 @@ from node.kept_image import KeptImage
 from node.views import SessionView
 from node.vm import MEMORY_TOKEN, Vm, VmState
 
-__all__ = ["Host", "HostPanicked", "HostState", "HostStateError", "kernel_cmdline"]
+__all__ = ["Host", "HostPanicked", "HostState", "HostStateError", "kernel_cmdline", "known_release"]
 
 _HUGEPAGESZ: Final = {2 << 20: "2M", 1 << 30: "1G"}
 
@@ -119,7 +119,7 @@ class Host:
         self.agent_error = ""
         self._cmdline = kernel_cmdline(spec)
         self._kernel: Kernel | None = None
-        self._power_on(_release(spec.release))
+        self._power_on(known_release(spec.release))
         for vm in self.vms.values():
             try:
                 vm.start(self.kernel)
@@ -282,9 +282,8 @@ class Host:
 
     def finish_session(self, name: str) -> None:
         """FINISH."""
-        fd = self._session(name)
         with self._refusals("finish_session", session=name):
-            self._the_agent().finish(fd)
+            self._the_agent().finish(self._session(name))
 
     @contextmanager
     def _refusals(self, what: str, **fields: int | str) -> Iterator[None]:
@@ -313,7 +312,7 @@ class Host:
         """kexec_file_load(2), with the running kernel's command line unless another is given."""
         if self.state not in (HostState.UP, HostState.KEXEC_LOADED):
             raise HostStateError("HOST_DOWN", f"{self.name} is {self.state}")
-        target = _release(release)
+        target = known_release(release)
         self.kernel.fail_function = self.faults.fail_function
         with self._refusals("kexec_file_load", release=release):
             self._the_agent().task.kexec_file_load(target, cmdline or self._cmdline)
@@ -392,7 +391,7 @@ class Host:
 
     def cold_reboot(self, release: str) -> None:
         """A reset through firmware: nothing in memory survives, VMs are stopped."""
-        target = _release(release)
+        target = known_release(release)
         self._advance(HostState.COLD_BOOTING, f"cold reboot into {release}")
         self._drop_kernel()
         with self.clock.phase("firmware"):
@@ -460,7 +459,8 @@ class Host:
         return files[path]()
 
 
-def _release(name: str) -> Release:
+def known_release(name: str) -> Release:
+    """A release of the catalogue. Raises: HostStateError."""
     if name not in CATALOGUE:
-        raise HostStateError("NO_SUCH_RELEASE", f"unknown release {name!r}")
+        raise HostStateError("NO_SUCH_RELEASE", f"no release {name!r} among {', '.join(CATALOGUE)}")
     return CATALOGUE[name]

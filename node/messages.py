@@ -16,6 +16,10 @@ from kernelmodel.sim.clock import Phase
 from kernelmodel.sim.trace import Event, Value
 from lufleet.v1 import host_pb2, vm_pb2
 from node.api import (
+    LONGEST_WAIT_NS,
+    MOST_FREEZE_RETRIES,
+    ON_FREEZE_FAILURE,
+    ON_PANIC,
     Backing,
     FaultSpec,
     HostOutcome,
@@ -39,6 +43,7 @@ __all__ = [
     "fault_spec",
     "host_message",
     "host_spec_message",
+    "policy_faults",
     "reboot_message",
     "update_message",
     "update_policy",
@@ -199,3 +204,21 @@ def update_policy(message: host_pb2.UpdatePolicy) -> UpdatePolicy:
     """A policy; what the client left out has the defaults of `UpdatePolicy`."""
     given = {field.name: value for field, value in message.ListFields()}
     return UpdatePolicy(**given)
+
+
+def policy_faults(policy: UpdatePolicy) -> list[str]:
+    """What is wrong with a policy, field by field, held to what a scenario may say."""
+    faults: list[str] = []
+    for name, most, least in (
+        ("freeze_retries", MOST_FREEZE_RETRIES, 0),
+        ("freeze_retry_delay_ns", LONGEST_WAIT_NS, 0),
+        ("boot_timeout_ns", LONGEST_WAIT_NS, 1),
+    ):
+        number: int = getattr(policy, name)
+        if not least <= number <= most:
+            faults.append(f"policy.{name} is {number}, should be {least} to {most}")
+    for name, known in (("on_freeze_failure", ON_FREEZE_FAILURE), ("on_panic", ON_PANIC)):
+        word: str = getattr(policy, name)
+        if word not in known:
+            faults.append(f"policy.{name} is {word!r}, should be one of {', '.join(known)}")
+    return faults

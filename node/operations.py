@@ -19,9 +19,16 @@ from kernelmodel.sim.trace import Trace, Value
 from lufleet.v1 import host_pb2
 from node.api import UpdateCommand, UpdatePolicy
 from node.calls import READING, HostCall, HostReply, Refusal
-from node.host import Host, HostStateError
+from node.host import Host, HostStateError, known_release
 from node.live_update import update_host
-from node.messages import fault_spec, host_message, reboot_message, update_message, update_policy
+from node.messages import (
+    fault_spec,
+    host_message,
+    policy_faults,
+    reboot_message,
+    update_message,
+    update_policy,
+)
 
 __all__ = ["perform"]
 
@@ -174,12 +181,15 @@ def _cold_reboot(host: Host, request: host_pb2.ColdRebootRequest) -> Message:
 
 
 def _update_host(host: Host, request: host_pb2.UpdateHostRequest) -> Message:
+    policy = update_policy(request.policy)
+    if wrong := policy_faults(policy):
+        raise HostStateError("BAD_POLICY", "; ".join(wrong))
     command = UpdateCommand(
         host=host.name,
         seq=_BY_HAND,
         start_ns=host.clock.now_ns,
-        release=request.release,
-        policy=update_policy(request.policy),
+        release=known_release(request.release).name,
+        policy=policy,
     )
     with host.kept_image.asked_for(wanted=request.keep_image):
         result = update_host(host, command)

@@ -8,7 +8,8 @@ Long operations stream what happened on the way, then their outcome. The model c
 go, so their events are all there at once; `Hosts.pace` lets time pass between them.
 
 Unhappy paths: an unknown host is NOT_FOUND, a refusal of the modelled kernel carries its errno
-(`node.status`), misuse is FAILED_PRECONDITION, a `ModelBug` INTERNAL.
+(`node.status`), a name of nothing is NOT_FOUND, a value that cannot be INVALID_ARGUMENT, misuse
+FAILED_PRECONDITION, a `ModelBug` INTERNAL.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from lufleet.v1 import host_pb2, host_pb2_grpc
 from node.calls import HostReply, Refusal
 from node.grpc_server import Context, NotHere, Server, abort, page
 from node.messages import event_message
-from node.status import kernel_status
+from node.status import kernel_status, reason_code
 from node.watchers import EventQueue
 
 __all__ = ["HOST_SERVICE", "HostServicer", "Hosts", "add_to"]
@@ -258,7 +259,7 @@ async def _refuse(context: Context, refusal: Refusal) -> None:
     if refusal.errno:
         error = kernel_error(refusal.errno, refusal.message, **refusal.context)
         await context.abort_with_status(kernel_status(error))
-    code = grpc.StatusCode.FAILED_PRECONDITION
+    code = reason_code(refusal.reason)
     await abort(context, NotHere(code, refusal.reason, refusal.message))
 
 

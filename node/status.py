@@ -28,6 +28,7 @@ __all__ = [
     "errno_of",
     "error_info_of",
     "kernel_status",
+    "reason_code",
     "simulator_status",
     "status_code",
 ]
@@ -65,6 +66,23 @@ _CODES: Final[Mapping[int, grpc.StatusCode]] = {
     errno.EADDRNOTAVAIL: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errno.ETIMEDOUT: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
+
+#: Refusals of the simulator that are not about the state that a host or a VM is in.
+_REASONS: Final[Mapping[str, grpc.StatusCode]] = {
+    "NO_SUCH_VM": grpc.StatusCode.NOT_FOUND,
+    "NO_SUCH_RELEASE": grpc.StatusCode.NOT_FOUND,
+    "NO_SUCH_FILE": grpc.StatusCode.NOT_FOUND,
+    "NO_SUCH_SESSION": grpc.StatusCode.NOT_FOUND,
+    "NO_SUCH_FAULT": grpc.StatusCode.INVALID_ARGUMENT,
+    "BAD_FAULT": grpc.StatusCode.INVALID_ARGUMENT,
+    "BAD_POLICY": grpc.StatusCode.INVALID_ARGUMENT,
+    "BAD_OFFSET": grpc.StatusCode.OUT_OF_RANGE,
+}
+
+
+def reason_code(reason: str) -> grpc.StatusCode:
+    """The gRPC status for what a host refused without asking its kernel."""
+    return _REASONS.get(reason, grpc.StatusCode.FAILED_PRECONDITION)
 
 
 def status_code(number: int) -> grpc.StatusCode:

@@ -96,7 +96,7 @@ def test_a_refused_call_leaves_everything_as_it_was() -> None:
         host.inject(FaultSpec(HOST, "drop-preserved-page", vm="other"))
     with pytest.raises(InvalidArgument, match="no image is loaded"):
         host.freeze()
-    with pytest.raises(HostStateError, match=r"unknown release '5\.10'"):
+    with pytest.raises(HostStateError, match=r"no release '5\.10' among .*7\.3\.4"):
         host.cold_reboot("5.10")
     assert [session.name for session in host.sessions()] == ["huge", "s"]
     assert host.state is UP

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from google.protobuf.message import Message
 
+from kernelmodel.releases import CATALOGUE
 from kernelmodel.sim.trace import decode
 from lufleet.v1 import host_pb2, vm_pb2
 from node.api import UpdateCommand, UpdatePolicy
@@ -51,6 +52,8 @@ REFUSALS = [
     ([], host_pb2.ResumeVmRequest(vm=VMS[0]), "VM_NOT_PAUSED"),
     ([], host_pb2.RestartVmRequest(vm=VMS[0]), "VM_NOT_STOPPED"),
     ([], host_pb2.LoadKexecRequest(release="5.10"), "NO_SUCH_RELEASE"),
+    ([], host_pb2.ColdRebootRequest(release="1.0"), "NO_SUCH_RELEASE"),
+    ([], host_pb2.UpdateHostRequest(release="1.1"), "NO_SUCH_RELEASE"),
     ([], host_pb2.CreateSessionRequest(session=""), "EINVAL"),
     ([], host_pb2.CreateSessionRequest(session="x" * 64), "EINVAL"),
     ([], host_pb2.PreserveFdRequest(session="s", token=1, vm=VMS[0]), "NO_SUCH_SESSION"),
@@ -104,6 +107,38 @@ def test_a_refusal_is_an_answer(given: list[Message], asked: Message, says: str)
     assert refusal is not None
     assert (refusal.errno or refusal.reason) == says
     assert refusal.message
+
+
+def test_every_bad_field_of_a_policy_is_named_and_nothing_is_begun() -> None:
+    policy = host_pb2.UpdatePolicy(
+        freeze_retries=-1,
+        boot_timeout_ns=0,
+        on_panic="pray",
+        on_freeze_failure="",
+        freeze_retry_delay_ns=-5,
+    )
+    shard = Shard(shard_config(HOST))
+    before = look(shard).digest
+    refusal = ask(shard, host_pb2.UpdateHostRequest(host=HOST, release=NEW, policy=policy)).refusal
+    assert refusal is not None
+    assert refusal.reason == "BAD_POLICY"
+    for said in (
+        "policy.freeze_retries is -1, should be 0 to 1000",
+        "policy.freeze_retry_delay_ns is -5, should be 0 to",
+        "policy.boot_timeout_ns is 0, should be 1 to",
+        "policy.on_freeze_failure is '', should be one of give-up, cold-reboot",
+        "policy.on_panic is 'pray', should be one of cold-reboot-old, cold-reboot-new",
+    ):
+        assert said in refusal.message
+    assert look(shard).digest == before
+
+
+def test_a_release_that_is_not_there_is_answered_with_those_that_are() -> None:
+    refusal = ask(
+        Shard(shard_config(HOST)), host_pb2.UpdateHostRequest(host=HOST, release="1.0")
+    ).refusal
+    assert refusal is not None
+    assert refusal.message == f"no release '1.0' among {', '.join(CATALOGUE)}"
 
 
 def test_a_kernel_without_the_proposal_refuses_hugetlb_memory() -> None:

@@ -17,6 +17,7 @@ from node.status import (
     errno_of,
     error_info_of,
     kernel_status,
+    reason_code,
     simulator_status,
     status_code,
 )
@@ -32,6 +33,26 @@ def test_every_errno_there_is_has_a_status_that_is_not_ok() -> None:
     codes = {number: status_code(number) for number in errno.errorcode}
     assert grpc.StatusCode.OK not in codes.values()
     assert codes[errno.EXDEV] is grpc.StatusCode.UNKNOWN
+
+
+REASONS = [
+    ("NO_SUCH_VM", grpc.StatusCode.NOT_FOUND),
+    ("NO_SUCH_RELEASE", grpc.StatusCode.NOT_FOUND),
+    ("NO_SUCH_FILE", grpc.StatusCode.NOT_FOUND),
+    ("NO_SUCH_SESSION", grpc.StatusCode.NOT_FOUND),
+    ("NO_SUCH_FAULT", grpc.StatusCode.INVALID_ARGUMENT),
+    ("BAD_FAULT", grpc.StatusCode.INVALID_ARGUMENT),
+    ("BAD_POLICY", grpc.StatusCode.INVALID_ARGUMENT),
+    ("VM_NOT_PAUSED", grpc.StatusCode.FAILED_PRECONDITION),
+    ("HOST_DOWN", grpc.StatusCode.FAILED_PRECONDITION),
+]
+
+
+@pytest.mark.parametrize(("reason", "code"), REASONS)
+def test_only_misuse_of_a_state_is_a_failed_precondition(
+    reason: str, code: grpc.StatusCode
+) -> None:
+    assert reason_code(reason) is code
 
 
 def test_the_errno_and_its_context_are_in_the_details() -> None:
