@@ -71,6 +71,10 @@ class TomlSource:
         for length in range(len(key), 0, -1):
             if key[:length] in self._raw:
                 return f"--set {dotted(key[:length])}", 0
+        if key not in self._lines:  # there only because of what was put into it
+            for inner in self._raw:
+                if key and inner[: len(key)] == key:
+                    return f"--set {dotted(inner)}", 0
         for length in range(len(key), 0, -1):
             if line := self._lines.get(key[:length]):
                 return self.file, line

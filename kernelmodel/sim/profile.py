@@ -75,14 +75,22 @@ def read_profile(
     new_rows = dict(rows)
     for op, table in _tables(tables, "", faults):
         if rows and op not in rows:
-            near = get_close_matches(op, rows, n=1)
-            faults.append(f"{op}: no such row" + (f"; did you mean {near[0]}?" if near else ""))
+            near = get_close_matches(op, rows, n=1) or get_close_matches(op, rows, n=3, cutoff=0.4)
+            faults.append(
+                f"{op}: no such row" + (f"; did you mean {_either(near)}?" if near else "")
+            )
         else:
             old = rows.get(op)
             faults += _row_faults(op, table, old, new_spreads) or _add_row(op, table, old, new_rows)
     if faults:
         raise CostProfileError(faults)
     return new_rows, new_spreads
+
+
+def _either(names: Sequence[str]) -> str:
+    """("a", "b", "c") as a, b or c."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def format_profile(tables: Mapping[str, object]) -> str:

@@ -236,6 +236,12 @@ def test_all_mistakes_of_all_files_come_at_once(tmp_path: Path) -> None:
     ]
 
 
+def test_a_cost_row_from_outside_is_blamed_by_name(tmp_path: Path) -> None:
+    (fault,) = faults(write(tmp_path), "costs.kho_bogus.base_ns=1")
+    assert (fault.file, fault.line) == ("--set costs.kho_bogus.base_ns", 0)
+    assert "no such row; did you mean kho_" in fault.what
+
+
 def test_several_syntax_errors_are_found_and_the_rest_is_read(tmp_path: Path) -> None:
     path = write(tmp_path, s='seed = 3 -> seed = \n"oops\nnothing')
     found = faults(path, "update.target=7.3.9")
