@@ -36,13 +36,16 @@ def read_host_classes(fleet: Fields, into: Inventory, faults: Faults) -> dict[st
         name = fields.parsed_text("name", cells.parse_label, "what its hosts are called")
         if name in classes:
             fields.complain("name", f'"{name}" is there twice', "every class needs its own")
+        counted = len(faults)
         count = fields.integer("count", None, 1, _MOST_HOSTS)
+        # With a count that is none, nothing is too many racks.
+        most = count if len(faults) == counted else _MOST_HOSTS
         model = _read_host(fields, name)
-        domains = {"rack": fields.integer("racks", 1, 1, count)}
+        domains = {"rack": fields.integer("racks", 1, 1, most)}
         further = fields.table("domains")
         if further is not None:
             for domain in further.free_keys():
-                domains[domain] = further.integer(domain, None, 1, count)
+                domains[domain] = further.integer(domain, None, 1, most)
                 if domain == "rack" or not domain or not domain.isprintable():
                     further.complain(domain, "is no name of a further failure domain")
         fields.close()

@@ -31,6 +31,7 @@ class ColumnNames:
     """The columns of one kind of table."""
 
     section: str  # where a scenario maps them
+    noun: str  # what its rows are
     required: tuple[str, ...]
     optional: tuple[str, ...]
     has_domains: bool = False  # whether further columns may be failure domains
@@ -59,6 +60,7 @@ class Columns:
     domains: dict[str, int]  # failure domain -> its index, the rack not among them
     unused: tuple[str, ...]
     memory_unit: int
+    complete: bool = True  # whether none is missing, so that rows can be used
 
 
 def read_column_map(fields: Fields | None, ours: ColumnNames) -> ColumnMap:
@@ -93,30 +95,40 @@ def read_column_map(fields: Fields | None, ours: ColumnNames) -> ColumnMap:
 
 
 def resolve_columns(
-    table: Table, mapping: ColumnMap, ours: ColumnNames, faults: Faults
+    table: Table, mapping: ColumnMap, ours: ColumnNames, other: ColumnNames, faults: Faults
 ) -> Columns | None:
-    """Find our columns in a table, None if a required one is not there."""
+    """Find our columns in a table, noting those that are not there; the others can be checked.
+
+    None if the table is of the `other` kind: its columns are not ours by another name.
+    """
     before = len(faults)
+    there = {*table.columns, *mapping.names}
+    if there >= set(other.required) and not there >= set(ours.required):
+        right = f"one with {', '.join(ours.required)}"
+        faults.add((table.file, table.header), f"is a table of {other.noun}", right)
+        return None
     index = {name: nr for nr, name in enumerate(table.columns)}
 
-    def find(theirs: str, place: Place) -> int:
-        if theirs not in index:
-            right = did_you_mean(theirs, table.columns, noun="columns")
-            faults.add(place, f'{table.file} has no column "{theirs}"', right)
-        return index.get(theirs, 0)
+    def find(names: dict[str, tuple[str, Place]]) -> dict[str, int]:
+        for theirs, place in names.values():
+            if theirs not in index:
+                right = did_you_mean(theirs, table.columns, noun="columns")
+                faults.add(place, f'{table.file} has no column "{theirs}"', right)
+        return {name: index[theirs] for name, (theirs, _) in names.items() if theirs in index}
 
-    at = {name: find(*theirs) for name, theirs in mapping.names.items()}
-    at |= {name: index[name] for name in ours.all if name in index and name not in at}
-    domains = {name: find(*theirs) for name, theirs in mapping.domains.items()}
+    at = find(mapping.names)
+    at |= {name: index[name] for name in ours.all if name in index and name not in mapping.names}
+    domains = find(mapping.domains)
     unused = [name for name, nr in index.items() if nr not in {*at.values(), *domains.values()}]
     if ours.has_domains:
         domains |= {name: index[name] for name in unused if name in WELL_KNOWN_DOMAINS}
         unused = [name for name in unused if name not in domains]
-    _note_missing(table, ours, at, faults)
-    if len(faults) > before:
-        return None
-    _note_misspelt(table, ours, at, [name for name in unused if name not in mapping.ignore], faults)
-    return Columns(at, domains, tuple(unused), mapping.memory_unit)
+    looked_for = at | dict.fromkeys(mapping.names, 0)
+    _note_missing(table, ours, looked_for, faults)
+    complete = len(faults) == before
+    strange = [name for name in unused if name not in mapping.ignore]
+    _note_misspelt(table, ours, looked_for, strange, faults)
+    return Columns(at, domains, tuple(unused), mapping.memory_unit, complete)
 
 
 def _note_missing(table: Table, ours: ColumnNames, at: dict[str, int], faults: Faults) -> None:

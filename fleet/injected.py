@@ -70,6 +70,8 @@ def _read_host(fields: Fields, inventory: Inventory, vm: str) -> str:
     if not fields.given("host") or not inventory.host_places:
         return host
     if host not in inventory.host_places:
+        if not inventory.all_named:
+            return host
         names = list(inventory.host_places) if len(inventory.host_places) <= _HINTS_UP_TO else []
         right = did_you_mean(host, names, noun="hosts") if names else "a host of the fleet"
         fields.complain("host", f"there is no host {shown(host)}", right)
@@ -80,7 +82,8 @@ def _read_host(fields: Fields, inventory: Inventory, vm: str) -> str:
 
 def _read_vm(fields: Fields, inventory: Inventory) -> str:
     vm = fields.text("vm")
-    if fields.given("vm") and inventory.vm_places and vm not in inventory.vm_places:
+    known = inventory.vm_places
+    if fields.given("vm") and known and inventory.all_named and vm not in known:
         names = list(inventory.vm_places) if len(inventory.vm_places) <= _HINTS_UP_TO else []
         right = did_you_mean(vm, names, noun="VMs") if names else "a VM of the fleet"
         fields.complain("vm", f"there is no VM {shown(vm)}", right)

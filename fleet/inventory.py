@@ -16,7 +16,7 @@ from typing import Final, TypeVar, cast
 
 from fleet import cells
 from fleet.bad_input import Faults, Place, did_you_mean
-from fleet.columns import ColumnMap, ColumnNames, resolve_columns
+from fleet.columns import ColumnMap, ColumnNames, Columns, resolve_columns
 from fleet.kernel_parameters import parse_cmdline
 from fleet.tables import Table
 from fleet.units import Unfit, shown
@@ -47,12 +47,14 @@ MOST: Final = {
 
 HOST_COLUMNS: Final = ColumnNames(
     section="fleet.columns.hosts",
+    noun="hosts",
     required=("host", "rack", "memory", "cpus", "release"),
     optional=("numa_nodes", "hugepages_2M", "hugepages_1G", "cmdline"),
     has_domains=True,
 )
 VM_COLUMNS: Final = ColumnNames(
     section="fleet.columns.vms",
+    noun="VMs",
     required=("vm", "host", "memory", "vcpus"),
     optional=("backing", "page_size"),
 )
@@ -72,6 +74,8 @@ class Inventory:
     vms: dict[str, VmSpec] = field(default_factory=dict)
     host_places: dict[str, Place] = field(default_factory=dict)
     vm_places: dict[str, Place] = field(default_factory=dict)
+    #: Whether the places hold every host and VM; if not, a name that is not there proves nothing.
+    all_named: bool = True
     #: Hosts that are like an earlier one, their VMs included: one check does for all.
     alike: dict[str, None] = field(default_factory=dict)
     #: Table file -> its columns that were not used.
@@ -113,7 +117,9 @@ def hugepage_pools(counts: Mapping[int, int]) -> tuple[HugepagePool, ...]:
 class _Row:
     """The row that is being read: its cells parsed by column, mistakes noted with its line."""
 
-    def __init__(self, table: Table, at: Mapping[str, int], faults: Faults) -> None:
+    def __init__(
+        self, table: Table, columns: Columns, at: Mapping[str, int], faults: Faults
+    ) -> None:
         self._table = table
         self._at = at
         self._faults = faults
@@ -121,11 +127,12 @@ class _Row:
         # Tables repeat themselves: most cells have been parsed before.
         self._parsed: dict[tuple[str, str], object] = {}
         self.place: Place = (table.file, 0)
-        self.fine = True
+        self.usable = columns.complete
+        self.fine = self.usable
 
     def over(self, cells: Sequence[object], line: int) -> _Row:
         """Go on to the next row."""
-        self._cells, self.place, self.fine = cells, (self._table.file, line), True
+        self._cells, self.place, self.fine = cells, (self._table.file, line), self.usable
         return self
 
     def __contains__(self, column: str) -> bool:
@@ -137,7 +144,7 @@ class _Row:
     ) -> _T:
         """The parsed cell; `stand_in` for one that is unfit or empty."""
         if column not in self:
-            if needed:
+            if needed and column in self._at:  # else it is missing in every row, and said so
                 self.complain(column, "empty", "every row needs one")
             return stand_in
         value = self._cells[self._at[column]]
@@ -166,13 +173,15 @@ def _count(column: str, at_least: int) -> Callable[[object], int]:
 
 def read_hosts(table: Table, mapping: ColumnMap, into: Inventory, faults: Faults) -> None:
     """Add the hosts of a table to the inventory."""
-    columns = resolve_columns(table, mapping, HOST_COLUMNS, faults)
+    columns = resolve_columns(table, mapping, HOST_COLUMNS, VM_COLUMNS, faults)
     if columns is None:
+        into.all_named = False
         return
+    into.all_named &= not table.damaged and "host" in columns.at
     into.unused[table.file] = columns.unused
     domains = {name: f"{_DOMAIN} {name}" for name in columns.domains}
     at = columns.at | {domains[name]: nr for name, nr in columns.domains.items()}
-    row = _Row(table, at, faults)
+    row = _Row(table, columns, at, faults)
     memory = partial(cells.parse_host_memory, unit=columns.memory_unit)
     counts = {name: _count(name, 1 if name in ("cpus", "numa_nodes") else 0) for name in MOST}
     for line, values in table.rows:
@@ -217,15 +226,18 @@ def _nodes(row: _Row, sizes: tuple[int, ...], numa_nodes: int) -> tuple[int, ...
 
 def read_vms(table: Table, mapping: ColumnMap, into: Inventory, faults: Faults) -> None:
     """Add the VMs of a table to the inventory."""
-    columns = resolve_columns(table, mapping, VM_COLUMNS, faults)
+    columns = resolve_columns(table, mapping, VM_COLUMNS, HOST_COLUMNS, faults)
     if columns is None:
+        into.all_named = False
         return
+    hosts_named = into.all_named
+    into.all_named &= not table.damaged and "vm" in columns.at
+    row = _Row(table, columns, columns.at, faults)
     if not {"backing", "page_size"} & set(columns.at):
         right = f'add one, or map it: page_size = "their name" in [{VM_COLUMNS.section}]'
         faults.add((table.file, table.header), 'no column "backing" or "page_size"', right)
-        return
+        row.usable = False
     into.unused[table.file] = columns.unused
-    row = _Row(table, columns.at, faults)
     memory = partial(cells.parse_vm_memory, unit=columns.memory_unit)
     vcpus = _count("vcpus", 1)
     names = list(into.host_places) if len(into.host_places) <= _HINTS_UP_TO else []
@@ -235,7 +247,7 @@ def read_vms(table: Table, mapping: ColumnMap, into: Inventory, faults: Faults) 
         if name:
             into.name_vm(name, row.place, faults)
         host = row.get("host", cells.parse_name, "")
-        if host and into.host_places and host not in into.host_places:
+        if host and hosts_named and into.host_places and host not in into.host_places:
             right = did_you_mean(host, names, noun="hosts") if names else "a host of the fleet"
             row.complain("host", f'there is no host "{host}"', right)
         vm = VmSpec(
@@ -251,7 +263,7 @@ def read_vms(table: Table, mapping: ColumnMap, into: Inventory, faults: Faults) 
 
 def _backing(row: _Row) -> Backing:
     """What backs a VM, from its `backing`, its `page_size` or both."""
-    if "backing" not in row and "page_size" not in row:
+    if row.usable and "backing" not in row and "page_size" not in row:
         row.complain("backing", "neither a backing nor a page size is given", "one of them")
     named = row.get("backing", cells.parse_backing, None, needed=False)
     sized = row.get("page_size", cells.parse_page_size, None, needed=False)

@@ -171,6 +171,8 @@ def _read_fleet(root: Fields, folder: Path, faults: Faults) -> Inventory:
         table = read_table(folder / fleet.text("hosts"), fleet.place("hosts"), faults)
         if table is not None:
             read_hosts(table, host_columns, inventory, faults)
+            if not table.rows and not table.damaged:
+                faults.add((table.file, table.header), "has no rows", "one for each host")
     classes = read_host_classes(fleet, inventory, faults)
     if not inventory.host_places and len(faults) == before:
         fleet.missing(

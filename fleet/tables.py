@@ -38,6 +38,7 @@ class Table:
     header: int
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
+    damaged: bool = False  # whether there are further rows, which cannot be read
 
 
 def read_table(path: Path, named_at: Place, faults: Faults) -> Table | None:
@@ -73,7 +74,7 @@ def _read_csv(file: str, lines: list[str], faults: Faults) -> Table | None:
     )
     columns: tuple[str, ...] = ()
     rows: list[Row] = []
-    begins = 1
+    begins, damaged = 1, False
     try:
         for cells in reader:
             line, begins = begins, reader.line_num + 1
@@ -84,14 +85,15 @@ def _read_csv(file: str, lines: list[str], faults: Faults) -> Table | None:
             elif len(cells) == len(columns):
                 rows.append((line, [cell.strip() or None for cell in cells]))
             else:
+                damaged = True
                 what = f"has {len(cells)} cells, the header {len(columns)} columns"
                 faults.add((file, line), what, alike=f"cells of {file}")
     except csv.Error as error:
         faults.add((file, begins), f"not valid CSV from here on: {error}")
+        damaged = True
+    if not columns or not _distinct(columns, (file, start + 1), faults):
         return None
-    if not _distinct(columns, (file, start + 1), faults):
-        return None
-    return Table(file, start + 1, columns, tuple(rows))
+    return Table(file, start + 1, columns, tuple(rows), damaged)
 
 
 def _distinct(columns: Iterable[str], place: Place, faults: Faults) -> bool:
@@ -107,6 +109,7 @@ def _distinct(columns: Iterable[str], place: Place, faults: Faults) -> bool:
 
 
 def _read_json_lines(file: str, lines: list[str], faults: Faults) -> Table | None:
+    before = len(faults)
     objects: list[tuple[int, dict[str, object]]] = []
     columns: dict[str, None] = {}
     decoder = msgspec.json.Decoder()
@@ -125,7 +128,7 @@ def _read_json_lines(file: str, lines: list[str], faults: Faults) -> Table | Non
         objects.append((nr, found))
     names = tuple(columns)
     rows = tuple((nr, [found.get(name) for name in names]) for nr, found in objects)
-    return Table(file, 1, names, rows)
+    return Table(file, 1, names, rows, damaged=len(faults) > before)
 
 
 def _read_parquet(path: Path, named_at: Place, faults: Faults) -> Table | None:
@@ -140,10 +143,23 @@ def _read_parquet(path: Path, named_at: Place, faults: Faults) -> Table | None:
     try:
         with duckdb.connect() as connection:
             found = connection.execute("SELECT * FROM read_parquet(?)", [str(path)])
-            columns = tuple(column[0] for column in found.description or ())
-            rows = tuple((nr, row) for nr, row in enumerate(found.fetchall(), start=1))
+            described = found.description or ()
+            columns = tuple(column[0] for column in described)
+            as_json = {nr for nr, column in enumerate(described) if str(column[1]) == "JSON"}
+            rows = tuple(
+                (nr, [_plain(cell) if at in as_json else cell for at, cell in enumerate(row)])
+                for nr, row in enumerate(found.fetchall(), start=1)
+            )
     except duckdb.Error as error:
         first = str(error).splitlines()[0]
         faults.add((str(path), 0), f"not readable as Parquet: {first}")
         return None
     return Table(str(path), 0, columns, rows)
+
+
+def _plain(cell: object) -> object:
+    """What a cell of DuckDB's type JSON says; it comes as JSON text, strings in their quotes."""
+    try:
+        return msgspec.json.decode(cell) if isinstance(cell, str) else cell
+    except msgspec.DecodeError:  # Parquet promises nothing
+        return cell

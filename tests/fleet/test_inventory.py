@@ -270,6 +270,12 @@ def test_vms_of_a_class_are_on_every_host(tmp_path: Path) -> None:
     assert [vm.name for vm in scenario.vms] == ["n-1-v-1", "n-1-v-2", "n-2-v-1", "n-2-v-2"]
 
 
+def test_a_count_that_is_none_does_not_make_the_racks_too_many(tmp_path: Path) -> None:
+    with pytest.raises(BadInput) as caught:
+        classes(tmp_path, "name='n'\ncount=0\nracks=3\ndomains={zone=2}")
+    assert [fault.line for fault in caught.value.faults] == [6]
+
+
 CLASS_MISTAKES = [
     ("name='n'\ncount=0", "", 6, "0 is too small"),
     ("name='n'\ncount=2\nracks=3", "", 7, "3 is too large, 2 or less"),
