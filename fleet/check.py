@@ -18,7 +18,7 @@ from rich.text import Text
 from fleet.host_memory import HostMemory, memfd_need, try_boot
 from fleet.plan import PlannedWave, make_plan
 from fleet.scenario import Reading, Scenario
-from fleet.units import show_duration, show_size
+from fleet.units import counted, show_duration, show_size
 from kernelmodel.releases import CATALOGUE
 from node.api import Backing, FaultSpec, HostSpec, VmSpec
 
@@ -58,7 +58,7 @@ def _head(scenario: Scenario) -> Text:
     releases = ", ".join(dict.fromkeys(host.release for host in scenario.hosts))
     rows = {
         "scenario": f"{scenario.name}, seed {scenario.seed}, digest {scenario.digest}",
-        "fleet": f"{len(scenario.hosts)} hosts, {len(scenario.vms)} VMs",
+        "fleet": f"{counted(len(scenario.hosts), 'host')}, {counted(len(scenario.vms), 'VM')}",
         "update": f"{releases} → {CATALOGUE[scenario.target_release].title}",
         "budget": f"{show_duration(scenario.downtime_budget_ns)} of downtime per VM",
     }

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from fleet.bad_input import Faults, Place
 from fleet.host_memory import HostMemory, memfd_need, try_boot
 from fleet.inventory import Inventory
-from fleet.units import show_size
+from fleet.units import plural, show_size
 from kernelmodel.releases import CATALOGUE, Release
 from node.api import Backing, HostSpec, VmSpec
 
@@ -54,7 +54,7 @@ def _check_vm(vm: VmSpec, inventory: Inventory, faults: Faults) -> None:
         return
     pool = _pool(host, page)
     if pages > pool:
-        what = f"VM {vm.name} needs {pages} pages of {vm.backing.page_label}"
+        what = f"VM {vm.name} needs {pages} {plural(pages, 'page')} of {vm.backing.page_label}"
         has = f"the pool of host {host.name} has {pool}" if pool else f"host {host.name} has none"
         right = "a larger pool, a smaller VM, or another host"
         faults.add(place, f"{what}, {has}", right, alike="VMs larger than their pool")
@@ -82,7 +82,8 @@ def _check_host(host: HostSpec, vms: list[VmSpec], place: Place, faults: Faults)
         there = _pool(host, backing.page_bytes)
         # One VM larger than the pool has been named already.
         if sum(needs) > there and all(need <= there for need in needs):
-            what = f"{who}: its VMs need {sum(needs)} pages of {backing.page_label}"
+            pages = f"{sum(needs)} {plural(sum(needs), 'page')} of {backing.page_label}"
+            what = f"{who}: its VMs need {pages}"
             right = f"a pool of {sum(needs)}, or fewer VMs"
             faults.add(place, f"{what}, the pool has {there}", right, alike="pools too small")
     plain = [vm.memory_bytes for vm in vms if vm.backing is Backing.MEMFD]

@@ -16,14 +16,24 @@ from enum import IntEnum
 from pathlib import Path
 
 from msgspec import Struct
+from rich.console import Console
 from rich.text import Text
 
 from fleet.journal import Header, Journal
 from fleet.launcher import Backend, LocalBackend, RayBackend
 from fleet.scenario import Scenario
+from fleet.units import counted
 from fleet.unwritable import writing
 
-__all__ = ["ExitCode", "Options", "confession", "make_backend", "on_signals", "open_journal"]
+__all__ = [
+    "ExitCode",
+    "Options",
+    "confession",
+    "make_backend",
+    "note_actors",
+    "on_signals",
+    "open_journal",
+]
 
 
 class ExitCode(IntEnum):
@@ -91,6 +101,15 @@ def open_journal(
 def make_backend(options: Options) -> Backend:
     """The backend that was asked for. Ray takes some seconds to start."""
     return RayBackend(options.address) if options.backend == "ray" else LocalBackend()
+
+
+def note_actors(options: Options, scenario: Scenario, errors: Console) -> None:
+    """Say so if more actors are asked for than there are hosts to share out."""
+    hosts = len(scenario.hosts)
+    if isinstance(options.actors, int) and options.actors > hosts:
+        used = f"{hosts} are used" if hosts != 1 else "1 is used"
+        fleet = f"the fleet has {counted(hosts, 'host')}"
+        errors.print(Text(f"--actors {options.actors}: {fleet}, so {used}"))
 
 
 def on_signals(callback: Callable[[], object]) -> None:

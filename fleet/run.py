@@ -14,12 +14,21 @@ from fleet.bad_input import BadInput
 from fleet.console import Progression, closing_tables, mistakes
 from fleet.dump_image import Dump, DumpError, resolved, write_dumps
 from fleet.experiment import Experiment, journal_header
-from fleet.frame import ExitCode, Options, confession, make_backend, on_signals, open_journal
+from fleet.frame import (
+    ExitCode,
+    Options,
+    confession,
+    make_backend,
+    note_actors,
+    on_signals,
+    open_journal,
+)
 from fleet.journal import Journal, JournalError
 from fleet.launcher import HostUnreachable
 from fleet.outputs import write_outputs
 from fleet.plan import make_plan
 from fleet.scenario import Scenario, load_scenario
+from fleet.units import counted
 from fleet.unwritable import CannotWrite, writing
 
 __all__ = ["RunOptions", "run"]
@@ -55,13 +64,15 @@ def run(options: RunOptions, console: Console, errors: Console) -> ExitCode:
     except (JournalError, CannotWrite) as error:
         errors.print(Text(str(error)))
         return ExitCode.BAD_INPUT
+    note_actors(options, scenario, errors)
     with journal:
         try:
             record, dumped = asyncio.run(_run(scenario, options, dumps, journal, console))
         except (asyncio.CancelledError, KeyboardInterrupt):
-            kept = len(journal.results())
+            count = len(journal.results())
+            kept = f"{counted(count, 'host update')} {'is' if count == 1 else 'are'} kept"
             again = options.resume_command(out)
-            errors.print(Text(f"interrupted; {kept} host updates are kept. To go on:\n  {again}"))
+            errors.print(Text(f"interrupted; {kept}. To go on:\n  {again}"))
             return ExitCode.INTERRUPTED
         except HostUnreachable as error:
             again = options.resume_command(out)

@@ -12,7 +12,15 @@ from fleet.api import RolloutState
 from fleet.bad_input import BadInput, InputFault
 from fleet.console import closing_tables, mistakes
 from fleet.experiment import journal_header
-from fleet.frame import ExitCode, Options, confession, make_backend, on_signals, open_journal
+from fleet.frame import (
+    ExitCode,
+    Options,
+    confession,
+    make_backend,
+    note_actors,
+    on_signals,
+    open_journal,
+)
 from fleet.journal import Journal, JournalError, JournalUsed
 from fleet.launcher import HostUnreachable
 from fleet.outputs import write_outputs
@@ -65,6 +73,7 @@ def serve(options: ServeOptions, console: Console, errors: Console) -> ExitCode:
     except (JournalError, CannotWrite) as error:
         errors.print(Text(str(error)))
         return ExitCode.BAD_INPUT
+    note_actors(options, scenario, errors)
     with journal:
         try:
             served = asyncio.run(_serve(scenario, options, journal, console))
@@ -163,7 +172,7 @@ async def _serve(
             what = "goes on from where it was"
         else:
             what = "has started" if options.start else "starts on FleetService.StartRollout"
-        size = f"{len(scenario.hosts)} hosts, {len(scenario.vms)} VMs"
+        size = f"{counted(len(scenario.hosts), 'host')}, {counted(len(scenario.vms), 'VM')}"
         lines = (
             f"{scenario.name}: {size}, seed {scenario.seed}",
             *resumed,

@@ -19,6 +19,7 @@ __all__ = [
     "parse_duration_ns",
     "parse_share",
     "parse_size",
+    "plural",
     "show_duration",
     "show_size",
     "shown",
@@ -142,9 +143,14 @@ def parse_share(value: object, of: int, at_least: int, at_most: int) -> int:
     return parse_count(value, at_least, at_most)
 
 
+def plural(number: int, noun: str) -> str:
+    """The noun for a number of things: "page", "pages"."""
+    return noun if number == 1 else f"{noun}s"
+
+
 def counted(number: int, noun: str) -> str:
     """A number of things: "1 host", "1,234 hosts"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return f"{number:,} {plural(number, noun)}"
 
 
 def show_size(size: int) -> str:

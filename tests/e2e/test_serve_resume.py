@@ -20,7 +20,7 @@ from lufleet.v1 import fleet_pb2, fleet_pb2_grpc, host_pb2, host_pb2_grpc
 from tests.e2e.served import served
 from tests.e2e.test_grpc_hosts import FLEET, HOSTS
 from tests.e2e.test_grpc_serve import BIN, SMALL, serving
-from tests.fleet.toys import SCENARIO, ToyBackend
+from tests.fleet.toys import ROLLOUT, SCENARIO, ToyBackend
 
 if TYPE_CHECKING:
     from lufleet.v1.fleet_pb2_grpc import FleetServiceAsyncStub as FleetStub
@@ -54,16 +54,15 @@ def test_acknowledged_calls_are_there_again(tmp_path: Path) -> None:
 def test_a_rollout_goes_on_from_where_it_was(tmp_path: Path, *, paused: bool) -> None:
     path = tmp_path / "journal.sqlite"
 
-    async def starts(endpoints: Endpoints) -> int:
+    async def starts(endpoints: Endpoints) -> None:
         async with grpc.aio.insecure_channel(endpoints.grpc) as channel:
             stub: FleetStub = fleet_pb2_grpc.FleetServiceStub(channel)
             await stub.StartRollout(fleet_pb2.StartRolloutRequest())
             async for told in stub.WatchRollout(WATCH):
                 if told.status.wave == 1:
                     break
-            if not paused:
-                return 0
-            return (await stub.PauseRollout(fleet_pb2.PauseRolloutRequest())).status.virtual_time_ns
+            if paused:
+                await stub.PauseRollout(fleet_pb2.PauseRolloutRequest())
 
     async def ends(endpoints: Endpoints) -> tuple[fleet_pb2.RolloutStatus, str]:
         async with grpc.aio.insecure_channel(endpoints.grpc) as channel:
@@ -77,10 +76,10 @@ def test_a_rollout_goes_on_from_where_it_was(tmp_path: Path, *, paused: bool) ->
                 pass
             return first, (await stub.GetResult(fleet_pb2.GetResultRequest())).digest
 
-    paused_ns = served(starts, SCENARIO, ToyBackend(), journal_path=path, speed=3000)
+    served(starts, SCENARIO, ToyBackend(), journal_path=path, speed=3000)
     first, digest = served(ends, SCENARIO, ToyBackend(), journal_path=path, resume=True, speed=3000)
     assert first.wave >= 1
-    assert first.virtual_time_ns >= paused_ns
+    assert first.virtual_time_ns >= ROLLOUT.canary_soak_ns
     if paused:
         assert first.state == fleet_pb2.ROLLOUT_STATE_PAUSED
     else:

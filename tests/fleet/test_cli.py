@@ -186,6 +186,13 @@ def test_results_that_cannot_be_written_are_not_lost() -> None:
     assert lufleet(*shlex.split(result.stderr.splitlines()[-1])[1:]).exit_code == 0
 
 
+def test_more_actors_than_hosts_are_pointed_out_once(backends: Backends) -> None:
+    assert lufleet("run", "s.toml", "--actors", "6").stderr == ""
+    backends()
+    said = lufleet("run", "s.toml", "--actors", "99").stderr
+    assert said == "--actors 99: the fleet has 6 hosts, so 6 are used\n"
+
+
 def test_resume_refuses_another_scenario(backends: Backends) -> None:
     backends(3, asyncio.CancelledError())
     lufleet("run", "s.toml", "--out", "o")
