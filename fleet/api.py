@@ -83,7 +83,6 @@ class RunRecord(Struct, frozen=True):
     peak_rss_bytes: int
     backend: str  # "local" | "ray"
     actors: int
-    host_updates_wall_seconds: float = 0.0  # wall time from first start to last end
 
 
 class Histogram(Struct, frozen=True):

@@ -8,7 +8,7 @@ log, a pipe) the lines come without the bar. At the end, tables.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from statistics import median_low
+from statistics import mean, median_low
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
@@ -29,7 +29,7 @@ from rich.text import Text
 from fleet.api import RolloutState, RunRecord, WaveRecord
 from fleet.bad_input import BadInput
 from fleet.results import Result
-from fleet.units import show_size
+from fleet.units import counted, show_size
 from kernelmodel.releases import CATALOGUE
 from node.api import Backing, HostOutcome, UpdateResult
 
@@ -87,7 +87,7 @@ def trouble_of(result: UpdateResult, usual_blackout_ns: int | None = None) -> st
 def mistakes(bad: BadInput) -> Text:
     """What is wrong with somebody's input, a line each."""
     count = len(bad.faults)
-    lines = [*map(str, bad.faults), f"{count} mistake{'s' * (count != 1)}; nothing was started"]
+    lines = [*map(str, bad.faults), f"{counted(count, 'mistake')}; nothing was started"]
     return Text("\n".join(lines))
 
 
@@ -186,19 +186,17 @@ def _wave_text(wave: WaveRecord, results: list[UpdateResult]) -> str:
 
 def closing_tables(record: RunRecord, result: Result) -> RenderableType:
     """What a rollout came to."""
-    parts: list[RenderableType] = [_headline(record), _outcomes(result)]
+    parts: list[RenderableType] = [_headline(record, result), _outcomes(result)]
     if result.blackout_phases_seconds:
-        parts.append(_phases(result))
+        parts.append(_phases(record, result))
     parts.append(_pages(result))
     parts.extend(_troubles(record))
     return Group(*parts)
 
 
-def _headline(record: RunRecord) -> Table:
+def _headline(record: RunRecord, result: Result) -> Table:
     scenario = record.scenario
     sources = ", ".join(dict.fromkeys(host.release for host in scenario.hosts))
-    updates = record.host_updates_wall_seconds
-    rate = f", {len(record.results) / updates:.1f} host updates/s" if updates else ""
     grid = Table.grid(padding=(0, 2))
     grid.add_row("", "")
     state = Text(record.state, style=f"bold {_STATE_STYLES[record.state]}")
@@ -206,7 +204,8 @@ def _headline(record: RunRecord) -> Table:
     grid.add_row("scenario", f"{scenario.name}, seed {record.seed}")
     grid.add_row("update", f"{sources} → {CATALOGUE[scenario.target_release].title}")
     grid.add_row("virtual time", clock_text(record.virtual_ns))
-    here = f"{record.backend} backend, {record.actors} shards{rate}"
+    rate = f"{result.host_updates_per_second:.1f} host updates/s"
+    here = f"{record.backend} backend, {counted(record.actors, 'shard')}, {rate}"
     grid.add_row("real time", f"{duration_text(record.wall_seconds)}, {here}")
     grid.add_row("digest", record.digest)
     grid.add_row("", "")
@@ -228,12 +227,14 @@ def _outcomes(result: Result) -> Table:
     tables = []
     for title, counts in (("Hosts", result.hosts), ("VMs", result.vms)):
         table = _table(title, ("outcome",), ("count",))
-        for name in counts.__struct_fields__[1:]:
+        for name in counts.__struct_fields__[1:5]:
             count = getattr(counts, name)
             bad = count and name in ("failed", "rolled_back", "restarted", "lost")
             table.add_row(_words(name), str(count), style="yellow" if bad else None)
         table.add_section()
         table.add_row("total", str(counts.total))
+        if counts is result.vms and result.vms.untouched:
+            table.add_row("untouched", str(result.vms.untouched), style="dim")
         tables.append(table)
     grid.add_row(*tables, _downtimes(result))
     return grid
@@ -250,9 +251,11 @@ def _downtimes(result: Result) -> Table:
     return table
 
 
-def _phases(result: Result) -> Table:
+def _phases(record: RunRecord, result: Result) -> RenderableType:
+    """The phases of every blackout; the whole of those that ended with the agent back."""
     phases = result.blackout_phases_seconds
-    updates = max(phase.count for phase in phases.values())
+    blackouts = [update for update in record.results if update.phases_ns]
+    whole = [sum(u.phases_ns.values()) for u in blackouts if u.blackout_end_ns is not None]
     total = sum(phase.mean * phase.count for phase in phases.values())
     table = _table("Blackout of a host by phase", ("phase",), ("hosts", "mean", "p99", "share"))
     table.add_column()
@@ -267,8 +270,11 @@ def _phases(result: Result) -> Table:
             "█" * round(share * 30),
         )
     table.add_section()
-    table.add_row("all", str(updates), duration_text(total / updates))
-    return table
+    table.add_row("all", str(len(whole)), duration_text(mean(whole) / 1e9) if whole else "–")
+    if not (broken := len(blackouts) - len(whole)):
+        return table
+    fell = f'{counted(broken, "host")} fell back in the midst of a blackout: not in "all"'
+    return Group(table, Text(fell, style="dim"))
 
 
 def _pages(result: Result) -> Table:

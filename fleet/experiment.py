@@ -109,8 +109,6 @@ class Experiment:
         self._inbox = Inbox()
         self._changed = asyncio.Event()
         self._is_running = False
-        self._first_send: float | None = None
-        self._updates_seconds = 0.0  # on the wall, from the first batch to the last answer
         self._next_snapshot = 0.0  # on the wall
         self._old_results = journal.results()
         self._old_requests = journal.requests()
@@ -187,7 +185,6 @@ class Experiment:
                 cost_digest=self._cost_digest,
                 costs=RunCosts(
                     wall_seconds=time.monotonic() - self._began,
-                    updates_wall_seconds=self._updates_seconds,
                     peak_rss_bytes=await self._backend.peak_rss_bytes(),
                     backend=self._backend.name,
                     actors=len(self.shards),
@@ -270,13 +267,10 @@ class Experiment:
         shards = {id(shard): shard for shard in self.shards}
         for command in fresh:
             messages.setdefault(id(self._shard_of[command.host]), []).append(command)
-        if self._first_send is None:
-            self._first_send = time.monotonic()
         with self._pace.held():
             await asyncio.gather(
                 *(self._ask_shard(shards[key], commands) for key, commands in messages.items())
             )
-        self._updates_seconds = time.monotonic() - self._first_send
 
     async def _ask_shard(self, shard: ShardHandle, commands: Sequence[UpdateCommand]) -> None:
         for at in range(0, len(commands), self._backend.batch):

@@ -22,7 +22,6 @@ class RunCosts(Struct, frozen=True):
     """What a run took from whoever ran it: no part of its digest."""
 
     wall_seconds: float
-    updates_wall_seconds: float  # from the first batch sent to the last one answered
     peak_rss_bytes: int
     backend: str
     actors: int
@@ -65,5 +64,4 @@ def make_record(
         peak_rss_bytes=costs.peak_rss_bytes,
         backend=costs.backend,
         actors=costs.actors,
-        host_updates_wall_seconds=costs.updates_wall_seconds,
     )

@@ -10,6 +10,7 @@ page as small as twenty do: charts aggregate, and tables stop at `MOST_ROWS` row
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
@@ -25,6 +26,7 @@ from fleet.html import Markup, code, legend, table, text
 from fleet.report_notes import cost_notes, memory_notes, model_notes
 from fleet.report_trouble import trouble_notes
 from fleet.results import PhaseSummary, Result
+from fleet.units import counted
 from kernelmodel.releases import CATALOGUE
 from node.api import BLACKOUT_PHASES, UpdateResult, VmOutcome
 
@@ -71,7 +73,8 @@ def render_report(record: RunRecord, result: Result) -> str:
         state_style=_STATE_STYLE.get(record.state, "idle"),
         subtitle=text(
             f"{', '.join(result.source_releases)} → {target.title if target else ''}"
-            f" · {result.hosts.total:,} hosts, {result.vms.total:,} VMs · seed {result.seed}"
+            f" · {counted(result.hosts.total, 'host')}, {counted(result.vms.total, 'VM')}"
+            f" · seed {result.seed}"
             " · simulated, all times virtual"
         ),
         headline=text(_headline(result)),
@@ -128,7 +131,9 @@ def _headline(result: Result) -> str:
         if count
     ]
     kept = f"{vms.preserved:,} of {vms.total:,} VMs kept their memory"
-    told.append(f"{kept}, {', '.join(fates)}." if fates else f"{kept}; none was restarted or lost.")
+    if vms.untouched:
+        kept += f", {vms.untouched:,} of them never touched"
+    told.append(f"{kept}; {', '.join(fates) or 'none was restarted or lost'}.")
     if downtime.count and downtime.p50 is not None:
         told.append(
             f"Half of the VMs were down for at most {seconds(downtime.p50)}; "
@@ -140,11 +145,13 @@ def _headline(result: Result) -> str:
 
 
 def _share(result: Result) -> str:
-    """Downtimes within budget in percent, rounded down: 100 % means all."""
+    """Downtimes within budget in percent, rounded; 100 % means all and 0 % none."""
     downtime = result.downtime_seconds
     if not downtime.count:
         return "–"
-    permille = 1000 * downtime.within_budget // downtime.count
+    permille = round(Fraction(1000 * downtime.within_budget, downtime.count))
+    if 0 < downtime.within_budget < downtime.count:
+        permille = min(max(permille, 1), 999)
     return f"{permille / 10:g}\N{NO-BREAK SPACE}%"
 
 
@@ -244,8 +251,9 @@ def _phases_note(record: RunRecord) -> str:
         else "the longest one bar each, the others averaged in groups of 5 % each"
     )
     return (
-        f"{ran:,} host updates went through a blackout, {bars}, longest first. The phases of a "
-        "host sum to its blackout. A cut bar goes on beyond the axis; its figure is the whole."
+        f"{counted(ran, 'host update')} went through a blackout, {bars}, longest first. "
+        "The phases of a host sum to its blackout. A cut bar goes on beyond the axis; its figure "
+        "is the whole."
     )
 
 
@@ -275,9 +283,8 @@ def _phases_table(result: Result) -> Markup:
 
 
 def _timeline_note(record: RunRecord) -> str:
-    limits = ", ".join(
-        f"{count} hosts per {key}" for key, count in record.scenario.rollout.max_unavailable.items()
-    )
+    most = record.scenario.rollout.max_unavailable.items()
+    limits = ", ".join(f"{counted(count, 'host')} per {key}" for key, count in most)
     return (
         "Virtual time. Soaks (hatched) and long waits for single hosts (dotted) are shortened."
         + (f" At most {limits} at once." if limits else "")
@@ -314,7 +321,7 @@ def _waves_table(result: Result) -> Markup:
         for wave in waves[:100]
     ]
     columns = ("wave", "hosts", "started", "done", "soaked", "verdict")
-    caption = f"{len(waves)} waves" + ("; the first 100" if len(waves) > len(rows) else "")
+    caption = counted(len(waves), "wave") + ("; the first 100" if len(waves) > len(rows) else "")
     return table(caption, columns, rows, numeric=(1, 2, 3, 4))
 
 
@@ -324,7 +331,7 @@ def _footer(record: RunRecord, result: Result) -> Markup:
         f"<p>Digest {code(result.digest)}. The same scenario and seed give it again: "
         f"{code(again)}. Scenario {code(result.scenario_digest)}.</p>"
         f"<p>Made by lufleet {text(_version())}, backend {text(record.backend)} with "
-        f"{record.actors} actor{'' if record.actors == 1 else 's'}, in "
+        f"{counted(record.actors, 'actor')}, in "
         f"{seconds(record.wall_seconds)} of wall time. Every row behind these figures is in "
         f"{code('run.duckdb')}, the summary in {code('result.json')}.</p>"
     )

@@ -9,6 +9,7 @@ from typing import Final
 from fleet.api import RunRecord
 from fleet.html import Markup, code, facts, paragraph, table
 from fleet.results import Result
+from fleet.units import counted
 from kernelmodel.releases import CATALOGUE, Release
 from kernelmodel.sim.cost import CostModel, CostRow
 from node.api import Backing
@@ -41,8 +42,8 @@ def model_notes(record: RunRecord) -> Markup:
     if target is None:
         return paragraph(f"The release {record.scenario.target_release} is not in the catalogue.")
     backings = Counter(vm.backing for vm in record.scenario.vms)
-    memfd = f"{backings[Backing.MEMFD]:,} VMs"
-    huge = f"{sum(backings.values()) - backings[Backing.MEMFD]:,} VMs"
+    memfd = counted(backings[Backing.MEMFD], "VM")
+    huge = counted(sum(backings.values()) - backings[Backing.MEMFD], "VM")
     rows = [
         ("KHO", target.kho or "absent", "Linux as released", "preserves pages over kexec"),
         ("LUO", target.luo or "absent", "Linux as released", "sessions, files, FLBs"),

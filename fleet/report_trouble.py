@@ -9,6 +9,7 @@ from fleet.api import RunRecord
 from fleet.charts.svg import clock, seconds
 from fleet.html import Markup, badge, paragraph, table
 from fleet.results import Result
+from fleet.units import counted
 from node.api import HostOutcome, UpdateResult, VmOutcome, VmResult
 
 __all__ = ["MOST_ROWS", "trouble_notes"]
@@ -39,7 +40,7 @@ def trouble_notes(record: RunRecord, result: Result) -> Markup:
     if skipped := result.hosts.skipped:
         parts.append(
             paragraph(
-                f"{skipped:,} hosts were never touched; they run what they ran before.", "note"
+                f"{counted(skipped, 'host')} never touched: still on the old release.", "note"
             )
         )
     parts.append(_faults(record))
@@ -88,13 +89,13 @@ def _hosts(record: RunRecord, troubled: list[UpdateResult], budget_ns: int) -> M
         for r in troubled[:MOST_ROWS]
     ]
     columns = ("host", "outcome", "wave", "started", "downtime", "VMs", "reason", "what happened")
-    return table(_caption("host updates", len(troubled)), columns, rows, numeric=(3, 4))
+    return table(_caption("host update", len(troubled)), columns, rows, numeric=(3, 4))
 
 
 def _caption(what: str, count: int) -> str:
     if count <= MOST_ROWS:
-        return f"{count:,} {what}, worst first"
-    return f"{count:,} {what}, the worst {MOST_ROWS}; run.duckdb has the others"
+        return f"{counted(count, what)}, worst first"
+    return f"{counted(count, what)}, the worst {MOST_ROWS}; run.duckdb has the others"
 
 
 def _longest(result: UpdateResult) -> str:
@@ -156,7 +157,7 @@ def _vms(record: RunRecord, budget_ns: int) -> Markup:
         for vm, host in struck[:MOST_ROWS]
     ]
     return table(
-        f"{_caption('VMs that did not keep their memory', len(struck))}"
+        f"{_caption('VM', len(struck))}: those that did not keep their memory"
         f" (budget {seconds(budget_ns / 1e9)})",
         ("VM", "outcome", "host", "downtime", "reason"),
         rows,
@@ -179,7 +180,7 @@ def _faults(record: RunRecord) -> Markup:
         for f in faults[:MOST_ROWS]
     ]
     table_of = table(
-        f"{len(faults):,} faults that the scenario injected"
+        f"{counted(len(faults), 'fault')} that the scenario injected"
         + (f", the first {MOST_ROWS}" if len(faults) > MOST_ROWS else ""),
         ("host", "kind", "times", "VM", "how"),
         rows,

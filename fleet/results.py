@@ -59,13 +59,18 @@ class HostCounts(Struct, frozen=True):
 
 
 class VmCounts(Struct, frozen=True):
-    """VMs by what became of their memory; the four outcomes sum to `total`."""
+    """VMs by what became of their memory; the four outcomes sum to `total`.
+
+    `untouched` counts those of the preserved that no update ever paused: their hosts were
+    skipped, or failed before they came to that.
+    """
 
     total: int
     preserved: int
     migrated: int
     restarted: int
     lost: int
+    untouched: int
 
 
 class DowntimeSummary(Struct, frozen=True):
@@ -160,8 +165,9 @@ def was_paused(vm: VmResult) -> bool:
 
 
 def phase_order(names: Iterable[str]) -> list[str]:
-    """Phase names in the order of a host's blackout, others after them by name."""
-    rank = {name: i for i, name in enumerate(BLACKOUT_PHASES)}
+    """Phase names in the order in which a host goes through them, others after them by name."""
+    in_time = ("kexec_file_load", "preserve", *BLACKOUT_PHASES, "finish")
+    rank = {name: i for i, name in enumerate(in_time)}
     return sorted(names, key=lambda name: (rank.get(name, len(rank)), name))
 
 
@@ -225,6 +231,11 @@ def _preserved_pages(results: Iterable[UpdateResult]) -> dict[str, int]:
     return pages
 
 
+def _rate(record: RunRecord) -> float:
+    """Host updates a wall second, everything from the start of Ray to the last answer included."""
+    return len(record.results) / record.wall_seconds if record.wall_seconds > 0 else 0.0
+
+
 def _wave(wave: WaveRecord) -> WaveSummary:
     return WaveSummary(
         index=wave.index,
@@ -241,7 +252,12 @@ def summarise(record: RunRecord) -> Result:
     """Everything `result.json` says, from the record of a run."""
     hosts = Counter(record.hosts.values())
     vms = Counter(record.vms.values())
-    wall = record.host_updates_wall_seconds or record.wall_seconds
+    paused = {vm.name for result in record.results for vm in result.vms if was_paused(vm)}
+    untouched = [
+        vm
+        for vm, outcome in record.vms.items()
+        if outcome is VmOutcome.PRESERVED and vm not in paused
+    ]
     return Result(
         scenario=record.scenario.name,
         seed=record.seed,
@@ -263,6 +279,7 @@ def summarise(record: RunRecord) -> Result:
             migrated=vms[VmOutcome.MIGRATED],
             restarted=vms[VmOutcome.RESTARTED],
             lost=vms[VmOutcome.LOST],
+            untouched=len(untouched),
         ),
         downtime_seconds=_downtimes(record.results, record.scenario.downtime_budget_ns),
         blackout_phases_seconds=_phases(result.phases_ns for result in record.results),
@@ -279,7 +296,7 @@ def summarise(record: RunRecord) -> Result:
         backend=record.backend,
         actors=record.actors,
         wall_seconds=record.wall_seconds,
-        host_updates_per_second=len(record.results) / wall if wall > 0 else 0.0,
+        host_updates_per_second=_rate(record),
         peak_rss_bytes=record.peak_rss_bytes,
     )
 

@@ -87,9 +87,8 @@ def _update(canvas: Canvas, axis: TimeAxis, y: float, result: UpdateResult) -> N
         canvas.rect(dark, y + 2, max(1.5, light - dark), _ROW - 4, style, tip)
     sign, style = _sign(result)
     if sign:
-        # Beside the bar, where there is room: left of it at the chart's right end.
-        at = end + 8 if end + 16 < _RIGHT else start - 8
-        canvas.mark(at, y + _ROW / 2, sign, style, tip)
+        # Beside the bar, at the chart's right end in its margin.
+        canvas.mark(end + 8, y + _ROW / 2, sign, style, tip)
 
 
 def _sign(result: UpdateResult) -> tuple[str, str]:

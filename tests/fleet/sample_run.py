@@ -236,7 +236,6 @@ def make_run(
         peak_rss_bytes=180 << 20,
         backend="local",
         actors=1,
-        host_updates_wall_seconds=3.0,
     )
 
 

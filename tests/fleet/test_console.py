@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import re
 
 import pytest
 from msgspec.structs import replace
@@ -120,6 +121,26 @@ def test_a_pause_has_a_line() -> None:
 
     asyncio.run(paused())
     assert "paused              lunch" in file.getvalue()
+
+
+def test_a_blackout_that_broke_off_is_not_averaged_with_whole_ones() -> None:
+    record = asyncio.run(run_rollout(SCENARIO, ToyBackend()))
+    first, *others = record.results
+    first = replace(first, blackout_end_ns=None, phases_ns={"kexec": 3600 * SECOND})
+    record = replace(record, results=(first, *others))
+    file = io.StringIO()
+    Console(file=file, width=120).print(closing_tables(record, summarise(record)))
+    lines = [line.rstrip() for line in file.getvalue().splitlines()]
+    whole = next(line for line in lines if "│ all " in line)
+    seconds = sum(sum(result.phases_ns.values()) for result in others) / len(others) / 1e9
+    assert [cell.strip() for cell in whole.split("│")[2:4]] == ["23", duration_text(seconds)]
+    assert '1 host fell back in the midst of a blackout: not in "all"' in lines
+    assert any("24 shards" in line and "host updates/s" in line for line in lines)
+
+
+def test_vms_that_nobody_touched_are_told_apart() -> None:
+    text = told(replace(SCENARIO, faults=(FaultSpec("r1-h01", "drop-preserved-page"),)))
+    assert re.search(r"untouched +│ +46 ", text)
 
 
 def test_a_long_list_of_troubles_is_cut() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,14 +11,15 @@ import pytest
 
 from fleet.charts.downtime import downtime_chart
 from fleet.charts.phases import MOST_BARS, phase_bars
-from fleet.charts.svg import clock, clock_step, linear, log, seconds, tick_step
+from fleet.charts.svg import WIDTH, clock, clock_step, linear, log, seconds, tick_step
 from fleet.charts.time_axis import StretchKind, TimeAxis
+from fleet.charts.timeline import timeline_chart
 from fleet.html import Markup, table, text
 from fleet.outputs import write_outputs
 from fleet.report import render_report
 from fleet.results import summarise
 from kernelmodel.sim.cost import CostModel
-from node.api import HostOutcome
+from node.api import HostOutcome, VmOutcome
 from tests.fleet.sample_run import SEC, make_run
 
 SPACE = "\N{NO-BREAK SPACE}"
@@ -93,13 +95,52 @@ def test_the_page_shows_the_figures_of_the_summary() -> None:
     result = summarise(run)
     shown = Page(render_report(run, result)).text
     assert "8 of 24 hosts run 7.3.4+hugetlb" in shown
-    assert "183 of 192 VMs kept their memory, 8 were restarted, 1 was lost." in shown
+    assert "183 of 192 VMs kept their memory, 120 of them never touched; 8 were" in shown
+    assert "8 were restarted, 1 was lost." in shown
     assert "The rollout was halted: wave 1: 1 VM was lost, the gate allows 0." in shown
     assert f"downtime p50 {seconds(result.downtime_seconds.p50 or 0)}".replace(SPACE, " ") in shown
     assert "downtime p99 lost longest lost" in shown
     for label, pages in result.preserved_pages.items():
         assert f"{label} {pages:,}" in shown
     assert result.digest in shown
+
+
+SHARES = [
+    # within, of, shown
+    (2, 3, "66.7 %"),
+    (1, 3, "33.3 %"),
+    (9999, 10_000, "99.9 %"),
+    (1, 10_000, "0.1 %"),
+    (125, 1000, "12.5 %"),
+    (3, 3, "100 %"),
+    (0, 3, "0 %"),
+]
+
+
+@pytest.mark.parametrize(("within", "count", "shown"), SHARES)
+def test_a_share_is_rounded_but_never_up_to_all_or_down_to_none(
+    within: int, count: int, shown: str
+) -> None:
+    run = make_run(hosts=2)
+    result = summarise(run)
+    downtime = msgspec.structs.replace(result.downtime_seconds, within_budget=within, count=count)
+    result = msgspec.structs.replace(result, downtime_seconds=downtime)
+    assert f"{shown} stayed within the budget" in Page(render_report(run, result)).text
+
+
+def test_the_mark_of_a_host_that_lost_a_vm_stays_clear_of_its_name() -> None:
+    """Also if its update takes the whole chart."""
+    run = make_run(hosts=1, racks=1)
+    (update,) = run.results
+    lost = msgspec.structs.replace(update.vms[0], outcome=VmOutcome.LOST, downtime_ns=None)
+    update = msgspec.structs.replace(update, start_ns=0, end_ns=run.virtual_ns, vms=(lost,))
+    wave = msgspec.structs.replace(
+        run.waves[0], start_ns=0, end_ns=run.virtual_ns, soak_end_ns=None
+    )
+    chart = timeline_chart(msgspec.structs.replace(run, results=(update,), waves=(wave,)), "rack")
+    found = re.search(r'class="sign-bad" x="([\d.]+)"', chart)
+    assert found is not None
+    assert WIDTH - 16 < float(found[1]) <= WIDTH - 8
 
 
 def test_a_table_names_each_host_that_did_not_just_go_well_and_why() -> None:
