@@ -255,10 +255,12 @@ def _notes(reading: Reading) -> list[str]:
     plan = make_plan(scenario)
     if plan.up_to_date:
         count = len(plan.up_to_date)
-        notes.append(f"{count} hosts run {scenario.target_release} already and are left alone")
+        runs, are = ("runs", "is") if count == 1 else ("run", "are")
+        release = scenario.target_release
+        notes.append(f"{counted(count, 'host')} {runs} {release} already and {are} left alone")
     empty = len(scenario.hosts) - len({vm.host for vm in scenario.vms})
     if empty:
-        notes.append(f"{empty} hosts have no VMs")
+        notes.append(f"{counted(empty, 'host')} {'has' if empty == 1 else 'have'} no VMs")
     tight = [host.name for host in scenario.hosts if _scratch_is_tight(try_boot(host))]
     if tight:
         notes.append(

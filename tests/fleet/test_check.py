@@ -95,3 +95,11 @@ def test_scratch_that_may_be_too_small_is_noted(tmp_path: Path) -> None:
     path = tmp_path / "s.toml"
     path.write_text(FLEET.replace("4GiB+8GiB", "64GiB").replace("300%", "200M,400M,100M"), "utf-8")
     assert "large-1, large-2: KHO scratch is smaller than the struct pages" in shown(path)
+
+
+def test_one_host_is_not_spoken_of_as_several(tmp_path: Path) -> None:
+    path = tmp_path / "s.toml"
+    path.write_text(FLEET.replace("count = 30\nracks = 30", "count = 1"), "utf-8")
+    text = shown(path)
+    assert "1 host runs 7.3.4 already and is left alone" in text
+    assert "1 host has no VMs" in text
