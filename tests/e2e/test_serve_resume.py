@@ -14,11 +14,14 @@ import grpc
 import pytest
 
 from fleet.experiment import run_rollout
+from fleet.journal import Journal
 from fleet.launcher import LocalBackend
 from fleet.server import Endpoints
+from fleet.unwritable import CannotWrite
 from lufleet.v1 import fleet_pb2, fleet_pb2_grpc, host_pb2, host_pb2_grpc
+from node.api import HostCall
 from tests.e2e.served import served
-from tests.e2e.test_grpc_hosts import FLEET, HOSTS
+from tests.e2e.test_grpc_hosts import FLEET, HOSTS, reason
 from tests.e2e.test_grpc_serve import BIN, SMALL, serving
 from tests.fleet.toys import ROLLOUT, SCENARIO, ToyBackend
 
@@ -84,6 +87,43 @@ def test_a_rollout_goes_on_from_where_it_was(tmp_path: Path, *, paused: bool) ->
         assert first.state == fleet_pb2.ROLLOUT_STATE_PAUSED
     else:
         assert digest == asyncio.run(run_rollout(SCENARIO, ToyBackend())).digest
+
+
+def test_a_call_that_cannot_be_journaled_is_refused_and_not_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_full(_: Journal, call: HostCall) -> None:
+        raise CannotWrite(tmp_path, f"no room for {call.method}")
+
+    async def client(endpoints: Endpoints) -> None:
+        async with grpc.aio.insecure_channel(endpoints.grpc) as channel:
+            stub: Stub = host_pb2_grpc.HostServiceStub(channel)
+            session = host_pb2.CreateSessionRequest(host=HOSTS[0], session="mine")
+            assert await reason(stub.CreateSession(session)) == "JOURNAL_UNWRITABLE"
+            host = (await stub.GetHost(host_pb2.GetHostRequest(host=HOSTS[0]))).host
+            assert not host.sessions
+
+    monkeypatch.setattr(Journal, "called", is_full)
+    served(client, FLEET, LocalBackend())
+
+
+def test_a_rollout_that_cannot_be_journaled_ends_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_full(*_: object) -> None:
+        raise CannotWrite(tmp_path, "no room")
+
+    async def client(endpoints: Endpoints) -> None:
+        async with grpc.aio.insecure_channel(endpoints.grpc) as channel:
+            stub: FleetStub = fleet_pb2_grpc.FleetServiceStub(channel)
+            await stub.StartRollout(fleet_pb2.StartRolloutRequest())
+            with pytest.raises(grpc.aio.AioRpcError, match="no room"):
+                async for _ in stub.WatchRollout(WATCH):
+                    pass
+
+    monkeypatch.setattr(Journal, "sent", is_full)
+    with pytest.raises(CannotWrite, match="no room"):
+        served(client, SCENARIO, ToyBackend())
 
 
 def again(said: str) -> list[str]:

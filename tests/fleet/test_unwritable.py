@@ -69,7 +69,9 @@ def full(journal: Journal) -> None:
     journal._db.execute(f"PRAGMA max_page_count = {pages}")
 
 
-def test_a_run_whose_journal_is_full_can_be_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def _cramped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New journals have no room."""
     create = Journal.create
 
     def cramped(*args: object, **kwargs: object) -> Journal:
@@ -78,6 +80,10 @@ def test_a_run_whose_journal_is_full_can_be_resumed(monkeypatch: pytest.MonkeyPa
         return journal
 
     monkeypatch.setattr(Journal, "create", cramped)
+
+
+@pytest.mark.usefixtures("_cramped")
+def test_a_run_whose_journal_is_full_can_be_resumed() -> None:
     result = lufleet("run", "s.toml", "--out", "o")
     assert result.exit_code == 2, result.stderr
     assert "cannot write o/journal.sqlite: database or disk is full; make room" in result.stderr
