@@ -1,11 +1,13 @@
 """Many hosts in one place: what a Ray actor holds, and what runs in-process without Ray.
 
 Hosts are built when they are first needed and are independent of one another, so that a result
-depends on the host alone, never on its shard. A shard that is rebuilt replays each host's own
-commands when that host is needed again.
+depends on the host alone, never on its shard. Only the hosts that were needed last are kept: a
+host is its commands, and one that is needed again is built again and goes through them.
 """
 
 from __future__ import annotations
+
+from typing import Final
 
 from kernelmodel.errors import ModelBug
 from kernelmodel.sim.cost import CostModel
@@ -20,12 +22,15 @@ from node.api import (
     UpdateResult,
     VmSpec,
 )
-from node.calls import HostReply
+from node.calls import READING, HostReply
 from node.host import Host
 from node.live_update import update_host
 from node.operations import perform
 
-__all__ = ["Shard"]
+__all__ = ["LIVE_HOSTS", "Shard"]
+
+#: How many hosts a shard keeps, each up to a third of a megabyte once it has been updated.
+LIVE_HOSTS: Final = 64
 
 
 class Shard:
@@ -52,8 +57,13 @@ class Shard:
         Raises:
             ModelBug: it is not in this shard.
         """
-        if name in self._hosts:
-            return self._hosts[name]
+        host = self._hosts.pop(name, None) or self._built(name)
+        self._hosts[name] = host  # the last in order: the first is dropped first
+        if len(self._hosts) > LIVE_HOSTS:
+            del self._hosts[next(iter(self._hosts))]
+        return host
+
+    def _built(self, name: str) -> Host:
         if name not in self._specs:
             raise ModelBug(f"no host {name!r} in this shard")
         host = Host(
@@ -65,7 +75,6 @@ class Shard:
             record_events=self._config.record_events,
         )
         host.kept_image.wanted = name in self._config.keep_images
-        self._hosts[name] = host
         for command in self._done.get(name, ()):
             if isinstance(command, UpdateCommand):
                 update_host(host, command)
@@ -75,15 +84,21 @@ class Shard:
 
     def update(self, commands: list[UpdateCommand]) -> list[UpdateResult]:
         """Update hosts, in the order of the commands; one result for each."""
-        results = [update_host(self.host(command.host), command) for command in commands]
-        for result in results:
+        results = []
+        for command in commands:
+            result = update_host(self.host(command.host), command)
             if result.end_ns < result.start_ns + MIN_UPDATE_NS:
                 raise ModelBug(f"{result.host}: update of {result.end_ns - result.start_ns} ns")
+            self._done.setdefault(command.host, []).append(command)
+            results.append(result)
         return results
 
     def call_host(self, call: HostCall) -> HostReply:
         """Carry out a call of HostService."""
-        return perform(self.host(call.host), call)
+        reply = perform(self.host(call.host), call)
+        if call.method not in READING:
+            self._done.setdefault(call.host, []).append(call)
+        return reply
 
     def grpc_address(self) -> str:
         """Where it serves gRPC itself: a shard that is not in an actor does not."""

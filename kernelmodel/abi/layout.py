@@ -7,7 +7,7 @@ are checked against each other when the class is made.
 from __future__ import annotations
 
 import struct
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import ClassVar, Self
 
 __all__ = ["Ser", "cstring", "to_cstring"]
@@ -22,7 +22,8 @@ class Ser:
 
     def pack(self) -> bytes:
         """The bytes that the kernel would write."""
-        return self.FORMAT.pack(*astuple(self))
+        # Not astuple(), which copies every field deeply.
+        return self.FORMAT.pack(*[getattr(self, name) for name in self.__slots__])
 
     @classmethod
     def unpack(cls, data: bytes | bytearray, offset: int = 0) -> Self:

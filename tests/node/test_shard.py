@@ -190,6 +190,27 @@ def test_hosts_are_built_when_they_are_needed() -> None:
     assert shard.host("h2") is shard.host("h2")
 
 
+def test_a_host_that_was_dropped_comes_back_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lives(shard: Shard) -> list[object]:
+        pause = host_call(host_pb2.PauseVmRequest(host="h1", vm="h1-plain"), at_ns=5000 * SECOND)
+        look = host_call(host_pb2.GetHostRequest(host="h1"), at_ns=0)
+        return [
+            shard.update(commands("h1", "h2", "h3")),
+            shard.call_host(pause),
+            shard.call_host(look),
+            shard.update(commands("h3", "h2", "h1", seq=2, release=OLD)),
+            shard.call_host(look),
+            shard.gauges(),
+        ]
+
+    config = msgspec.structs.replace(BUSY, record_events=True)
+    expected = lives(Shard(config))
+    monkeypatch.setattr(shard_module, "LIVE_HOSTS", 1)
+    forgetful = Shard(config)
+    assert lives(forgetful) == expected
+    assert list(forgetful._hosts) == ["h3"]
+
+
 def test_a_host_of_another_shard_is_our_mistake() -> None:
     with pytest.raises(ModelBug, match="no host 'h9' in this shard"):
         Shard(BUSY).update(commands("h9"))
