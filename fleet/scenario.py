@@ -125,7 +125,7 @@ def read_scenario(path: Path, overrides: Sequence[str] = (), seed: int | None = 
     check_memory(inventory, faults)
     target, update = _read_update(root, inventory, faults)
     rollout, budget_ns = _read_rollout(root, inventory)
-    injected = read_faults(root, inventory, faults)
+    injected = read_faults(root, inventory, own_seed if seed is None else seed, faults)
     costs = read_costs(root.table("costs"), path.parent, faults)
     root.close()
     faults.raise_if_any()
