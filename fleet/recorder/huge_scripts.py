@@ -21,8 +21,9 @@ _MACHINES: Final = (
     ("#! memory=1G hugepagesz=2M hugepages=32", ("2M",)),
     ("#! memory=6G hugepagesz=1G hugepages=3 hugepagesz=2M hugepages=32", ("1G", "2M", "2M")),
 )
-_LENGTHS: Final = {"2M": (0, 1, 1, 2, 2, 3, 5, 8, 20, 33), "1G": (0, 1, 1, 2, 3)}
-_POOLS: Final = {"2M": (0, 1, 5, 12, _POOL, 40), "1G": (0, 1, 2, 3)}
+_LENGTHS: Final = {"2M": (0, 1, 1, 2, 2, 3, 5, 8, 10, 20, 33, 40), "1G": (0, 1, 1, 2, 3, 5)}
+_POOLS: Final = {"2M": (0, 1, 5, 10, 20, _POOL, 40, 50, 64), "1G": (0, 1, 2, 3)}
+_OVERCOMMIT: Final = {"2M": (0, 1, 2, 8, 20), "1G": (0, 0, 0, 1)}
 _WEIGHTS: Final = {
     "pool": 6, "overcommit": 6, "hmem": 12, "map": 16, "pmap": 10, "touch": 20, "unmap": 8,
     "fallocate": 12, "truncate": 8, "close": 6,
@@ -69,7 +70,7 @@ class _Writer:
 
     def op_overcommit(self) -> tuple[str, str]:
         size = self.pick(self.sizes)
-        return f"overcommit {size} {self.pick((0, 1, 2, 8)) if size == '2M' else 0}", size
+        return f"overcommit {size} {self.pick(_OVERCOMMIT[size])}", size
 
     def op_hmem(self) -> tuple[str, str]:
         size, file = self.pick(self.sizes), f"f{self.count}"

@@ -16,7 +16,7 @@ from kernelmodel.errors import ModelBug
 from kernelmodel.script import _ONLY_HUGE
 
 SEED = 5
-NUMBER = 40
+NUMBER = 80
 
 
 def test_a_seed_and_a_number_are_a_script() -> None:
