@@ -1,0 +1,1 @@
+"""Corruptions of a handover, each with the outcome that Linux 7.3 has for it."""
