@@ -3,22 +3,38 @@
 Known from the sources: 6.16 carries `kho-v1` and no LUO; 6.19 `kho-v1`, `luo-v1`, `memfd-v1`;
 7.2 and 7.3 `kho-v4`, `luo-v5`, `memfd-v2`. A name with `+hugetlb` is that release with a
 proposal on top: preservation of hugetlb memfds with counts per page size in an FLB (`flb-counts`,
-the RFC of December 2025), which no released kernel has.
+the RFC of December 2025), which no released kernel has. Users make releases of their own from
+these; a release is told apart by its name and knows another's data by exact strings alone.
+
+Simplification: whatever a release calls its formats, it writes those of 7.3. What differs between
+`kho-v1` and `kho-v4` is never read, since kernels that disagree on the string stop there.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
 
-__all__ = ["CATALOGUE", "Release", "known_releases"]
+__all__ = ["CATALOGUE", "LuoDesign", "Release", "catalogue_with", "known_releases"]
+
+#: `sessions` is the LUO that was merged, `v4` the proposal of October 2025.
+LuoDesign = Literal["sessions", "v4"]
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """One kernel release.
+    """One kernel release, or a build of it.
 
-    `kho`, `luo` and `memfd` are compatible strings, None where the release lacks the part.
-    `proposal` names what is carried beyond the release, None for the kernel as it was released.
+    `kho`, `luo` and `memfd` are compatible strings, None where the part is absent, as `memfd` is
+    from a kernel built without CONFIG_LIVEUPDATE_MEMFD. `luo_design` says which of the two LUOs
+    it runs. `hugetlb` and `hugemfd` name the shared state and the files of a proposal to preserve
+    hugetlb memfds, `hugetlb_design` how the proposal keeps that state. `kho_extends_scratch`: on a
+    KHO boot scratch is extended, and huge pages of early boot stay out of it (new in 7.3).
+    `relocatable`: it can be loaded by kexec (CONFIG_RELOCATABLE). `proposal` names what is
+    carried beyond the release, None for the kernel as it was released; `based_on` the release
+    that a user made this one from, "" for those of the catalogue.
     """
 
     name: str
@@ -27,7 +43,12 @@ class Release:
     memfd: str | None
     hugetlb: str | None = None
     hugemfd: str | None = None
+    hugetlb_design: str | None = None
     proposal: str | None = None
+    luo_design: LuoDesign = "sessions"
+    kho_extends_scratch: bool = True
+    relocatable: bool = True
+    based_on: str = ""
 
     @property
     def utsname(self) -> str:
@@ -35,15 +56,30 @@ class Release:
         return self.name
 
     @property
+    def remark(self) -> str:
+        """How it differs from a kernel that was released, "" for one that was."""
+        made = f"made by the user from {self.based_on}" if self.based_on else ""
+        return ", ".join(filter(None, (made, self.proposal)))
+
+    @property
     def title(self) -> str:
-        """The name as results show it, the proposal spelt out."""
-        return f"{self.name} ({self.proposal})" if self.proposal else self.name
+        """The name as results show it, with what makes it no released kernel spelt out."""
+        return f"{self.name} ({self.remark})" if self.remark else self.name
+
+    def pack(self) -> bytes:
+        """What the kernel's image says of itself."""
+        return json.dumps(asdict(self), separators=(",", ":")).encode()
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> Release:
+        """The release that was packed."""
+        return cls(**json.loads(packed))
 
 
 _RELEASED = (
-    Release("6.16", "kho-v1", None, None),
-    Release("6.19", "kho-v1", "luo-v1", "memfd-v1"),
-    Release("7.2.13", "kho-v4", "luo-v5", "memfd-v2"),
+    Release("6.16", "kho-v1", None, None, kho_extends_scratch=False),
+    Release("6.19", "kho-v1", "luo-v1", "memfd-v1", kho_extends_scratch=False),
+    Release("7.2.13", "kho-v4", "luo-v5", "memfd-v2", kho_extends_scratch=False),
     Release("7.3.2", "kho-v4", "luo-v5", "memfd-v2"),
     Release("7.3.4", "kho-v4", "luo-v5", "memfd-v2"),
 )
@@ -55,11 +91,12 @@ def _with_hugetlb(release: Release) -> Release:
         name=f"{release.name}+hugetlb",
         hugetlb="hugetlb-v1",
         hugemfd="huge-memfd-v1",
+        hugetlb_design="flb-counts",
         proposal="with the proposal flb-counts, RFC of Dec 2025",
     )
 
 
-#: Every release that a scenario may name.
+#: The releases that everybody knows.
 CATALOGUE: dict[str, Release] = {
     release.name: release
     for release in (
@@ -67,6 +104,11 @@ CATALOGUE: dict[str, Release] = {
         *(_with_hugetlb(release) for release in _RELEASED if release.name.startswith("7.3")),
     )
 }
+
+
+def catalogue_with(own: Iterable[Release]) -> dict[str, Release]:
+    """The catalogue and a user's own releases."""
+    return CATALOGUE | {release.name: release for release in own}
 
 
 def known_releases() -> str:
