@@ -14,6 +14,7 @@ C: kernel/kexec_file.c, kernel/kexec_core.c, arch/x86/kernel/kexec-bzimage64.c, 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from typing import Final
 
 from kernelmodel.abi.kexec_handover import KhoScratch
@@ -21,7 +22,7 @@ from kernelmodel.errors import AddressNotAvailable, InvalidArgument, KernelPanic
 from kernelmodel.kernel import Kernel
 from kernelmodel.machine import Firmware, Machine
 from kernelmodel.memory import MIB, PAGE_SHIFT, PAGE_SIZE
-from kernelmodel.releases import CATALOGUE, Release
+from kernelmodel.releases import Release
 
 __all__ = ["KernelImageContent", "Kimage", "Segment", "jump", "kernel_kexec", "kexec_file_load"]
 
@@ -30,13 +31,20 @@ _MAGIC: Final = b"HdrS"
 #: Offsets in the first page of a bzImage's setup header. C: struct setup_header.
 _MAGIC_AT: Final = 0x202
 _VERSION_AT: Final = 0x400
+#: Behind it, what the code of this kernel does, in our own words: length, digest, description.
+_CODE_AT: Final = 0x600
+_DIGEST_SIZE: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
 class KernelImageContent:
-    """A kernel or initrd in memory: a header page that names it, then code nobody reads."""
+    """A kernel or initrd in memory: a header page that names it, then code nobody reads.
+
+    `code` stands for the code of a kernel: what distinguishes its behaviour.
+    """
 
     name: str
+    code: bytes = b""
 
     def page(self, index: int) -> bytes:
         """The header on page 0; other pages repeat their number."""
@@ -46,11 +54,19 @@ class KernelImageContent:
         page[_MAGIC_AT : _MAGIC_AT + 4] = _MAGIC
         text = self.name.encode() + b"\0"
         page[_VERSION_AT : _VERSION_AT + len(text)] = text
+        code = _sealed(self.code)
+        page[_CODE_AT : _CODE_AT + len(code)] = code
+        assert len(page) == PAGE_SIZE
         return bytes(page)
 
     def key(self) -> bytes:
-        """The image's name."""
-        return b"image\0" + self.name.encode()
+        """What the image is."""
+        return b"image\0" + self.name.encode() + b"\0" + self.code
+
+
+def _sealed(code: bytes) -> bytes:
+    digest = blake2b(code, digest_size=_DIGEST_SIZE).digest()
+    return len(code).to_bytes(2, "little") + digest + code
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +98,8 @@ def kexec_file_load(kernel: Kernel, release: Release, cmdline: str) -> None:
         NoExec: not a kernel that can be loaded. AddressNotAvailable: no room in scratch.
         InvalidArgument: the command line is longer than a kernel takes.
     """
-    if release.name not in CATALOGUE:
-        raise NoExec("not a kernel image", release=release.name)
+    if not release.relocatable:
+        raise NoExec("not a relocatable kernel", release=release.name)
     config = kernel.config
     kernel.charge("kexec_file_load", (config.kernel_bytes + config.initrd_bytes) // MIB)
     kernel.fail_function("kexec_file_load")
@@ -147,7 +163,8 @@ def jump(kernel: Kernel, image: Kimage) -> tuple[Release, Firmware]:
     for segment in image.segments:
         pfn, nr_pages = segment.pa >> PAGE_SHIFT, segment.size >> PAGE_SHIFT
         if segment.what == "kernel":
-            memory.fill(pfn, nr_pages, KernelImageContent(image.release.name))
+            release = image.release
+            memory.fill(pfn, nr_pages, KernelImageContent(release.name, release.pack()))
         elif segment.what == "initrd":
             memory.fill(pfn, nr_pages, KernelImageContent(f"initrd of {image.release.name}"))
         else:
@@ -178,7 +195,9 @@ def release_at(machine: Machine, pa: int) -> Release:
         KernelPanic: no kernel that this machine could run.
     """
     page = machine.memory.read(pa, PAGE_SIZE)
-    name = page[_VERSION_AT:].split(b"\0", 1)[0].decode("ascii", "replace")
-    if page[_MAGIC_AT : _MAGIC_AT + 4] != _MAGIC or name not in CATALOGUE:
+    start = _CODE_AT + 2 + _DIGEST_SIZE
+    code = page[start : start + int.from_bytes(page[_CODE_AT : _CODE_AT + 2], "little")]
+    intact = bool(code) and page[_CODE_AT:].startswith(_sealed(code))
+    if page[_MAGIC_AT : _MAGIC_AT + 4] != _MAGIC or not intact:
         raise KernelPanic("triple fault: no kernel at the entry point")
-    return CATALOGUE[name]
+    return Release.unpack(code)

@@ -41,8 +41,9 @@ def test_a_reboot_without_an_image_freezes_nothing() -> None:
 
 
 def test_what_is_no_kernel_is_not_loaded() -> None:
+    fixed = Release("6.1-rc9", None, None, None, relocatable=False)
     with pytest.raises(NoExec):
-        kexec.kexec_file_load(power_on(), Release("6.1-rc9", None, None, None), CMDLINE)
+        kexec.kexec_file_load(power_on(), fixed, CMDLINE)
 
 
 def test_a_command_line_has_2047_bytes() -> None:
@@ -91,15 +92,26 @@ def test_without_kho_segments_go_anywhere_and_nothing_is_handed_over() -> None:
     assert reboot(kernel).luo.liveupdate_num == 0
 
 
-def test_what_lies_at_the_entry_point_is_what_runs() -> None:
+@pytest.mark.parametrize("offset", [0x202, 0x600, 0x602, 0x620], ids=hex)
+def test_what_lies_at_the_entry_point_is_what_runs(offset: int) -> None:
     kernel = power_on(release="7.3.2")
     kexec.kexec_file_load(kernel, CATALOGUE["7.3.4"], CMDLINE)
     release, firmware = kexec.jump(kernel, kexec.kernel_kexec(kernel))
-    assert release is CATALOGUE["7.3.4"]
+    assert release == CATALOGUE["7.3.4"]
     assert firmware.kernel is not None
-    kernel.memory.write(firmware.kernel[0] + 0x202, b"XXXX")
+    kernel.memory.write(firmware.kernel[0] + offset, b"XXXX")
     with pytest.raises(KernelPanic, match="no kernel"):
         kexec.release_at(kernel.machine, firmware.kernel[0])
+
+
+def test_a_release_of_ones_own_runs_by_what_its_image_says() -> None:
+    own = replace(CATALOGUE["7.3.4"], name="7.3.4-own", memfd="memfd-v9", based_on="7.3.4")
+    kernel = power_on()
+    kexec.kexec_file_load(kernel, own, CMDLINE)
+    given = kexec.jump(kernel, kexec.kernel_kexec(kernel))
+    fresh = boot(kernel.machine, *given, kernel.clock, config=CONFIG)
+    assert fresh.release == own
+    assert [handler.compatible for handler in fresh.luo.handlers] == ["memfd-v9"]
 
 
 def test_an_image_names_itself_on_its_first_page() -> None:
