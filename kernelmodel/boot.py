@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from kernelmodel.errors import KernelError, KernelPanic, NoMemory
 from kernelmodel.handlers import register_handlers
-from kernelmodel.hugetlb_designs import incoming_hugetlb_pages
 from kernelmodel.kernel import FailFunction, Kernel, KernelConfig, no_failures
 from kernelmodel.machine import Firmware, Machine
 from kernelmodel.memory import GIB, KIB, MIB, PAGE_SHIFT, PAGE_SIZE
@@ -132,9 +131,8 @@ def _alloc_vmemmap(kernel: Kernel, size: int, nid: int) -> None:
 
 def _hugetlb_bootmem_alloc(kernel: Kernel) -> None:
     """Gigantic pages from memblock, less what a handover brings. C: hugetlb_bootmem_alloc()."""
-    preserved = incoming_hugetlb_pages(kernel)
-    if preserved:
-        kernel.hugetlb.subtract_preserved(preserved)
+    if kernel.hugetlb_design is not None:
+        kernel.hugetlb.subtract_preserved(kernel.hugetlb_design.early_boot())
     real_scratch: RangeSet | None = None
     if kernel.kho.incoming is not None:
         real_scratch = RangeSet((a.addr, a.addr + a.size) for a in kernel.kho.scratch)
@@ -215,6 +213,8 @@ def _do_initcalls(kernel: Kernel) -> None:
     for thread in range(threads):
         with kernel.clock.lane(f"hugetlb_alloc{thread}"):
             kernel.charge("hugetlb_alloc_pool", (pool_pages + thread) // threads)
+    if kernel.hugetlb_design is not None:
+        kernel.hugetlb_design.pools_ready()
     for warning in kernel.hugetlb.warnings:
         kernel.printk(f"HugeTLB: {warning}")
     kernel.kho.init()

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kernelmodel.hugetlb_designs import HugetlbDesign, make_design
 from kernelmodel.kho.kexec_handover import Kho
 from kernelmodel.luo.core import Luo
 from kernelmodel.machine import Firmware, Machine
@@ -56,6 +57,7 @@ class Kernel:
         "fail_function",
         "firmware",
         "hugetlb",
+        "hugetlb_design",
         "kexec_image",
         "kho",
         "luo",
@@ -97,6 +99,8 @@ class Kernel:
         self.kexec_image: Kimage | None = None
         self.kho = Kho(self)
         self.luo = Luo(self)
+        #: How this release preserves hugetlb's shared state, if it does.
+        self.hugetlb_design: HugetlbDesign | None = make_design(self)
 
     @property
     def memory(self) -> PhysicalMemory:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from kernelmodel.handlers.hugetlb_memfd import HugetlbMemfdHandler
 from kernelmodel.handlers.memfd import MemfdHandler
-from kernelmodel.hugetlb_designs.flb_counts import FlbCounts
 
 if TYPE_CHECKING:
     from kernelmodel.kernel import Kernel
@@ -26,8 +25,8 @@ def register_handlers(kernel: Kernel) -> None:
     release = kernel.release
     if release.memfd is not None:
         kernel.luo.register_file_handler(MemfdHandler(kernel, release.memfd))
-    if release.hugetlb is not None and release.hugemfd is not None:
-        counts = FlbCounts(kernel, release.hugetlb)
-        handler = HugetlbMemfdHandler(kernel, release.hugemfd, counts)
-        kernel.luo.register_file_handler(handler)
-        kernel.luo.flbs.register(handler, counts.flb)
+    design = kernel.hugetlb_design
+    if design is not None and release.hugemfd is not None:
+        huge = HugetlbMemfdHandler(kernel, release.hugemfd, design)
+        kernel.luo.register_file_handler(huge)
+        design.register([huge])

@@ -7,7 +7,7 @@ preserves as an area. C: mm/memfd_luo.c, 7.3; hugemfd of the RFC of Dec 2025.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from kernelmodel.abi.folio_table import (
     FOLIO_SER_SIZE,
@@ -24,7 +24,49 @@ from kernelmodel.mm.vmalloc import VmallocArea, vfree, vmalloc
 if TYPE_CHECKING:
     from kernelmodel.kernel import Kernel
 
-__all__ = ["PreservedFolios", "folio_heads", "preserve_folios", "restore_folio_table"]
+__all__ = [
+    "FolioOwner",
+    "PlainFolios",
+    "PreservedFolios",
+    "folio_heads",
+    "preserve_folios",
+    "restore_folio_table",
+]
+
+
+class FolioOwner(Protocol):
+    """Who sees to the folios themselves, where it is not the file alone."""
+
+    def preserve_folios(self, order: int, runs: list[FolioRun]) -> None:
+        """Preserve all or, with the error that it raises, none."""
+        ...
+
+    def unpreserve_folios(self, order: int, runs: list[FolioRun]) -> None:
+        """Undo that."""
+        ...
+
+
+class PlainFolios:
+    """Folios that belong to their file and nothing else."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+
+    def preserve_folios(self, order: int, runs: list[FolioRun]) -> None:
+        """Raises what preserving raises; nothing stays preserved then."""
+        done: list[FolioRun] = []
+        try:
+            for run in runs:
+                self.kernel.kho.preserve_folios(run.pfn, order, run.nr)
+                done.append(run)
+        except KernelError:
+            self.unpreserve_folios(order, done[::-1])
+            raise
+
+    def unpreserve_folios(self, order: int, runs: list[FolioRun]) -> None:
+        """Take the keys back."""
+        for run in runs:
+            self.kernel.kho.unpreserve_folios(run.pfn, order, run.nr)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +78,7 @@ class PreservedFolios:
 
     runs: list[FolioRun]
     order: int
+    owner: FolioOwner
     table: VmallocArea | None
     vmalloc: KhoVmalloc
 
@@ -49,8 +92,7 @@ class PreservedFolios:
         if self.table is None:
             return
         unpreserve_vmalloc(kernel.kho, self.vmalloc, self.table)
-        for run in self.runs:
-            kernel.kho.unpreserve_folios(run.pfn, self.order, run.nr)
+        self.owner.unpreserve_folios(self.order, self.runs)
         vfree(kernel.page_alloc, self.table)
 
 
@@ -66,26 +108,28 @@ def _alloc_table(kernel: Kernel, runs: list[FolioRun]) -> VmallocArea:
     return area
 
 
-def preserve_folios(kernel: Kernel, runs: list[FolioRun], order: int) -> PreservedFolios:
+def preserve_folios(
+    kernel: Kernel, runs: list[FolioRun], order: int, owner: FolioOwner | None = None
+) -> PreservedFolios:
     """Preserve the folios and a table that lists them.
 
     Raises what preserving raises; nothing stays preserved or allocated then.
     """
+    owner = PlainFolios(kernel) if owner is None else owner
     if not runs:
-        return PreservedFolios([], order, None, KhoVmalloc(0, 0, 0, 0))
+        return PreservedFolios([], order, owner, None, KhoVmalloc(0, 0, 0, 0))
     area = _alloc_table(kernel, runs)
-    done: list[FolioRun] = []
     try:
-        for run in runs:
-            kernel.kho.preserve_folios(run.pfn, order, run.nr)
-            done.append(run)
-        ser = preserve_vmalloc(kernel.kho, area)
+        owner.preserve_folios(order, runs)
+        try:
+            ser = preserve_vmalloc(kernel.kho, area)
+        except KernelError:
+            owner.unpreserve_folios(order, runs)
+            raise
     except KernelError:
-        for run in reversed(done):
-            kernel.kho.unpreserve_folios(run.pfn, order, run.nr)
         vfree(kernel.page_alloc, area)
         raise
-    return PreservedFolios(runs, order, area, ser)
+    return PreservedFolios(runs, order, owner, area, ser)
 
 
 def restore_folio_table(kernel: Kernel, ser: KhoVmalloc, nr_folios: int) -> list[FolioRun] | None:

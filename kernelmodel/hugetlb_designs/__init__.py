@@ -1,17 +1,28 @@
-"""Ways of preserving hugetlb's shared state, one file each. None is in Linux 7.3."""
+"""Ways of preserving hugetlb's shared state, one file each. None is in Linux 7.3.
+
+`base` says what a design may do and when it is asked.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from kernelmodel.hugetlb_designs.flb_counts import incoming_counts
+from kernelmodel.hugetlb_designs.base import HugetlbDesign
+from kernelmodel.hugetlb_designs.flb_counts import FlbCounts
 
 if TYPE_CHECKING:
     from kernelmodel.kernel import Kernel
 
-__all__ = ["incoming_hugetlb_pages"]
+__all__ = ["DESIGNS", "HugetlbDesign", "make_design"]
+
+#: Every design by name; each is made of a kernel and the compatible string of its shared state.
+DESIGNS: dict[str, Callable[[Kernel, str], HugetlbDesign]] = {FlbCounts.name: FlbCounts}
 
 
-def incoming_hugetlb_pages(kernel: Kernel) -> dict[int, int]:
-    """Huge pages by order that a handover will bring, read before anything is allocated."""
-    return incoming_counts(kernel) if kernel.release.hugetlb is not None else {}
+def make_design(kernel: Kernel) -> HugetlbDesign | None:
+    """The design that this kernel's release carries, if it carries one."""
+    release = kernel.release
+    if release.hugetlb is None or release.hugetlb_design is None:
+        return None
+    return DESIGNS[release.hugetlb_design](kernel, release.hugetlb)

@@ -14,24 +14,22 @@ of its pages until the next kexec.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
+from kernelmodel.abi.folio_table import FolioRun
 from kernelmodel.abi.hugetlb import HUGETLB_SER_MAX_HSTATES, HugetlbHstateSer, HugetlbSer
-from kernelmodel.errors import NoSpace
-from kernelmodel.luo.handler import Flb
+from kernelmodel.errors import KernelError, NoSpace
+from kernelmodel.hugetlb_designs.base import FlbDesign
 
-if TYPE_CHECKING:
-    from kernelmodel.kernel import Kernel
-
-__all__ = ["FlbCounts", "incoming_counts"]
+__all__ = ["FlbCounts"]
 
 
-class FlbCounts:
+class FlbCounts(FlbDesign):
     """The FLB's operations and the counting. C: the RFC's hugetlb_flb_ops."""
 
-    def __init__(self, kernel: Kernel, compatible: str) -> None:
-        self.kernel = kernel
-        self.flb = Flb(compatible, self)
+    name: ClassVar[str] = "flb-counts"
+    source: ClassVar[str] = "RFC of Dec 2025 (P. Yadav, 20251206230222.853493)"
+    callbacks: ClassVar[tuple[str, ...]] = ("liveupdate_flb_incoming_early",)
 
     # Outgoing.
 
@@ -43,6 +41,21 @@ class FlbCounts:
     def unpreserve(self, data: int, obj: object) -> None:
         """Nobody preserves huge pages any more."""
         self.kernel.kho.unpreserve_free(data)
+
+    def preserve_folios(self, order: int, runs: list[FolioRun]) -> None:
+        """Count, then preserve. Raises: NoSpace, no slot for another page size."""
+        nr_folios = sum(run.nr for run in runs)
+        self.add(order, nr_folios)
+        try:
+            super().preserve_folios(order, runs)
+        except KernelError:
+            self.add(order, -nr_folios)
+            raise
+
+    def unpreserve_folios(self, order: int, runs: list[FolioRun]) -> None:
+        """Count out."""
+        self.add(order, -sum(run.nr for run in runs))
+        super().unpreserve_folios(order, runs)
 
     def add(self, order: int, nr_pages: int) -> None:
         """Count pages in, or out with a negative number.
@@ -64,6 +77,22 @@ class FlbCounts:
 
     # Incoming.
 
+    def early_boot(self) -> dict[int, int]:
+        """The counts, straight from memory; before LUO is up.
+
+        C: the RFC's liveupdate_flb_incoming_early(). Empty if nothing readable came over.
+        """
+        kernel = self.kernel
+        pa = kernel.luo.flbs.incoming_early(self.flb.name)
+        if not pa:
+            return {}
+        ser = HugetlbSer.unpack(kernel.memory.read(pa, HugetlbSer.SIZE))
+        counts: dict[int, int] = {}
+        for hstate in ser.hstates:
+            if hstate.nr_pages and hstate.order in kernel.hugetlb.hstates:
+                counts[hstate.order] = counts.get(hstate.order, 0) + hstate.nr_pages
+        return counts
+
     def retrieve(self, data: int) -> object:
         """The address is all there is; the counts were read while booting."""
         return data
@@ -71,27 +100,3 @@ class FlbCounts:
     def finish(self, data: int, obj: object) -> None:
         """The last file is done: free the page."""
         self.kernel.kho.restore_free(data)
-
-    def load_incoming(self) -> None:
-        """Make LUO load the FLB's count before a file of it is finished.
-
-        Without a look at it, LUO of 7.3 decrements a count of 0 and never calls finish.
-        """
-        self.kernel.luo.flbs.get_incoming(self.flb)
-        self.kernel.luo.flbs.put_incoming(self.flb)
-
-
-def incoming_counts(kernel: Kernel) -> dict[int, int]:
-    """Preserved pages by order, straight from memory; before LUO is up.
-
-    C: the RFC's liveupdate_flb_incoming_early(). Empty if nothing readable came over.
-    """
-    pa = kernel.luo.flbs.incoming_early(kernel.release.hugetlb or "")
-    if not pa:
-        return {}
-    ser = HugetlbSer.unpack(kernel.memory.read(pa, HugetlbSer.SIZE))
-    counts: dict[int, int] = {}
-    for hstate in ser.hstates:
-        if hstate.nr_pages and hstate.order in kernel.hugetlb.hstates:
-            counts[hstate.order] = counts.get(hstate.order, 0) + hstate.nr_pages
-    return counts

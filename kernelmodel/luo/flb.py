@@ -124,6 +124,9 @@ class LuoFlbs:
     def serialize(self) -> None:
         """Write every live FLB into the page; cannot fail. C: luo_flb_serialize()."""
         live = [flb for flb in self.registered if flb.outgoing_count > 0]
+        for flb in live:
+            if flb.freeze is not None:
+                flb.freeze()
         if live:
             self.luo.kernel.charge("luo_flb_serialize", len(live))
         at = self.outgoing_pa + LuoFlbHeaderSer.SIZE

@@ -7,6 +7,7 @@ first, gone with the last.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -56,11 +57,13 @@ class FlbOps(Protocol):
 class Flb:
     """State shared by files. C: struct liveupdate_flb with its luo_flb_private.
 
-    `outgoing_*` and `incoming_*` are two lives of the same thing and never mix.
+    `outgoing_*` and `incoming_*` are two lives of the same thing and never mix. LUO of 7.3 has no
+    `freeze`: designs that want a last look just before kexec add it. It cannot fail.
     """
 
     name: str
     ops: FlbOps
+    freeze: Callable[[], None] | None = None
     users: int = 0  # handlers that it is linked to
     outgoing_count: int = 0
     outgoing_data: int = 0

@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from kernelmodel.errors import ModelBug, NoMemory, NoSpace
+from kernelmodel.mm.hstate_door import PoolDoor
 from kernelmodel.mm.hstate_node import HstateNode, spread
 from kernelmodel.mm.memblock import Memblock
 from kernelmodel.mm.mmzone import MAX_PAGE_ORDER, PAGE_SHIFT
@@ -43,6 +44,7 @@ class Hstate:
         "_allocator",
         "_bootmem",
         "_next_nid",
+        "door",
         "max_huge_pages",
         "nodes",
         "nr_overcommit_huge_pages",
@@ -50,8 +52,9 @@ class Hstate:
         "resv_huge_pages",
     )
 
-    def __init__(self, order: int, nids: Iterable[int]) -> None:
+    def __init__(self, order: int, nids: Iterable[int], door: PoolDoor) -> None:
         self.order = order
+        self.door = door
         #: Pages that the command line or the last resize asked for.
         self.max_huge_pages = 0
         self.nr_overcommit_huge_pages = 0

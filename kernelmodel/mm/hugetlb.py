@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from kernelmodel.errors import InvalidArgument, ModelBug
 from kernelmodel.mm.hstate import Hstate, Runs
+from kernelmodel.mm.hstate_door import PoolDoor
 from kernelmodel.mm.hstate_node import validate_hstate_node
 from kernelmodel.mm.hugetlb_cmdline import parse_cmdline
 from kernelmodel.mm.memblock import Memblock
@@ -30,7 +31,7 @@ __all__ = ["Hstate", "HugetlbState", "Runs", "validate_hugetlb"]
 class HugetlbState:
     """All pools of one kernel, in the order in which the kernel registers their sizes."""
 
-    __slots__ = ("default_order", "hstates", "warnings")
+    __slots__ = ("default_order", "door", "hstates", "warnings")
 
     def __init__(self, cmdline: str, nids: Iterable[int] = (0,)) -> None:
         nids = tuple(nids)
@@ -38,8 +39,9 @@ class HugetlbState:
         self.default_order = request.default_order
         self.warnings = list(request.warnings)
         self.hstates: dict[int, Hstate] = {}
+        self.door = PoolDoor()
         for size in request.sizes:
-            hstate = Hstate(size.order, nids)
+            hstate = Hstate(size.order, nids, self.door)
             hstate.max_huge_pages = size.nr
             for nid, n in size.by_node.items():
                 hstate.nodes[nid].max_huge_pages = n

@@ -209,9 +209,8 @@ class HugetlbInode:
         self.hstate.reserve(sum(high - low for low, high in self.resv.gaps(start, end)))
         self.resv.add(start, end)
 
-    def add_preserved(self, index: int, runs: Runs) -> None:
-        """Put folios that came back from a handover in; each counts as used and promised."""
-        self.hstate.add_preserved(runs)
+    def add_folios(self, index: int, runs: Runs) -> None:
+        """Put folios in that came back from a handover and are used in the pool's books."""
         self.folios.put(index, runs)
         self.resv.add(index, index + sum(n for _, n in runs))
 

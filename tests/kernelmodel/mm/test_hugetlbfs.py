@@ -140,7 +140,8 @@ def test_pages_from_a_handover_are_in_use_at_once() -> None:
     _, hstate = pool(5)
     pfn = hstate.allocator.alloc_pages(9)
     inode = HugetlbInode(hstate)
-    inode.add_preserved(7, [(pfn, 1)])
+    hstate.add_preserved([(pfn, 1)])
+    inode.add_folios(7, [(pfn, 1)])
     assert list(inode.folios.runs()) == [(7, pfn, 1)]
     assert counters(hstate) == (6, 5, 0, 0)
     inode.put()

@@ -1,0 +1,129 @@
+"""Files on huge pages across a live update: what a memfd and a guest_memfd have in common.
+
+None of it is in Linux 7.3. A file handler knows its kind of file; the folios of every kind go
+through here to the design that keeps hugetlb's shared state, whichever it is.
+
+Happy path: `preserve` fills holes, writes the folio table and preserves; `retrieve` puts the
+folios of a table into a new file; `discard` gives those that nobody retrieved to their pool.
+
+Unhappy paths: a hole that the pool cannot fill is ENOSPC, a size that is no multiple of the page
+size EINVAL. A retrieve that fails leaks the folios on purpose: a device might still write there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from kernelmodel.abi.folio_table import FolioRun
+from kernelmodel.abi.kexec_handover import KhoVmalloc
+from kernelmodel.errors import Exists, InvalidArgument, IoError, KernelError, NoSpace
+from kernelmodel.handlers.folio_table import (
+    PreservedFolios,
+    folio_heads,
+    preserve_folios,
+    restore_folio_table,
+)
+from kernelmodel.mm.hugetlbfs import HugetlbInode
+from kernelmodel.mm.ranges import RangeSet
+
+if TYPE_CHECKING:
+    from kernelmodel.hugetlb_designs import HugetlbDesign
+    from kernelmodel.kernel import Kernel
+
+__all__ = ["HugetlbFolios"]
+
+_LOCK = "hugetlb_lock"
+
+
+class _HugeFile(Protocol):
+    """An inode on huge pages."""
+
+    hugetlb: HugetlbInode
+
+    def clear(self, first: int, last: int) -> None:
+        """Zero the huge pages of [first, last)."""
+        ...
+
+
+class HugetlbFolios:
+    """The folios of files on huge pages, under one design."""
+
+    def __init__(self, kernel: Kernel, design: HugetlbDesign) -> None:
+        self.kernel = kernel
+        self.design = design
+
+    def preserve(self, inode: _HugeFile) -> PreservedFolios:
+        """Fill, write down, preserve every page below the size.
+
+        Raises:
+            InvalidArgument: the size is no multiple of the page size. NoSpace: the pool cannot
+            fill a hole. Others: of the design. Nothing stays preserved; filled holes stay.
+        """
+        kernel, hugetlb = self.kernel, inode.hugetlb
+        order = hugetlb.hstate.order
+        nr_folios, rest = divmod(hugetlb.size, hugetlb.page_size)
+        if rest:
+            raise InvalidArgument("size is no multiple of the page size", size=hugetlb.size)
+        self._fill_holes(inode, nr_folios)
+        runs = [
+            FolioRun(pfn, index, nr, 1 << order, 1)
+            for index, pfn, nr in hugetlb.folios.within(0, nr_folios)
+        ]
+        kernel.charge("hugetlb_pin_folios", nr_folios)
+        kernel.charge("hugetlb_luo_folio_ser", nr_folios)
+        return preserve_folios(kernel, runs, order, self.design)
+
+    def _fill_holes(self, inode: _HugeFile, nr_folios: int) -> None:
+        """Allocate what was never touched; new folios are cleared."""
+        hugetlb = inode.hugetlb
+        before = RangeSet((index, index + nr) for index, _, nr in hugetlb.folios.runs())
+        if hugetlb.populate(0, nr_folios) < nr_folios:
+            raise NoSpace("huge page pool exhausted while filling holes")
+        for low, high in before.gaps(0, nr_folios):
+            inode.clear(low, high)
+
+    def freeze(self, folios: PreservedFolios) -> None:
+        """The file is frozen. Raises what the design raises."""
+        self.design.freeze_folios(folios.order, folios.runs)
+
+    def unfreeze(self, folios: PreservedFolios) -> None:
+        """Undo `freeze`."""
+        self.design.unfreeze_folios(folios.order, folios.runs)
+
+    def retrieve(self, hugetlb: HugetlbInode, table: KhoVmalloc, nr_folios: int) -> None:
+        """Put the folios of a table into a new, empty file.
+
+        Raises:
+            InvalidArgument: there is no such table. Exists: two folios at one index.
+            IoError: a folio was not preserved.
+        """
+        if not nr_folios:
+            return
+        order = hugetlb.hstate.order
+        runs = restore_folio_table(self.kernel, table, nr_folios)
+        if runs is None:
+            raise InvalidArgument("cannot restore the folio table")
+        for run in folio_heads(runs, 1 << order):
+            taken = next(hugetlb.folios.within(run.index, run.index + run.nr), None)
+            if taken is not None:
+                raise Exists("two folios at one index", index=taken[0])
+            if self.design.retrieve_folios(order, run.pfn, run.nr) != run.nr:
+                raise IoError("huge page is not preserved", pfn=run.pfn)
+            hugetlb.add_folios(run.index, [(run.pfn, run.nr)])
+        with self.kernel.clock.lock(_LOCK):
+            self.kernel.charge("hugetlb_add_to_page_cache", nr_folios)
+
+    def discard(self, order: int, table: KhoVmalloc, nr_folios: int) -> None:
+        """Give folios that nobody retrieved to their pool; of unknown size, they stay lost."""
+        if not nr_folios or order not in self.kernel.hugetlb.hstates:
+            return
+        runs = restore_folio_table(self.kernel, table, nr_folios)
+        for run in folio_heads(runs or [], 1 << order):
+            self.design.discard_folios(order, run.pfn, run.nr)
+
+    def look_at_incoming(self) -> None:
+        """As the design's `file_incoming`, at finish: what it raises is a warning."""
+        try:
+            self.design.file_incoming()
+        except KernelError as error:  # finish cannot fail
+            self.kernel.warn_on(f"cannot read the shared state of huge pages: {error}")

@@ -1,0 +1,168 @@
+"""What a way of preserving hugetlb's shared state may do, and when it is asked. None is in 7.3.
+
+Folios belong to files; pools, their counters and what the next boot allocates belong to all files
+of huge pages together. A *design* is what happens to that shared part. Every design is a subclass
+of `HugetlbDesign` in a file of its own, named in `kernelmodel.hugetlb_designs`; a release says
+which one it carries. File handlers (memfds on huge pages, guest_memfd on huge pages) and boot call
+the hooks below and do not know which design answers.
+
+| moment | hook | called by |
+|---|---|---|
+| boot, nothing allocated yet | `early_boot` | boot, before gigantic pages |
+| boot, pools are filled | `pools_ready` | boot, at hugetlb's initcall |
+| boot, handlers exist | `register` | boot, late; ties the design to its LUO |
+| first file, last file; v4: PREPARE, FREEZE, CANCEL, FINISH | what LUO offers | LUO |
+| a file's folios are preserved | `preserve_folios` | file handler, holes filled |
+| … are given up: session closed, cancel, a later step failed | `unpreserve_folios` | file handler |
+| the file is frozen for the jump; that is undone | `freeze_folios`, `unfreeze_folios` | handler |
+| just before kexec, everything frozen: a sweep | the FLB's `freeze` | LUO, where it has it |
+| a file of the previous kernel is looked at | `file_incoming` | handler: retrieve and finish |
+| a folio returns to its file | `retrieve_folios` | handler |
+| a folio that no file took, at its session's finish | `discard_folios` | handler |
+| folios of files that nobody ever finished | nothing, or the subsystem's finish | LUO |
+| a pool is to grow or shrink | `PoolKeeper`, while the design keeps `kernel.hugetlb.door` | mm |
+
+The hooks of the base do what no design can do without: the folio itself is preserved by its file,
+returns to its pool as used, or as free when nobody took it. A design adds what it shares.
+
+Happy path: `preserve_folios` for each file, the jump, `early_boot`, `retrieve_folios`.
+
+Unhappy paths: a hook of the outgoing side may raise any KernelError before it has changed
+anything, and the preserve fails with it; `discard_folios` and `unpreserve_folios` cannot fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+from kernelmodel.abi.folio_table import FolioRun
+from kernelmodel.handlers.folio_table import PlainFolios
+from kernelmodel.luo.handler import FileHandler, Flb
+
+if TYPE_CHECKING:
+    from kernelmodel.kernel import Kernel
+
+__all__ = ["FlbDesign", "HugetlbDesign"]
+
+_LOCK = "hugetlb_lock"
+
+
+class HugetlbDesign:
+    """One design on one kernel. The base shares nothing: pools come up as if no page came back."""
+
+    #: As the command line and the catalogue of releases call it.
+    name: ClassVar[str]
+    #: Whose proposal it is, and where it was made.
+    source: ClassVar[str]
+    #: The LUO it stands on: "7.3" or "v4".
+    luo: ClassVar[str] = "7.3"
+    #: Callbacks that this LUO would have to offer beyond those that it has.
+    callbacks: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.folios = PlainFolios(kernel)
+
+    def register(self, handlers: Iterable[FileHandler]) -> None:
+        """Tie the design to the handlers that share it, by whatever its LUO offers."""
+
+    # Outgoing, for one file. `runs` are its folios of `order`, in file order.
+
+    def preserve_folios(self, order: int, runs: list[FolioRun]) -> None:
+        """A file's folios are to survive; its table is allocated, nothing else is done yet.
+
+        Raises what preserving raises; nothing stays preserved then.
+        """
+        self.folios.preserve_folios(order, runs)
+
+    def unpreserve_folios(self, order: int, runs: list[FolioRun]) -> None:
+        """Undo `preserve_folios`."""
+        self.folios.unpreserve_folios(order, runs)
+
+    def freeze_folios(self, order: int, runs: list[FolioRun]) -> None:
+        """The file is frozen for the jump. What it raises fails the reboot."""
+
+    def unfreeze_folios(self, order: int, runs: list[FolioRun]) -> None:
+        """Undo `freeze_folios`."""
+
+    # Incoming.
+
+    def early_boot(self) -> Mapping[int, int]:
+        """Pages by order that boot need not allocate, because they come back.
+
+        Asked before anything is allocated: memory can be read, KHO restores nothing yet.
+        """
+        return {}
+
+    def pools_ready(self) -> None:
+        """Pools are filled and KHO can restore: whatever is to return at once may do so."""
+
+    def file_incoming(self) -> None:
+        """A file of the previous kernel is about to be retrieved or finished.
+
+        What it raises fails a retrieve; at finish it is a warning.
+        """
+
+    def retrieve_folios(self, order: int, pfn: int, nr: int) -> int:
+        """Adjacent folios return to their file, as used pages of their pool.
+
+        Returns how many, from the first on, were preserved; their file takes all of them or, if
+        some are missing, none: those that came back are lost on purpose.
+        """
+        restored = self.kernel.kho.restore_folios(pfn, order, nr)
+        if restored == nr:
+            self.kernel.hugetlb.hstate(order).add_preserved([(pfn, nr)])
+        return restored
+
+    def discard_folios(self, order: int, pfn: int, nr: int) -> int:
+        """Adjacent folios that no file took go to their pool as free pages; returns how many."""
+        kernel = self.kernel
+        restored = kernel.kho.restore_folios(pfn, order, nr)
+        if restored:
+            hstate = kernel.hugetlb.hstate(order)
+            with kernel.clock.lock(_LOCK):
+                hstate.add_preserved([(pfn, restored)])
+                hstate.free_folios([(pfn, restored)])
+                kernel.charge("hugetlb_free_folio", restored)
+        return restored
+
+
+class FlbDesign(HugetlbDesign):
+    """A design whose shared state is one FLB, bound to every handler. LUO of 7.3.
+
+    LUO calls the four operations; `preserve` is the first file's, `unpreserve` the last one's.
+    """
+
+    def __init__(self, kernel: Kernel, compatible: str) -> None:
+        super().__init__(kernel)
+        self.flb = Flb(compatible, self)
+
+    def register(self, handlers: Iterable[FileHandler]) -> None:
+        """Link the FLB to each handler."""
+        for handler in handlers:
+            self.kernel.luo.flbs.register(handler, self.flb)
+
+    def preserve(self) -> tuple[int, object]:
+        """The first file is preserved: returns (data, object)."""
+        raise NotImplementedError
+
+    def unpreserve(self, data: int, obj: object) -> None:
+        """Nobody preserves huge pages any more."""
+        raise NotImplementedError
+
+    def retrieve(self, data: int) -> object:
+        """First look at what came over."""
+        raise NotImplementedError
+
+    def finish(self, data: int, obj: object) -> None:
+        """The last file of the previous kernel is done."""
+        raise NotImplementedError
+
+    def file_incoming(self) -> None:
+        """Make LUO load the FLB's count before a file of it is finished.
+
+        Without a look at it, LUO of 7.3 decrements a count of 0 and never calls finish.
+        """
+        self.kernel.luo.flbs.get_incoming(self.flb)
+        self.kernel.luo.flbs.put_incoming(self.flb)
