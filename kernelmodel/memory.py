@@ -39,6 +39,8 @@ MIB = 1 << 20
 GIB = 1 << 30
 
 _ZERO_PAGE = bytes(PAGE_SIZE)
+#: Pages that are read from a file, or written to it, at a time.
+_STRIDE = 256
 
 
 class Content(Protocol):
@@ -256,14 +258,16 @@ class PhysicalMemory:
         with path.open("wb") as out:
             os.truncate(out.fileno(), top)
             for pfn in sorted(self._pages):
-                os.pwrite(out.fileno(), bytes(self._pages[pfn]), pfn << PAGE_SHIFT)
+                os.pwrite(out.fileno(), self._pages[pfn], pfn << PAGE_SHIFT)
             for low, high, (content, base) in self._runs:
-                for pfn in range(low, high):
-                    os.pwrite(out.fileno(), content.page(pfn - base), pfn << PAGE_SHIFT)
+                for start in range(low, high, _STRIDE):
+                    numbers = range(start - base, min(high, start + _STRIDE) - base)
+                    pages = b"".join(map(content.page, numbers))
+                    os.pwrite(out.fileno(), pages, start << PAGE_SHIFT)
 
     @classmethod
     def load(cls, path: Path, ranges: tuple[MemoryRange, ...]) -> PhysicalMemory:
-        """Read such a file back: plain bytes, no runs, nothing else."""
+        """Read such a file back: plain bytes, no runs; what is not in the ranges is passed over."""
         memory = cls(ranges)
         with path.open("rb") as source:
             fd, size = source.fileno(), os.fstat(source.fileno()).st_size
@@ -275,11 +279,15 @@ class PhysicalMemory:
                     break
                 hole = os.lseek(fd, at, os.SEEK_HOLE)
                 while at < hole:
-                    page = os.pread(fd, PAGE_SIZE, at)
-                    if page != _ZERO_PAGE:
-                        memory.write(at, page)
-                    at += PAGE_SIZE
+                    memory._load(at >> PAGE_SHIFT, os.pread(fd, _STRIDE << PAGE_SHIFT, at))
+                    at += _STRIDE << PAGE_SHIFT
         return memory
+
+    def _load(self, pfn: int, data: bytes) -> None:
+        for at in range(0, len(data), PAGE_SIZE):
+            page = data[at : at + PAGE_SIZE]
+            if page != _ZERO_PAGE and self.is_ram((pfn << PAGE_SHIFT) + at):
+                self._pages[pfn + (at >> PAGE_SHIFT)] = page.ljust(PAGE_SIZE, b"\0")
 
 
 def _absorb(digest: hashlib.blake2b, piece: tuple[bytes, int, int]) -> None:

@@ -1,16 +1,17 @@
 """What the operations of a script do: the system calls of a small C program.
 
 A `Program` is one process; its methods are called like the operations. `HugeProgram` has those of
-scripts about huge pages, where lengths count huge pages.
+scripts about huge pages, where lengths of files count huge pages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from kernelmodel.errors import BadAddress, InvalidArgument, KernelError
+from kernelmodel.errors import BadAddress, InvalidArgument, KernelError, NoEntry, kernel_error
+from kernelmodel.image.fnv import FNV_BASIS, fnv1a, fnv1a_zeroes
 from kernelmodel.kernel import Kernel
 from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE
 from kernelmodel.mm.hugetlbfs import HugetlbInode, HugetlbMapping, HugetlbPrivateMapping
@@ -21,8 +22,9 @@ from kernelmodel.mm.memfd import (
     HugetlbMemfdInode,
 )
 from kernelmodel.mm.shmem import ShmemInode
-from kernelmodel.script import HUGE_PAGE_ORDERS, Step, number
+from kernelmodel.script import FAILING, HUGE_PAGE_ORDERS, Step, number
 from kernelmodel.syscalls import DEV_LIVEUPDATE, DEV_NULL, Task
+from kernelmodel.xorshift import xorshift
 
 __all__ = ["HugeProgram", "Program"]
 
@@ -30,10 +32,15 @@ _NAMES: Final = {"@empty": "", "@full": "A" * 64, "@max": "B" * 63}
 _RAW_BYTES: Final = 4096
 #: Descriptors that a first process may have.
 _RLIMIT_NOFILE: Final = 1024
-#: FNV-1a's form; the basis is not the standard one.
-_FNV_BASIS: Final = 1469598103934665603
-_FNV_PRIME: Final = 1099511628211
-_MASK: Final = (1 << 64) - 1
+#: Bytes of a file that are hashed at a time.
+_PIECE: Final = 1 << 16
+
+
+@dataclass(slots=True)
+class _Failure:
+    hook: str
+    calls_left: int
+    error: str
 
 
 class Program:
@@ -42,6 +49,8 @@ class Program:
     def __init__(self, kernel: Kernel) -> None:
         self.task = Task(kernel, "script", _RLIMIT_NOFILE)
         self.variables: dict[str, int] = {}
+        self.maps: dict[str, HugetlbMapping | HugetlbPrivateMapping] = {}
+        self.failures: list[_Failure] = []
 
     def run(self, step: Step) -> str:
         """Run one operation; what the trace says of it."""
@@ -86,7 +95,7 @@ class Program:
         self.task.ftruncate(fd, number(size))
 
     def _op_fill(self, v: str, offset: str, length: str, seed: str) -> None:
-        data = _xorshift(number(seed), number(length))
+        data = xorshift(number(seed), number(length))
         for at in range(0, len(data), PAGE_SIZE):
             self.task.pwrite(self.fd(v), data[at : at + PAGE_SIZE], number(offset) + at)
 
@@ -104,7 +113,7 @@ class Program:
 
     def _op_stat(self, v: str) -> str:
         file = self.task.files.fget(self.fd(v))
-        size, digest = 0, _FNV_BASIS
+        size, digest = 0, FNV_BASIS
         if isinstance(file.inode, ShmemInode):
             size, digest = file.inode.size, _fnv_of(file.inode)
         elif isinstance(file.inode, HugetlbMemfdInode):
@@ -136,13 +145,20 @@ class Program:
             arg[number(at) % _RAW_BYTES] = number(byte) & 0xFF
         self.task.ioctl(self.fd(v), number(cmd), arg)
 
+    def _op_fail(self, function: str, call: str, error: str) -> None:
+        self.failures.append(_Failure(FAILING[function], number(call), error))
+        self.task.kernel.fail_function = self.maybe_fail
 
-class HugeProgram(Program):
-    """The operations of huge page scripts; lengths count huge pages of the file's size."""
-
-    def __init__(self, kernel: Kernel) -> None:
-        super().__init__(kernel)
-        self.maps: dict[str, HugetlbMapping | HugetlbPrivateMapping] = {}
+    def maybe_fail(self, hook: str, **context: object) -> None:
+        """Raise what is due at this call of a kernel function."""
+        due = ""
+        for failure in [one for one in self.failures if one.hook == hook]:
+            failure.calls_left -= 1
+            if failure.calls_left == 0:
+                self.failures.remove(failure)
+                due = due or failure.error
+        if due:
+            raise kernel_error(due, "made to fail", **context)
 
     def inode(self, v: str) -> HugetlbInode:
         """The huge page file that a variable names."""
@@ -151,14 +167,23 @@ class HugeProgram(Program):
             raise InvalidArgument("not on huge pages")
         return inode.hugetlb
 
-    def _op_pool(self, size: str, n: str) -> None:
-        self.task.kernel.hugetlb.hstate(HUGE_PAGE_ORDERS[size]).set_max_huge_pages(number(n))
+    def _op_pool(self, size: str, n: str, node: str = "") -> None:
+        hstate = self.task.kernel.hugetlb.hstate(HUGE_PAGE_ORDERS[size])
+        hstate.set_max_huge_pages(number(n), self.node(node))
+
+    def node(self, word: str) -> int | None:
+        """The node that a word names, None if there is no word. Raises: NoEntry."""
+        if not word:
+            return None
+        if number(word) not in self.task.kernel.page_alloc.nodes:
+            raise NoEntry("no such node", node=word)
+        return number(word)
 
     def _op_overcommit(self, size: str, n: str) -> None:
         self.task.kernel.hugetlb.hstate(HUGE_PAGE_ORDERS[size]).nr_overcommit_huge_pages = number(n)
 
-    def _op_hstat(self, size: str) -> str:
-        files = self.task.kernel.hugetlb.hstate(HUGE_PAGE_ORDERS[size]).sysfs()
+    def _op_hstat(self, size: str, node: str = "") -> str:
+        files = self.task.kernel.hugetlb.hstate(HUGE_PAGE_ORDERS[size]).sysfs(self.node(node))
         names = {
             "total": "nr_hugepages",
             "free": "free_hugepages",
@@ -166,20 +191,19 @@ class HugeProgram(Program):
             "surp": "surplus_hugepages",
             "over": "nr_overcommit_hugepages",
         }
-        return " ".join(f"{short}={files[name].strip()}" for short, name in names.items())
+        return " ".join(
+            f"{short}={files[name].strip()}" for short, name in names.items() if name in files
+        )
 
     def _op_hmem(self, v: str, size: str, length: str, extra: str = "0") -> None:
         log2 = HUGE_PAGE_ORDERS[size] + PAGE_SHIFT
         self.variables[v] = self.task.memfd_create(MFD_HUGETLB | log2 << MFD_HUGE_SHIFT)
-        self._op_truncate(v, length, extra)
+        self.set_length(v, length, extra)
 
-    def _op_truncate(self, v: str, length: str, extra: str = "0") -> None:
+    def set_length(self, v: str, length: str, extra: str = "0") -> None:
+        """Truncate a file to so many of its huge pages and some bytes."""
         size = number(length) * self.inode(v).page_size + number(extra)
         self.task.ftruncate(self.fd(v), size)
-
-    def _op_fallocate(self, v: str, mode: str, offset: str, length: str) -> None:
-        page = self.inode(v).page_size
-        self.task.fallocate(self.fd(v), number(mode), number(offset) * page, number(length) * page)
 
     def _op_map(self, m: str, v: str, offset: str, length: str, flag: str = "") -> None:
         inode = self.inode(v)
@@ -204,6 +228,17 @@ class HugeProgram(Program):
         del self.maps[m]
 
 
+class HugeProgram(Program):
+    """The operations of huge page scripts; lengths of files count huge pages of the file's size."""
+
+    def _op_truncate(self, v: str, length: str, extra: str = "0") -> None:
+        self.set_length(v, length, extra)
+
+    def _op_fallocate(self, v: str, mode: str, offset: str, length: str) -> None:
+        page = self.inode(v).page_size
+        self.task.fallocate(self.fd(v), number(mode), number(offset) * page, number(length) * page)
+
+
 def _session_name(word: str) -> str:
     return _NAMES.get(word, word)
 
@@ -218,51 +253,27 @@ def _or_minus_one(call: Callable[[], _T]) -> _T | int:
         return -1
 
 
-@lru_cache(maxsize=256)
-def _xorshift(seed: int, length: int) -> bytes:
-    """`length` bytes of the stream that `fill` writes."""
-    x = (seed * 2654435761 + 88172645463325252) & _MASK
-    out = bytearray()
-    while len(out) < length:
-        x ^= x << 13 & _MASK
-        x ^= x >> 7
-        x ^= x << 17 & _MASK
-        out += x.to_bytes(8, "little")
-    return bytes(out[:length])
-
-
 def _fnv_of(inode: ShmemInode) -> int:
     """The hash of a file's content; holes cost nothing."""
-    digest = _FNV_BASIS
-    at = 0
-    for index, _, nr_pages, _ in inode.extents(0, inode.nr_size_pages):
-        digest = _fnv_zeroes(digest, (index << PAGE_SHIFT) - at)
-        for page in range(index, index + nr_pages):
-            digest = _fnv(digest, inode.read(page << PAGE_SHIFT, PAGE_SIZE))
-        at = min(inode.size, index + nr_pages << PAGE_SHIFT)
-    return _fnv_zeroes(digest, inode.size - at)
+    extents = inode.extents(0, inode.nr_size_pages)
+    return _fnv(inode, PAGE_SIZE, ((index, nr_pages) for index, _, nr_pages, _ in extents))
 
 
 def _fnv_of_huge(inode: HugetlbMemfdInode) -> int:
-    digest = _FNV_BASIS
     page = inode.hugetlb.page_size
-    at = 0
-    for index, _, count in inode.hugetlb.folios.within(0, -(-inode.size // page)):
-        digest = _fnv_zeroes(digest, index * page - at)
-        for start in range(index * page, (index + count) * page, PAGE_SIZE):
-            digest = _fnv(digest, inode.read(start, PAGE_SIZE))
-        at = min(inode.size, (index + count) * page)
-    return _fnv_zeroes(digest, inode.size - at)
+    folios = inode.hugetlb.folios.within(0, -(-inode.size // page))
+    return _fnv(inode, page, ((index, count) for index, _, count in folios))
 
 
-def _fnv_zeroes(digest: int, nr_bytes: int) -> int:
-    return digest * pow(_FNV_PRIME, nr_bytes, 1 << 64) & _MASK
-
-
-@lru_cache(maxsize=1024)
-def _fnv(digest: int, data: bytes) -> int:
-    if not any(data):
-        return _fnv_zeroes(digest, len(data))
-    for byte in data:
-        digest = (digest ^ byte) * _FNV_PRIME & _MASK
-    return digest
+def _fnv(
+    inode: ShmemInode | HugetlbMemfdInode, page_size: int, extents: Iterable[tuple[int, int]]
+) -> int:
+    """The hash of a file that has pages at `extents` (index, pages)."""
+    digest, at = FNV_BASIS, 0
+    for index, nr_pages in extents:
+        start, end = index * page_size, min(inode.size, (index + nr_pages) * page_size)
+        digest = fnv1a_zeroes(digest, start - at)
+        for at in range(start, end, _PIECE):
+            digest = fnv1a(digest, inode.read(at, min(_PIECE, end - at)))
+        at = end
+    return fnv1a_zeroes(digest, inode.size - at)
