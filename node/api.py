@@ -11,6 +11,8 @@ from enum import StrEnum
 
 from msgspec import Struct, field
 
+from kernelmodel.releases import Release
+
 __all__ = [
     "BLACKOUT_PHASES",
     "LONGEST_WAIT_NS",
@@ -230,6 +232,7 @@ class ShardConfig(Struct, frozen=True):
     faults: tuple[FaultSpec, ...] = ()  # only those of its hosts
     cost_profile: str = ""  # TOML text of overriding rows, "" for the built-in profile
     record_events: bool = False
+    releases: tuple[Release, ...] = ()  # a user's own, beside the catalogue
     keep_images: frozenset[str] = frozenset()  # of its hosts: those whose last jump's image is kept
     #: Already done, of each host in its order: replay lazily.
     commands: tuple[UpdateCommand | HostCall, ...] = field(default=())

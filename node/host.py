@@ -10,7 +10,7 @@ the machine's memory and the firmware record. VMs keep nothing of their memory b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
 from typing import Final
@@ -33,7 +33,7 @@ from node.kept_image import KeptImage
 from node.views import SessionView
 from node.vm import MEMORY_TOKEN, Vm, VmState
 
-__all__ = ["Host", "HostPanicked", "HostState", "HostStateError", "kernel_cmdline", "known_release"]
+__all__ = ["Host", "HostPanicked", "HostState", "HostStateError", "kernel_cmdline"]
 
 _HUGEPAGESZ: Final = {2 << 20: "2M", 1 << 30: "1G"}
 
@@ -99,8 +99,9 @@ class Host:
         fault_specs: Iterable[FaultSpec] = (),
         record_events: bool = False,
         config: KernelConfig | None = None,
+        releases: Mapping[str, Release] = CATALOGUE,
     ) -> None:
-        self.spec = spec
+        self.spec, self.releases = spec, releases
         self.config = config or KernelConfig()
         self.machine = Machine(MachineSpec(spec.node_bytes, spec.cpus))
         self.clock = Clock(cost, spec.cpus, seed, ("host", spec.name))
@@ -119,14 +120,13 @@ class Host:
         self.agent_error = ""
         self._cmdline = kernel_cmdline(spec)
         self._kernel: Kernel | None = None
-        self._power_on(known_release(spec.release))
+        self._power_on(self.known_release(spec.release))
         for vm in self.vms.values():
             try:
                 vm.start(self.kernel)
             except KernelError as error:
-                raise ModelBug(
-                    f"{spec.name} has no memory for its VM {vm.spec.name}: {error}"
-                ) from error
+                why = f"{spec.name} has no memory for its VM {vm.spec.name}: {error}"
+                raise ModelBug(why) from error
         self._start_agent()
         # All of this was long ago: the simulation begins with a host that runs.
         self.clock.restart()
@@ -158,6 +158,13 @@ class Host:
     def release(self) -> str:
         """The running release, empty while there is none."""
         return self._kernel.release.name if self._kernel is not None else ""
+
+    def known_release(self, name: str) -> Release:
+        """A release that can be loaded here. Raises: HostStateError."""
+        if name not in self.releases:
+            known = ", ".join(self.releases)
+            raise HostStateError("NO_SUCH_RELEASE", f"no release {name!r} among {known}")
+        return self.releases[name]
 
     def _advance(self, to: HostState, why: str) -> None:
         if to not in _NEXT[self.state]:
@@ -312,7 +319,7 @@ class Host:
         """kexec_file_load(2), with the running kernel's command line unless another is given."""
         if self.state not in (HostState.UP, HostState.KEXEC_LOADED):
             raise HostStateError("HOST_DOWN", f"{self.name} is {self.state}")
-        target = known_release(release)
+        target = self.known_release(release)
         self.kernel.fail_function = self.faults.fail_function
         with self._refusals("kexec_file_load", release=release):
             self._the_agent().task.kexec_file_load(target, cmdline or self._cmdline)
@@ -391,7 +398,7 @@ class Host:
 
     def cold_reboot(self, release: str) -> None:
         """A reset through firmware: nothing in memory survives, VMs are stopped."""
-        target = known_release(release)
+        target = self.known_release(release)
         self._advance(HostState.COLD_BOOTING, f"cold reboot into {release}")
         self._drop_kernel()
         with self.clock.phase("firmware"):
@@ -457,10 +464,3 @@ class Host:
         if path not in files:
             raise HostStateError("NO_SUCH_FILE", f"no file {path!r}; there are: {', '.join(files)}")
         return files[path]()
-
-
-def known_release(name: str) -> Release:
-    """A release of the catalogue. Raises: HostStateError."""
-    if name not in CATALOGUE:
-        raise HostStateError("NO_SUCH_RELEASE", f"no release {name!r} among {', '.join(CATALOGUE)}")
-    return CATALOGUE[name]

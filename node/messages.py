@@ -11,7 +11,6 @@ from typing import Final
 
 import msgspec
 
-from kernelmodel.releases import CATALOGUE
 from kernelmodel.sim.clock import Phase
 from kernelmodel.sim.trace import Event, Value
 from lufleet.v1 import host_pb2, vm_pb2
@@ -150,7 +149,7 @@ def host_message(host: Host) -> host_pb2.Host:
         state=HOST_STATES[host.state],
         virtual_time_ns=host.clock.now_ns,
         release=host.release,
-        release_title=CATALOGUE[host.release].title if host.release else "",
+        release_title=host.kernel.release.title if host.release else "",
         loaded_release=host.loaded.name if host.loaded is not None else "",
         liveupdate_num=host.kernel.luo.liveupdate_num if host.release else 0,
         sessions=[

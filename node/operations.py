@@ -19,7 +19,7 @@ from kernelmodel.sim.trace import Trace, Value
 from lufleet.v1 import host_pb2
 from node.api import UpdateCommand, UpdatePolicy
 from node.calls import READING, HostCall, HostReply, Refusal
-from node.host import Host, HostStateError, known_release
+from node.host import Host, HostStateError
 from node.live_update import update_host
 from node.messages import (
     fault_spec,
@@ -188,7 +188,7 @@ def _update_host(host: Host, request: host_pb2.UpdateHostRequest) -> Message:
         host=host.name,
         seq=_BY_HAND,
         start_ns=host.clock.now_ns,
-        release=known_release(request.release).name,
+        release=host.known_release(request.release).name,
         policy=policy,
     )
     with host.kept_image.asked_for(wanted=request.keep_image):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from kernelmodel.errors import ModelBug
+from kernelmodel.releases import catalogue_with
 from kernelmodel.sim.cost import CostModel
 from node.api import (
     MIN_UPDATE_NS,
@@ -39,6 +40,7 @@ class Shard:
     def __init__(self, config: ShardConfig) -> None:
         self._config = config
         self._cost = CostModel.load(config.cost_profile)
+        self._releases = catalogue_with(config.releases)
         self._specs: dict[str, HostSpec] = {spec.name: spec for spec in config.hosts}
         self._vms: dict[str, list[VmSpec]] = {name: [] for name in self._specs}
         for vm in config.vms:
@@ -73,6 +75,7 @@ class Shard:
             cost=self._cost,
             fault_specs=self._faults[name],
             record_events=self._config.record_events,
+            releases=self._releases,
         )
         host.kept_image.wanted = name in self._config.keep_images
         for command in self._done.get(name, ()):

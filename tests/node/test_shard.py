@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -15,10 +17,19 @@ import pytest
 
 from kernelmodel.errors import ModelBug
 from kernelmodel.memory import PAGE_SHIFT
+from kernelmodel.releases import CATALOGUE
 from kernelmodel.sim.trace import TraceFile, decode, run_digest
 from lufleet.v1 import host_pb2
 from node import shard as shard_module
-from node.api import FaultSpec, ShardConfig, UpdateCommand, UpdatePolicy, UpdateResult
+from node.api import (
+    FaultSpec,
+    HostOutcome,
+    ShardConfig,
+    UpdateCommand,
+    UpdatePolicy,
+    UpdateResult,
+    VmOutcome,
+)
 from node.host import Host
 from node.shard import Shard
 from node.vm import memory_extents
@@ -236,3 +247,12 @@ def test_an_idle_host_with_ten_vms_stays_small() -> None:
     finally:
         tracemalloc.stop()
     assert size // len(hosts) < 600_000
+
+
+def test_a_release_of_a_users_own_is_known_to_every_host() -> None:
+    own = replace(CATALOGUE[NEW], name="7.3.4-own", based_on=NEW)
+    config = msgspec.structs.replace(shard_config("h1", "h2"), releases=(own,))
+    config = pickle.loads(pickle.dumps(config))  # as it comes to an actor
+    for result in updated(config, commands("h1", "h2", release=own.name)):
+        assert (result.outcome, result.release) == (HostOutcome.UPDATED, own.name)
+        assert {vm.outcome for vm in result.vms} == {VmOutcome.PRESERVED}
