@@ -2,7 +2,8 @@
 
 The outcome is not what the model happens to do but what the named kernel function does, and the
 model is held to it. `writes` yields the bytes to put into physical memory between the jump and
-the next kernel's first look at it.
+the next kernel's first look at it; `firmware` changes what firmware data says, for the few
+corruptions that are not in memory that was handed over.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from kernelmodel.corruptions.handed_over import HandedOver, Write
+from kernelmodel.corruptions.handed_over import HandedOver
+from kernelmodel.corruptions.reader import Write
+from kernelmodel.machine import Firmware
 
 __all__ = ["Corruption", "Outcome"]
 
@@ -19,7 +22,7 @@ __all__ = ["Corruption", "Outcome"]
 class Outcome(Enum):
     """How it ends, as somebody at the system-call border or at the console sees it."""
 
-    #: Nothing anybody can tell: the kernel does not look there, or takes any value.
+    #: Everything is retrieved as it was: the kernel does not look there, or takes any value.
     ACCEPTED = "accepted"
     #: Everything is retrieved, and a file's content, size, position or seals are others.
     CONTENT_CHANGED = "content changed"
@@ -46,13 +49,15 @@ class Corruption:
     """A labelled corruption.
 
     `what` says in one sentence what is changed, `source` which kernel function decides the
-    outcome (C name and file), `errno` the symbol that the retrieve of the refused file answers.
-    `writes` raises `NotThere` for a handover that has no such thing.
+    outcome (C name and file), `because` how it comes to it, `errno` the symbol that the retrieve
+    of a refused file answers. `writes` raises `NotThere` for a handover without such a thing.
     """
 
     label: str
     what: str
     source: str
     outcome: Outcome
+    because: str
     writes: Callable[[HandedOver], list[Write]]
     errno: str = ""
+    firmware: Callable[[Firmware], Firmware] | None = None

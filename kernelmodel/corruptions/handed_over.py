@@ -13,7 +13,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final, Generic, TypeVar
 
 from kernelmodel.abi.folio_table import FOLIO_SER_SIZE
 from kernelmodel.abi.kexec_handover import (
@@ -34,41 +34,24 @@ from kernelmodel.abi.luo import (
     LuoSessionSer,
 )
 from kernelmodel.abi.memfd import MemfdLuoSer
+from kernelmodel.corruptions.reader import MemoryReader, Overlay, Write, u64
 from kernelmodel.kho.fdt import Fdt
-from kernelmodel.kho.radix_tree import encode_key
+from kernelmodel.kho.radix_tree import decode_key, encode_key
 from kernelmodel.memory import MIB, PAGE_SHIFT, PAGE_SIZE, MemoryRange
+from kernelmodel.mm.ranges import RangeSet
 
-__all__ = ["Found", "HandedOver", "MemoryReader", "NotThere", "Write", "u32", "u64"]
-
-#: Bytes to put at a physical address.
-Write = tuple[int, bytes]
+__all__ = ["Found", "HandedOver", "Node", "NotThere", "overlaid"]
 
 _BITMAP_LOG2: Final = 15
 _TABLE_MASK: Final = (1 << KHO_TABLE_SIZE_LOG2) - 1
 _MEMFD: Final = b"memfd-v2"
+#: Below lie the real-mode area and what firmware and boot loader left.
+_SPARE_FROM: Final = 2 * MIB
 _S = TypeVar("_S", bound=Ser)
 
 
 class NotThere(LookupError):
     """The handover does not have what is to be corrupted; the message says what."""
-
-
-class MemoryReader(Protocol):
-    """Physical memory, to be read."""
-
-    def read(self, pa: int, size: int) -> bytes:
-        """`size` bytes from physical address `pa`."""
-        ...
-
-
-def u64(pa: int, value: int) -> Write:
-    """A little-endian u64 at `pa`."""
-    return pa, struct.pack("<Q", value)
-
-
-def u32(pa: int, value: int) -> Write:
-    """A little-endian u32 at `pa`."""
-    return pa, struct.pack("<I", value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +64,15 @@ class Found(Generic[_S]):
     def but(self, **changes: object) -> Write:
         """The structure with other values in some fields."""
         return self.pa, replace(self.ser, **changes).pack()
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A page of the radix tree: a table, or at level 0 a bitmap whose first key is `prefix`."""
+
+    level: int
+    pa: int
+    prefix: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,21 +117,20 @@ class HandedOver:
 
     def spare_frames(self, nr: int) -> list[int]:
         """Frames that belong to nobody: not preserved, no scratch, no node of the tree."""
-        taken = {pa >> PAGE_SHIFT for pa in self.nodes()}
-        areas = [found.ser for found in self.scratch_areas()]
+        taken = [(node.pa >> PAGE_SHIFT, (node.pa >> PAGE_SHIFT) + 1) for node in self.nodes()]
+        taken += [(pfn, pfn + (1 << order)) for pfn, order in self.keys()]
+        for area in self.scratch_areas():
+            end = area.ser.addr + area.ser.size
+            taken.append((area.ser.addr >> PAGE_SHIFT, end >> PAGE_SHIFT))
+        busy = RangeSet(taken)
         frames: list[int] = []
         for ram in self.memory_map:
-            for pfn in range(max(ram.base, 2 * MIB) >> PAGE_SHIFT, ram.end >> PAGE_SHIFT):
-                pa = pfn << PAGE_SHIFT
-                if (
-                    pfn not in taken
-                    and not any(area.addr <= pa < area.addr + area.size for area in areas)
-                    and not self.is_preserved(pfn)
-                ):
-                    frames.append(pfn)
-                    if len(frames) == nr:
-                        return frames
-        raise NotThere("no spare memory")
+            first = max(ram.base, _SPARE_FROM) >> PAGE_SHIFT
+            for low, high in busy.gaps(first, ram.end >> PAGE_SHIFT):
+                frames += range(low, min(high, low + nr - len(frames)))
+        if len(frames) < nr:
+            raise NotThere(f"{nr} spare frames")
+        return frames
 
     # The radix tree.
 
@@ -168,18 +159,6 @@ class HandedOver:
         bit = encode_key(pfn, order) & (1 << _BITMAP_LOG2) - 1
         return bitmap + (bit >> 3), bit & 7
 
-    def has_key(self, pfn: int, order: int) -> bool:
-        """Whether the key is set."""
-        bitmap = self.word(self.path(pfn, order)[-1])
-        if not bitmap:
-            return False
-        pa, bit = self.key_byte(pfn, order)
-        return bool(self.memory.read(pa, 1)[0] >> bit & 1)
-
-    def is_preserved(self, pfn: int) -> bool:
-        """Whether the frame lies in a preserved entry of an order up to a gigantic page's."""
-        return any(self.has_key(pfn >> order << order, order) for order in range(19))
-
     def put_key(self, pfn: int, order: int, *, present: bool) -> list[Write]:
         """Set or clear a key; missing nodes are made in spare frames."""
         slots = self.path(pfn, order)
@@ -206,17 +185,35 @@ class HandedOver:
                 writes.append((node + (bit >> 3), bytes([1 << (bit & 7)])))
         return writes
 
-    def nodes(self) -> list[int]:
-        """Addresses of the tree's pages, root first."""
-        found = [self.tree_pa()]
-        tables = [found[0]]
-        for _ in range(KHO_TREE_MAX_DEPTH - 1):
-            words = [w for pa in tables for w in struct.unpack("<512Q", self._page(pa)) if w]
-            tables = words
-            found += words
+    def nodes(self) -> list[Node]:
+        """The tree's pages, level by level, root first."""
+        level = KHO_TREE_MAX_DEPTH - 1
+        tables = [Node(level, self.tree_pa(), 0)]
+        found = list(tables)
+        while level:
+            level -= 1
+            shift = _BITMAP_LOG2 + KHO_TABLE_SIZE_LOG2 * level
+            tables = [
+                Node(level, child, table.prefix | index << shift)
+                for table in tables
+                for index, child in enumerate(struct.unpack("<512Q", self.page(table.pa)))
+                if child
+            ]
+            found += tables
         return found
 
-    def _page(self, pa: int) -> bytes:
+    def keys(self) -> Iterator[tuple[int, int]]:
+        """(pfn, order) of everything that is preserved."""
+        for node in self.nodes():
+            if node.level == 0:
+                bits = int.from_bytes(self.page(node.pa), "little")
+                while bits:
+                    low = bits & -bits
+                    yield decode_key(node.prefix | low.bit_length() - 1)
+                    bits ^= low
+
+    def page(self, pa: int) -> bytes:
+        """The page at `pa`."""
         return self.memory.read(pa, PAGE_SIZE)
 
     # LUO.
@@ -286,7 +283,7 @@ class HandedOver:
         """Addresses of the table's pages."""
         pages: list[int] = []
         for chunk in self.chunks(memfd):
-            words = struct.unpack("<512Q", self._page(chunk))[1:]
+            words = struct.unpack("<512Q", self.page(chunk))[1:]
             pages += words[: words.index(0) if 0 in words else None]
         return pages
 
@@ -313,6 +310,11 @@ class HandedOver:
             self.at(first + index * LuoFlbSer.SIZE, LuoFlbSer) for index in range(header.ser.count)
         ]
         return _at_least(1, found, "FLBs")
+
+
+def overlaid(handed: HandedOver, writes: list[Write]) -> HandedOver:
+    """The handover as it will be once these writes are made."""
+    return replace(handed, memory=Overlay(handed.memory, writes))
 
 
 _T = TypeVar("_T")
