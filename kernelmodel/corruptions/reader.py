@@ -24,11 +24,6 @@ class MemoryReader(Protocol):
         ...
 
 
-def u64(pa: int, value: int) -> Write:
-    """A little-endian u64 at `pa`."""
-    return pa, struct.pack("<Q", value)
-
-
 class Overlay:
     """A reader as it will be once some writes are made."""
 
