@@ -59,10 +59,12 @@ class Host:
     def __init__(self, script: Script, release: Release, machine: Machine | None = None) -> None:
         self.script = script
         self.release = release
-        self.machine = machine or Machine(MachineSpec((script.memory_bytes,), _CPUS))
+        self.machine = machine or Machine(MachineSpec(script.node_bytes, _CPUS))
         self.clock = Clock(CostModel.load(), _CPUS, 0, ("conform",))
         #: The process of the boot that runs.
         self.task: Task | None = None
+        #: What `tryreboot` is jumping into.
+        self._image: kexec.Kimage | None = None
 
     def power_on(self) -> Kernel:
         """Boot for the first time."""
@@ -79,9 +81,17 @@ class Host:
         program = (HugeProgram if self.script.huge else Program)(kernel)
         self.task = program.task
         for step in self.script.boots[index]:
+            if step.op == "tryreboot":
+                try:
+                    self._image = kexec.kernel_kexec(kernel)
+                except KernelError as refused:
+                    yield f"T {step.line} {step.op} {refused.name}"
+                    continue
+                return
             yield f"T {step.line} {step.op} {program.run(step)}"
         yield f"T end {index + 1}"
 
     def kexec(self, kernel: Kernel) -> tuple[Release, Firmware]:
         """Jump; what the next kernel is given. Raises what refuses the reboot."""
-        return kexec.jump(kernel, kexec.kernel_kexec(kernel))
+        image, self._image = self._image or kexec.kernel_kexec(kernel), None
+        return kexec.jump(kernel, image)

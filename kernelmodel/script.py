@@ -1,8 +1,10 @@
 """The text of a script of live-update operations, read and checked.
 
 One operation a line, `op arg…`; empty lines and lines that start with `#` are skipped but
-counted; a line `kexec` ends a boot. A first line `#! PARAMS` gives memory size and kernel
-parameters of a script about huge pages.
+counted; a line `kexec` ends a boot. A first line `#! memory=SIZE [nodes=N] [PARAMS]` describes the
+machine, PARAMS being the whole command line, and makes it a script about huge pages, in which
+lengths of files count those. `#! plain memory=SIZE …` is an ordinary script on such a machine; it
+knows the operations on huge pages too.
 
 Unhappy path: `ScriptError` with every fault of the text.
 """
@@ -12,17 +14,37 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from kernelmodel.memory import GIB
+from kernelmodel.errors import ERRNO_CLASSES
+from kernelmodel.memory import GIB, MIB
 
-__all__ = ["CMDLINE", "HUGE_PAGE_ORDERS", "Script", "ScriptError", "Step", "number"]
+__all__ = [
+    "CMDLINE",
+    "FAILING",
+    "HUGE_PAGE_ORDERS",
+    "Script",
+    "ScriptError",
+    "Step",
+    "number",
+]
 
 #: The command line of the kernel that the recordings were taken from, and a size to match.
 CMDLINE: Final = "liveupdate=on kho_scratch=32M,128M,32M"
 _MEMORY: Final = 2 * GIB
 HUGE_PAGE_ORDERS: Final = {"2M": 9, "1G": 18}
+_UNITS: Final = {"M": MIB, "G": GIB}
+_NODES_MAX: Final = 8
 
-#: Arguments of each operation: v a variable, i an integer, s a size, w a word; `?` from here on
-#: optional, `*` any number of the last one.
+#: Kernel functions that `fail` makes fail, and where that happens on the modelled host.
+FAILING: Final = {
+    "memfd_luo_preserve": "memfd_luo_preserve",
+    "memfd_luo_freeze": "luo_file_freeze",
+    "memfd_luo_retrieve": "luo_retrieve_file",
+    "kho_alloc_preserve": "kho_alloc_preserve",
+    "kho_preserve_vmalloc": "kho_preserve_vmalloc",
+}
+
+#: Arguments of each operation: v a variable, i an integer, s a size, w a word, f a function that
+#: can fail, e an error's name; `?` from here on optional, `*` any number of the last one.
 _OPERATIONS: Final = {
     "open": "v",
     "null": "v",
@@ -44,9 +66,11 @@ _OPERATIONS: Final = {
     "name": "v",
     "same": "vv",
     "raw": "vii?*",
-    "pool": "si",
+    "fail": "fie",
+    "tryreboot": "",
+    "pool": "si?i",
     "overcommit": "si",
-    "hstat": "s",
+    "hstat": "s?i",
     "hmem": "vsi?i",
     "map": "wvii?w",
     "pmap": "wsi?w",
@@ -80,7 +104,19 @@ class Script:
     boots: tuple[tuple[Step, ...], ...]
     memory_bytes: int = _MEMORY
     cmdline: str = CMDLINE
+    #: Lengths of files count huge pages.
     huge: bool = False
+    #: NUMA nodes that share the memory equally.
+    nodes: int = 1
+
+    @property
+    def node_bytes(self) -> tuple[int, ...]:
+        """Bytes of memory of each node."""
+        return (self.memory_bytes // self.nodes,) * self.nodes
+
+    def uses(self, op: str) -> bool:
+        """Whether an operation occurs in it."""
+        return any(step.op == op for steps in self.boots for step in steps)
 
     @classmethod
     def parse(cls, text: str) -> Script:
@@ -91,15 +127,9 @@ class Script:
         """
         lines = text.splitlines()
         faults: list[tuple[int, str]] = []
-        memory, cmdline, huge = _MEMORY, CMDLINE, False
-        if lines and lines[0].startswith("#!"):
-            huge = True
-            word, _, cmdline = lines[0].removeprefix("#!").strip().partition(" ")
-            gib = word.removeprefix("memory=").removesuffix("G")
-            if word == f"memory={gib}G" and gib.isdecimal() and int(gib):
-                memory = int(gib) * GIB
-            else:
-                faults.append((1, f"{word!r} is no memory size; memory=4G is"))
+        given = lines[0].startswith("#!") if lines else False
+        machine, machine_faults = _machine(lines[0]) if given else (_Machine(), [])
+        faults += [(1, what) for what in machine_faults]
         boots: list[list[Step]] = [[]]
         for number, line in enumerate(lines, 1):
             words = line.split()
@@ -108,14 +138,57 @@ class Script:
             if words == ["kexec"]:
                 boots.append([])
                 continue
-            why = _fault(words, huge=huge)
+            why = _fault(words, huge=given)
             if why:
                 faults.append((number, why))
             else:
                 boots[-1].append(Step(number, words[0], tuple(words[1:])))
         if faults:
             raise ScriptError(faults)
-        return cls(tuple(tuple(steps) for steps in boots), memory, cmdline, huge)
+        return cls(
+            tuple(tuple(steps) for steps in boots),
+            machine.memory_bytes,
+            machine.cmdline,
+            machine.huge,
+            machine.nodes,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Machine:
+    """What the first line says."""
+
+    memory_bytes: int = _MEMORY
+    cmdline: str = CMDLINE
+    huge: bool = False
+    nodes: int = 1
+
+
+def _machine(line: str) -> tuple[_Machine, list[str]]:
+    """A line `#! [plain] memory=SIZE [nodes=N] [PARAMS]`, and what is wrong with it."""
+    faults: list[str] = []
+    first, _, rest = line.removeprefix("#!").strip().partition(" ")
+    huge = first != "plain"
+    if not huge:
+        first, _, rest = rest.strip().partition(" ")
+    memory, nodes = _MEMORY, 1
+    size = first.removeprefix("memory=")
+    digits, unit = size[:-1], _UNITS.get(size[-1:])
+    if first == f"memory={size}" and unit and digits.isdecimal() and int(digits):
+        memory = int(digits) * unit
+    else:
+        faults.append(f"{first!r} is no memory size; memory=4G is")
+    if rest.startswith("nodes="):
+        word, _, rest = rest.partition(" ")
+        count = word.removeprefix("nodes=")
+        if count.isdecimal() and 1 <= int(count) <= _NODES_MAX:
+            nodes = int(count)
+        else:
+            faults.append(f"{word!r} is no number of nodes; 1 to {_NODES_MAX} are")
+        if memory % (nodes * MIB):
+            faults.append(f"{size} cannot be shared equally by {nodes} nodes, in whole megabytes")
+    rest = rest.strip()
+    return _Machine(memory, rest if rest or huge else CMDLINE, huge, nodes), faults
 
 
 def _fault(words: list[str], *, huge: bool) -> str:
@@ -135,6 +208,10 @@ def _fault(words: list[str], *, huge: bool) -> str:
             return f"{arg!r} is no number; 4096 and 0x1000 are"
         if kind == "s" and arg not in HUGE_PAGE_ORDERS:
             return f"{arg!r} is no huge page size; 2M and 1G are"
+        if kind == "f" and arg not in FAILING:
+            return f"{arg!r} cannot be made to fail; {', '.join(FAILING)} can"
+        if kind == "e" and arg not in ERRNO_CLASSES:
+            return f"{arg!r} is no error; ENOMEM is"
     return ""
 
 

@@ -1,12 +1,12 @@
 """What a real kernel answers: a script, played under QEMU by a program of our own.
 
-The machine is emulated (no KVM) and has one CPU, which is quickest, and one NUMA node. Its first
-process is `player`, a small C program that is compiled here; the trace comes out of the second
-serial port, the kernel's own messages out of the first. Initrds are nested: the one of boot k
-holds kernel and initrd of boot k + 1, which is loaded before the boot's first operation, as on the
-modelled host.
+The machine is emulated (no KVM) and has one CPU, which is quickest. Its first process is `player`,
+a small C program that is compiled here; the trace comes out of the second serial port, the kernel's
+own messages out of the first. Initrds are nested: the one of boot k holds kernel and initrd of boot
+k + 1, which is loaded before the boot's first operation, as on the modelled host.
 
-Happy path: `with Recorder(kernel) as recorder: recorder.record(text).trace`.
+Happy path: `with Recorder(kernel) as recorder: recorder.record(text).trace`. What is handed over at
+a jump can be tampered with, and dumped.
 
 Unhappy paths: a missing program or kernel image, a kernel that takes no handover, an emulator that
 ends or hangs are `RecorderError`s that say what would help. A kernel that panics is a result: the
@@ -17,17 +17,19 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Final, Self
 
+from fleet.recorder.emulator import Emulator
 from fleet.recorder.initramfs import archive
-from kernelmodel.conform import Script
-from kernelmodel.memory import MIB
+from fleet.recorder.stops import RECORDER_SECTION, RecorderError, Stops, SystemMap, Tamper
+from kernelmodel.script import Script
 
-__all__ = ["Recorder", "RecorderError", "Recording"]
+__all__ = ["Recorder", "RecorderError", "Recording", "Tamper"]
 
 #: Programs that it takes, and the Debian packages that have them.
 PROGRAMS: Final = {"qemu-system-x86_64": "qemu-system-x86", "gcc": "gcc"}
@@ -38,15 +40,11 @@ BOOT_TIMEOUT_S: Final = 60.0
 _PLAYER: Final = Path(__file__).with_name("player")
 _DIRECTORIES: Final = ("dev", "proc", "sys", "tmp")
 #: A panic resets the machine, and a reset ends the emulator. On a busy machine the emulated timer
-#: is late, and a kernel that checks it would panic for that alone.
-_CONSOLE: Final = "console=ttyS0 loglevel=5 panic=-1 no_timer_check"
-_CPUS: Final = 1
+#: is late, and a kernel that checks it would panic for that alone. Functions are where System.map
+#: says.
+_CONSOLE: Final = "console=ttyS0 loglevel=5 panic=-1 no_timer_check nokaslr"
 _PANIC: Final = "Kernel panic"
 _CONSOLE_LINES_SHOWN: Final = 25
-
-
-class RecorderError(Exception):
-    """No recording could be made; the text says why and what would help."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +65,17 @@ class Recorder:
         RecorderError: a program is missing, or the image is not there.
     """
 
-    def __init__(self, kernel: Path, boot_timeout_s: float = BOOT_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        kernel: Path,
+        boot_timeout_s: float = BOOT_TIMEOUT_S,
+        *,
+        system_map: Path | None = None,
+    ) -> None:
+        """`system_map` is needed where functions fail or the handover is tampered with.
+
+        It is looked for beside the image and in its build tree if it is not given.
+        """
         missing = [
             f"{name} (Debian package {package})"
             for name, package in PROGRAMS.items()
@@ -81,6 +89,7 @@ class Recorder:
             raise RecorderError(f"{kernel}: no kernel image: {error.strerror}") from None
         if self._kernel[0x202:0x206] != b"HdrS":
             raise RecorderError(f"{kernel}: no kernel image; arch/x86/boot/bzImage is one")
+        self._kernel_path, self._system_map = kernel, system_map
         self._boot_timeout_s = boot_timeout_s
         self._folder = TemporaryDirectory(prefix="lufleet-record-")
         self._path = Path(self._folder.name)
@@ -105,12 +114,11 @@ class Recorder:
     def _compile(self) -> bytes:
         program = self._path / "player"
         sources = [str(path) for path in sorted(_PLAYER.glob("*.c"))]
-        done = subprocess.run(  # noqa: S603 # our own sources
-            ["gcc", "-std=gnu11", "-O2", "-static", "-o", str(program), *sources],  # noqa: S607
-            check=False,
-            capture_output=True,
-            text=True,
-        )
+        command = [
+            "gcc", "-std=gnu11", "-O2", "-static", "-no-pie", "-o", str(program),
+            f"-Wl,--section-start=.recorder={RECORDER_SECTION:#x}", *sources,
+        ]  # fmt: skip
+        done = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603
         if done.returncode:
             raise RecorderError(
                 "gcc cannot compile and link the player statically (Debian package libc6-dev has "
@@ -118,8 +126,19 @@ class Recorder:
             )
         return program.read_bytes()
 
-    def record(self, text: str) -> Recording:
+    def record(
+        self,
+        text: str,
+        *,
+        tamper: Mapping[int, Tamper] | None = None,
+        dump: Mapping[int, Path] | None = None,
+    ) -> Recording:
         """Play a script.
+
+        Args:
+            text: the script.
+            tamper: what to change in the handover at the jump that ends a boot, by boot from 1 on.
+            dump: files for the handover (before it is tampered with), `.kho` or `.kho.gz`.
 
         Raises:
             kernelmodel.conform.ScriptError: it is none.
@@ -128,9 +147,17 @@ class Recorder:
         script = Script.parse(text)
         nr_boots = len(script.boots)
         (self._path / "initrd").write_bytes(self._initrd(text, script.cmdline, 1, nr_boots))
-        for port in ("console", "trace"):
-            (self._path / port).write_bytes(b"")
-        why_stopped = self._emulate(script, self._boot_timeout_s * nr_boots)
+        machine = Emulator(
+            self._path,
+            script.node_bytes,
+            f"{script.cmdline} {_CONSOLE}",
+            self._boot_timeout_s * nr_boots,
+        )
+        stops = None
+        if tamper or dump or script.uses("fail"):
+            symbols = SystemMap(self._kernel_path, self._system_map)
+            stops = Stops(symbols, machine.memory, tamper or {}, dump or {})
+        why_stopped = machine.run(stops)
         console = self._output("console")
         lines = self._output("trace").splitlines()
         notes = [line.removeprefix("# ") for line in lines if line.startswith("#")]
@@ -143,6 +170,8 @@ class Recorder:
                 f"{why_stopped or 'the machine stopped'} after {len(trace)} lines of the trace. "
                 f"The kernel's last words:\n{last}"
             )
+        if stops is not None and stops.jumps < sum(line.startswith("T end") for line in trace) - 1:
+            raise RecorderError(f"{stops.symbols.path}: it seems to be of another kernel")
         return Recording(trace, ended_by, console)
 
     def _initrd(self, text: str, cmdline: str, boot: int, nr_boots: int) -> bytes:
@@ -157,29 +186,6 @@ class Recorder:
             files["cmdline"] = f"{cmdline} {_CONSOLE}".encode()
             files["initrd"] = self._initrd(text, cmdline, boot + 1, nr_boots)
         return archive(files, _DIRECTORIES)
-
-    def _emulate(self, script: Script, timeout_s: float) -> str:
-        """Run the machine until it resets; why it was stopped before, or ""."""
-        command = [
-            "qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-smp", str(_CPUS),
-            "-m", str(script.memory_bytes // MIB), "-nodefaults", "-no-user-config",
-            "-display", "none", "-no-reboot",
-            "-serial", f"file:{self._path / 'console'}", "-serial", f"file:{self._path / 'trace'}",
-            "-kernel", str(self._path / "kernel"), "-initrd", str(self._path / "initrd"),
-            "-append", f"{script.cmdline} {_CONSOLE}",
-        ]  # fmt: skip
-        with subprocess.Popen(  # noqa: S603 # see above
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        ) as emulator:
-            try:
-                _, complaint = emulator.communicate(timeout=timeout_s)
-            except subprocess.TimeoutExpired:
-                return f"the machine was stopped after {timeout_s:.0f} s"
-            finally:
-                emulator.kill()
-        if emulator.returncode:
-            return f"QEMU failed: {complaint.decode(errors='replace').strip()}"
-        return ""
 
     def _output(self, port: str) -> str:
         return (self._path / port).read_bytes().decode(errors="replace").replace("\r", "")

@@ -62,6 +62,7 @@ class MemfdHandler(FileHandler):
     def preserve(self, luo_file: LuoFile) -> None:
         """C: memfd_luo_preserve()."""
         kernel, inode = self.kernel, _inode(luo_file)
+        kernel.fail_function("memfd_luo_preserve")
         file = luo_file.file
         assert file is not None
         inode.frozen = True

@@ -33,8 +33,9 @@ def preserve_vmalloc(kho: Kho, area: VmallocArea) -> KhoVmalloc:
         NoMemory: no page for a chunk or a node; nothing stays preserved.
     """
     kernel = kho.kernel
+    kernel.fail_function("kho_preserve_vmalloc")
     kernel.charge("kho_preserve_vmalloc", area.nr_pages)
-    first = chunk = kho.alloc_preserve(PAGE_SIZE)
+    first = chunk = _alloc_chunk(kho)
     done: list[tuple[int, int]] = []
     slot = 0
     try:
@@ -48,7 +49,7 @@ def preserve_vmalloc(kho: Kho, area: VmallocArea) -> KhoVmalloc:
                 kernel.memory.write(chunk + 8 * (1 + slot), entries.tobytes())
                 pfn, slot = pfn + take, slot + take
                 if slot == KHO_VMALLOC_PHYS_PER_CHUNK:
-                    following = kho.alloc_preserve(PAGE_SIZE)
+                    following = _alloc_chunk(kho)
                     kernel.memory.write_u64(chunk, following)
                     chunk, slot = following, 0
     except KernelError:
@@ -57,6 +58,18 @@ def preserve_vmalloc(kho: Kho, area: VmallocArea) -> KhoVmalloc:
         _drop_chunks(kho, first)
         raise
     return KhoVmalloc(first, area.nr_pages, KHO_VMALLOC_ALLOC, area.order)
+
+
+def _alloc_chunk(kho: Kho) -> int:
+    """C: new_vmalloc_chunk(), which does not go through kho_alloc_preserve()."""
+    pfn = kho.kernel.page_alloc.alloc_pages(0)
+    kho.kernel.memory.zero(pfn, 1)
+    try:
+        kho.preserve_folios(pfn, 0)
+    except KernelError:
+        kho.kernel.page_alloc.free_pages(pfn, 0)
+        raise
+    return pfn << PAGE_SHIFT
 
 
 def _drop_chunks(kho: Kho, chunk: int) -> None:

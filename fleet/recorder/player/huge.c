@@ -45,11 +45,16 @@ static size_t page_size_of(int fd)
 	return fstat(fd, &st) ? 0 : st.st_blksize;  // of a file on huge pages: theirs
 }
 
-static const char *sysfs(const char *what, size_t page)
+// A file of all nodes, or of the one that the word at a position names.
+static const char *sysfs(const char *what, size_t page, int node_at)
 {
 	static char path[128];
+	char folder[64] = "/sys/kernel/mm";
 
-	snprintf(path, sizeof(path), "/sys/kernel/mm/hugepages/hugepages-%zukB/%s", page / 1024, what);
+	if (node_at < nr_words)
+		snprintf(folder, sizeof(folder), "/sys/devices/system/node/node%u",
+			 (unsigned int)number(node_at));
+	snprintf(path, sizeof(path), "%s/hugepages/hugepages-%zukB/%s", folder, page / 1024, what);
 	return path;
 }
 
@@ -57,7 +62,7 @@ static int write_pool(const char *what)
 {
 	char text[32];
 	int length = snprintf(text, sizeof(text), "%llu", (unsigned long long)number(2));
-	int fd = open(sysfs(what, page_size(1)), O_WRONLY);
+	int fd = open(sysfs(what, page_size(1), 3), O_WRONLY);
 	int done, why;
 
 	if (fd < 0)
@@ -82,9 +87,11 @@ static int op_hstat(void)
 	int used = 0;
 
 	for (size_t i = 0; i < ARRAY_SIZE(files); i++) {
-		FILE *file = fopen(sysfs(files[i][1], page_size(1)), "r");
+		FILE *file = fopen(sysfs(files[i][1], page_size(1), 2), "r");
 		unsigned long value = 0;
 
+		if (!file && i && nr_words > 2)
+			continue;  // a node has only some of them
 		if (!file)
 			return -1;
 		if (fscanf(file, "%lu", &value) != 1)

@@ -48,6 +48,12 @@ static void __attribute__((noreturn)) end_of_machine(void)
 		pause();
 }
 
+void flush_trace(void)
+{
+	fflush(trace);
+	tcdrain(TRACE_FD);
+}
+
 void die(const char *format, ...)
 {
 	va_list args;
@@ -103,6 +109,13 @@ int unbind(int at)
 	return fd;
 }
 
+// The recorder stops the machine here if the script needs it, and reads the request: see
+// fleet/recorder/stops.py, which knows the address that the linker gives this section.
+void __attribute__((noinline, section(".recorder"))) ask_recorder(const char *request)
+{
+	asm volatile("" : : "r"(request) : "memory");
+}
+
 static const struct operation *find(const struct operation *op, size_t count)
 {
 	for (; count--; op++)
@@ -113,11 +126,13 @@ static const struct operation *find(const struct operation *op, size_t count)
 
 static int run_operation(int huge)
 {
-	// Operations on huge pages hide those of the same name.
+	// Of two operations of the same name, a script about huge pages means the one on those.
 	const struct operation *op = huge ? find(huge_operations, nr_huge_operations) : NULL;
 
 	if (!op)
 		op = find(operations, nr_operations);
+	if (!op)
+		op = find(huge_operations, nr_huge_operations);
 	if (!op)
 		die("%s: no such operation, or too few arguments", words[0]);
 	return op->run();
@@ -184,7 +199,7 @@ int main(void)
 	set_up();
 	wanted = atoi(slurp("/boot-number"));
 	script = slurp("/script");
-	huge = !strncmp(script, "#!", 2);
+	huge = !strncmp(script, "#!", 2) && strncmp(script + 2 + strspn(script + 2, " "), "plain ", 6);
 	load_next_kernel();
 	while ((line = strsep(&script, "\n"))) {
 		line_number++;
@@ -211,13 +226,11 @@ int main(void)
 		fflush(trace);
 	}
 	fprintf(trace, "T end %d\n", wanted);
-	fflush(trace);
-	tcdrain(TRACE_FD);
+	flush_trace();
 	if (line) {
 		reboot(RB_KEXEC);
 		fprintf(trace, "# reboot refused: %s\n", strerrorname_np(errno));
-		fflush(trace);
-		tcdrain(TRACE_FD);
+		flush_trace();
 	}
 	end_of_machine();
 }

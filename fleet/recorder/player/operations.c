@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/reboot.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -192,6 +193,21 @@ static int op_raw(void)
 	return ioctl(fd_of(1), number(2), &arg) < 0 ? -1 : 0;
 }
 
+static int op_fail(void)
+{
+	char request[128];
+
+	snprintf(request, sizeof(request), "fail %s %s %s", words[1], words[2], words[3]);
+	ask_recorder(request);
+	return 0;
+}
+
+static int op_tryreboot(void)
+{
+	flush_trace();
+	return reboot(RB_KEXEC);
+}
+
 const struct operation operations[] = {
 	{ "open", op_open, 1 },
 	{ "null", op_null, 1 },
@@ -213,6 +229,8 @@ const struct operation operations[] = {
 	{ "name", op_name, 1 },
 	{ "same", op_same, 2 },
 	{ "raw", op_raw, 3 },
+	{ "fail", op_fail, 3 },
+	{ "tryreboot", op_tryreboot, 0 },
 };
 
 const size_t nr_operations = ARRAY_SIZE(operations);

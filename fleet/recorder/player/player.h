@@ -45,6 +45,12 @@ int unbind(int at);
 // Handle faults of mappings whose file has no page for them.
 void huge_set_up(void);
 
+// Tell the recorder something, while it has the machine stopped.
+void ask_recorder(const char *request);
+
+// Wait until everything printed is out of the machine.
+void flush_trace(void);
+
 // End the machine with a complaint on the console.
 void die(const char *format, ...) __attribute__((format(printf, 1, 2), noreturn));
 
