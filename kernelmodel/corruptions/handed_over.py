@@ -174,7 +174,8 @@ class HandedOver:
             byte = byte | 1 << shift if present else byte & ~(1 << shift)
             return [(pa, bytes([byte]))]
         slot = slots[-1]
-        for depth, frame in enumerate(self.spare_frames(missing)):
+        frames = [frame for frame in self.spare_frames(missing + 1) if frame != pfn]
+        for depth, frame in enumerate(frames[:missing]):
             node = frame << PAGE_SHIFT
             writes += [(node, bytes(PAGE_SIZE)), u64(slot, node)]
             level = missing - 1 - depth

@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-from kernelmodel.abi.kexec_handover import KhoBlockHeaderSer
+from kernelmodel.abi.kexec_handover import KHO_TREE_MAX_DEPTH, KhoBlockHeaderSer
 from kernelmodel.corruptions.corruption import Corruption, Outcome
 from kernelmodel.corruptions.handed_over import HandedOver, NotThere, overlaid
 from kernelmodel.corruptions.reader import Write
@@ -28,7 +28,7 @@ _BLOCKS_PER_PAGE: Final = PAGE_SIZE // KhoBlockHeaderSer.SIZE
 
 def _preserved_frames(handed: HandedOver, nr: int) -> tuple[list[int], list[Write]]:
     """Spare frames, and what preserves them, so that nobody takes them before they are read."""
-    frames = handed.spare_frames(nr)
+    frames = handed.spare_frames(nr + KHO_TREE_MAX_DEPTH)[-nr:]  # the others may become nodes
     writes: list[Write] = []
     for pfn in frames:
         writes += overlaid(handed, writes).put_key(pfn, 0, present=True)
