@@ -1,34 +1,51 @@
-"""The kernel command line. C: kernel/params.c, lib/kstrtox.c (kstrtobool), 7.3."""
+"""The kernel command line. C: kernel/params.c, lib/kstrtox.c (kstrtobool), 7.3.
+
+Words are `name=value`; a value may stand in double quotes, `-` in a name is as good as `_`, and
+what follows a bare `--` is for the first process. Every word of a name is given to that name's
+parser in turn, so one that cannot be read changes nothing that an earlier one said.
+"""
 
 from __future__ import annotations
 
+import re
+
 __all__ = ["KernelParams"]
 
-_TRUE = frozenset({"1", "y", "Y", "t", "T", "on", "oN", "On", "ON"})
-_FALSE = frozenset({"0", "n", "N", "f", "F", "of", "off", "OFF", "Off"})
+_WORD = re.compile(r'(?:[^\s"]|"[^"]*"?)+')
 
 
 class KernelParams:
-    """`name=value` words; of a name given twice the last counts here."""
+    """The words for the kernel, in their order."""
 
     __slots__ = ("_values", "cmdline")
 
     def __init__(self, cmdline: str) -> None:
         self.cmdline = cmdline
-        self._values: dict[str, str] = {}
-        for word in cmdline.split():
-            name, _, value = word.partition("=")
-            self._values[name] = value
+        self._values: dict[str, list[str]] = {}
+        for word in _WORD.findall(cmdline):
+            if word == "--":
+                break
+            name, _, value = word.strip('"').partition("=")
+            self._values.setdefault(name.replace("-", "_"), []).append(value.strip('"'))
 
     def get(self, name: str) -> str | None:
-        """The value; empty for a bare word, None if it is not there."""
-        return self._values.get(name)
+        """The last value; empty for a bare word, None if it is not there."""
+        values = self._values.get(name)
+        return values[-1] if values else None
 
     def flag(self, name: str, *, default: bool) -> bool:
-        """A boolean as kstrtobool() reads it; what it cannot read leaves the default."""
-        value = self._values.get(name)
-        if value in _TRUE:
-            return True
-        if value in _FALSE:
-            return False
+        """A boolean; words that say neither leave what was there before."""
+        for value in self._values.get(name, ()):
+            said = _kstrtobool(value)
+            default = default if said is None else said
         return default
+
+
+def _kstrtobool(value: str) -> bool | None:
+    """Only the first letter counts, after an `o` the second. C: kstrtobool()."""
+    first, second = value[:1].lower(), value[1:2].lower()
+    if first in {"1", "y", "t"} or (first, second) == ("o", "n"):
+        return True
+    if first in {"0", "n", "f"} or (first, second) == ("o", "f"):
+        return False
+    return None
