@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kernelmodel.conform import Host, Script, ScriptError, play
-from kernelmodel.errors import KernelPanic
+from kernelmodel.errors import KernelError, KernelPanic
 from kernelmodel.mm.hugetlb import validate_hugetlb
 from kernelmodel.mm.page_alloc import validate_page_alloc
 from kernelmodel.releases import CATALOGUE
@@ -51,7 +51,7 @@ def test_the_kernel_is_consistent_after_every_line(path: Path) -> None:
         if boot + 1 < len(script.boots):
             try:
                 kernel = host.boot(*host.kexec(kernel))
-            except KernelPanic:
+            except (KernelPanic, KernelError):
                 assert recorded(path)[-1] == f"T end {boot + 1}"
                 return
 
