@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from fleet.cli_conform import BootTimeout, conform
 from fleet.cli_inspect import inspect
 
 __all__ = ["app", "main"]
@@ -77,9 +78,6 @@ _Address = Annotated[
         help="Join this Ray cluster instead of starting a Ray on this machine.",
         show_default=False,
     ),
-]
-_BootTimeout = Annotated[
-    float, typer.Option(metavar="SECONDS", help="What one boot of a real kernel may take.")
 ]
 
 
@@ -230,64 +228,6 @@ def serve(
 
 
 @app.command()
-def conform(
-    scripts: Annotated[
-        list[Path] | None, typer.Argument(metavar="SCRIPT.scn...", show_default=False)
-    ] = None,
-    against: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="BZIMAGE",
-            help="Play the scripts on this kernel as well, and say where it answers otherwise.",
-            show_default=False,
-        ),
-    ] = None,
-    random: Annotated[int, typer.Option(metavar="N", min=0, help="Random scripts besides.")] = 0,
-    seed: Annotated[int, typer.Option(help="Of the random scripts.")] = 1,
-    huge: Annotated[
-        bool, typer.Option("--huge", help="Random scripts are about huge pages.")
-    ] = False,
-    keep: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Write scripts that differ here, each with the kernel's trace; without a kernel, "
-            "every script with the model's.",
-            show_default=False,
-        ),
-    ] = None,
-    shrink: Annotated[
-        int,
-        typer.Option(metavar="N", min=0, help="Try to shorten a script that differs N times."),
-    ] = 0,
-    boot_timeout: _BootTimeout = 60.0,
-) -> None:
-    """Run a script of live-update operations on one modelled host and print its trace."""
-    from rich.console import Console
-
-    out, err = Console(), Console(stderr=True, soft_wrap=True)
-    if scripts and len(scripts) == 1 and against is None and not random:
-        from fleet.conform import conform as run_script
-
-        raise typer.Exit(run_script(scripts[0], out, err))
-    if not scripts and not random:
-        raise typer.BadParameter("no script: name some, or ask for --random ones")
-    from fleet.recorder.commands import ConformOptions, conform_many
-
-    options = ConformOptions(
-        scripts=tuple(scripts or ()),
-        random=random,
-        seed=seed,
-        huge=huge,
-        against=against,
-        keep=keep,
-        shrink=shrink,
-        boot_timeout_s=boot_timeout,
-    )
-    raise typer.Exit(conform_many(options, out, err))
-
-
-@app.command()
 def record(
     script: Annotated[Path, typer.Argument(metavar="SCRIPT.scn", show_default=False)],
     kernel: Annotated[
@@ -300,7 +240,7 @@ def record(
             metavar="FILE", help="Write what the kernels said of themselves.", show_default=False
         ),
     ] = None,
-    boot_timeout: _BootTimeout = 60.0,
+    boot_timeout: BootTimeout = 60.0,
 ) -> None:
     """Run a script of live-update operations on a real kernel and print its trace.
 
@@ -337,6 +277,7 @@ def _check_backend(backend: BackendName, address: str | None) -> None:
 
 
 app.command()(inspect)
+app.command()(conform)
 
 
 def main() -> None:

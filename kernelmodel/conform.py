@@ -6,17 +6,22 @@ Every operation is the system calls that a small C program would make, and print
 Happy path: `Script.parse` a text, then `play` yields the trace's lines.
 
 Unhappy paths: a text that is no such script is a `ScriptError`; a kernel that panics, at boot or
-later, ends the trace there, as does a reboot that is refused.
+later, ends the trace there, as does a reboot that is refused (`Host.play` says which).
+
+A boot can also be given files: `Host.take_over` starts it from a `Handover` that another process
+left, and nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Final
 
 from kernelmodel import kexec
 from kernelmodel.boot import boot
 from kernelmodel.errors import KernelError, KernelPanic
+from kernelmodel.handover import Handover
 from kernelmodel.kernel import Kernel, KernelConfig
 from kernelmodel.machine import Firmware, Machine, MachineSpec
 from kernelmodel.memory import MIB
@@ -27,7 +32,7 @@ from kernelmodel.sim.clock import Clock
 from kernelmodel.sim.cost import CostModel
 from kernelmodel.syscalls import Task
 
-__all__ = ["CMDLINE", "CONFIG", "Host", "Script", "ScriptError", "play"]
+__all__ = ["CMDLINE", "CONFIG", "Host", "Script", "ScriptError", "how_it_ended", "play"]
 
 #: As the kernel that the recordings were taken from was built.
 CONFIG: Final = KernelConfig(
@@ -42,23 +47,25 @@ _CPUS: Final = 2
 
 def play(script: Script, release: str = _RELEASE) -> Iterator[str]:
     """The trace of a script, line by line, on a host of its own that runs `release`."""
-    host = Host(script, CATALOGUE[release])
-    try:
-        kernel = host.power_on()
-        for boot_index in range(len(script.boots)):
-            yield from host.run_boot(kernel, boot_index)
-            if boot_index + 1 < len(script.boots):
-                kernel = host.boot(*host.kexec(kernel))
-    except (KernelPanic, KernelError):
-        return
+    with suppress(KernelPanic, KernelError):
+        yield from Host(script, CATALOGUE[release]).play()
+
+
+def how_it_ended(ending: KernelPanic | KernelError) -> str:
+    """What ended a trace before its end, in words."""
+    if isinstance(ending, KernelPanic):
+        return f"panic: {ending}"
+    return f"the kernel goes on, its reboot was refused: {ending}"
 
 
 class Host:
     """The machine that a script runs on. Its memory is all that goes from boot to boot."""
 
-    def __init__(self, script: Script, release: Release, machine: Machine | None = None) -> None:
+    def __init__(
+        self, script: Script, release: Release | None = None, machine: Machine | None = None
+    ) -> None:
         self.script = script
-        self.release = release
+        self.release = release or CATALOGUE[_RELEASE]
         self.machine = machine or Machine(MachineSpec(script.node_bytes, _CPUS))
         self.clock = Clock(CostModel.load(), _CPUS, 0, ("conform",))
         #: The process of the boot that runs.
@@ -66,9 +73,33 @@ class Host:
         #: What `tryreboot` is jumping into.
         self._image: kexec.Kimage | None = None
 
+    def play(self) -> Iterator[str]:
+        """The trace of all boots.
+
+        Raises:
+            KernelPanic: a kernel died, and the trace ends there.
+            KernelError: a reboot was refused, or the loading of the kernel for it.
+        """
+        kernel = self.power_on()
+        for index in range(len(self.script.boots)):
+            yield from self.run_boot(kernel, index)
+            if index + 1 < len(self.script.boots):
+                kernel = self.boot(*self.kexec(kernel))
+
     def power_on(self) -> Kernel:
         """Boot for the first time."""
         return self.boot(self.release, self.machine.cold_firmware(self.script.cmdline))
+
+    def take_over(self, handover: Handover) -> Kernel:
+        """Boot what lies in the memory of a handover.
+
+        Raises:
+            KernelPanic: there is no kernel there, or it does not come up.
+        """
+        firmware = handover.firmware
+        self.machine.memory = handover.memory_of()
+        assert firmware.kernel is not None, "checked when the handover was read"
+        return self.boot(kexec.release_at(self.machine, firmware.kernel[0]), firmware)
 
     def boot(self, release: Release, firmware: Firmware) -> Kernel:
         """Boot with what a kernel is given. Raises: KernelPanic."""

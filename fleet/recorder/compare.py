@@ -48,14 +48,18 @@ class Comparison:
         Raises:
             kernelmodel.conform.ScriptError: it is no script.
         """
-        model = modelled(text)
+        return cls.between(text, kernel, modelled(text))
+
+    @classmethod
+    def between(cls, text: str, kernel: Sequence[str], model: Sequence[str]) -> Self:
+        """Compare two traces of a script."""
         script = text.splitlines()
         for one, other in zip_longest(kernel, model, fillvalue=_NOTHING):
             if one != other:
                 number = (one if one != _NOTHING else other).split()[1]
                 operation = script[int(number) - 1] if number.isdecimal() else ""
-                return cls(tuple(kernel), model, Difference(operation, one, other))
-        return cls(tuple(kernel), model, None)
+                return cls(tuple(kernel), tuple(model), Difference(operation, one, other))
+        return cls(tuple(kernel), tuple(model), None)
 
 
 def modelled(text: str) -> tuple[str, ...]:

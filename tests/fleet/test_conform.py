@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-import fleet.conform
 from fleet.cli import app
 from kernelmodel.errors import ModelBug
 
@@ -40,12 +39,15 @@ def test_what_cannot_be_read_is_bad_input(content: bytes | None, tmp_path: Path)
     assert f"{script}: cannot be read" in result.stderr
 
 
-def test_a_bug_of_the_model_ends_with_4(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(_script: object) -> list[str]:
+@pytest.mark.parametrize("option", [(), ("--check",)])
+def test_a_bug_of_the_model_ends_with_4(
+    option: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
         raise ModelBug("two pages at once")
 
-    monkeypatch.setattr(fleet.conform, "play", broken)
-    result = CliRunner().invoke(app, ["conform", str(TRACES / "4.scn")])
+    monkeypatch.setattr("kernelmodel.syscalls.Task.open", broken)
+    result = CliRunner().invoke(app, ["conform", *option, str(TRACES / "4.scn")])
     assert result.exit_code == 4
     assert "two pages at once" in result.stderr
     assert f"lufleet conform {TRACES / '4.scn'}" in result.stderr
