@@ -9,6 +9,7 @@ from kernelmodel.errors import (
     BadFileDescriptor,
     FileTooBig,
     InvalidArgument,
+    KernelError,
     ModelBug,
     NoDevice,
     NotSupported,
@@ -29,12 +30,15 @@ __all__ = [
     "Inode",
     "NullInode",
     "PlainFileOperations",
+    "UserBuffer",
     "check_fallocate",
     "check_size",
     "null_file",
 ]
 
 
+#: A process's memory as a system call sees it; `bytes` is mapped for reading only.
+UserBuffer = bytes | bytearray
 #: The largest size of a file, and the largest offset.
 MAX_LFS_FILESIZE: Final = (1 << 63) - 1
 #: Inodes that there is one of: that of /dev/null, and that of all sessions.
@@ -88,7 +92,7 @@ class FileOperations(Protocol):
         """The last reference is gone."""
         ...
 
-    def ioctl(self, task: Task, file: File, cmd: int, arg: bytearray) -> int:
+    def ioctl(self, task: Task, file: File, cmd: int, arg: UserBuffer) -> int:
         """A system call's ioctl; `arg` is the caller's buffer and is written to."""
         ...
 
@@ -99,7 +103,7 @@ class PlainFileOperations:
     def release(self, file: File) -> None:
         """Nothing to do."""
 
-    def ioctl(self, task: Task, file: File, cmd: int, arg: bytearray) -> int:
+    def ioctl(self, task: Task, file: File, cmd: int, arg: UserBuffer) -> int:
         """ENOTTY."""
         raise NotTty("no such ioctl", cmd=cmd)
 
@@ -163,14 +167,26 @@ class FdTable:
         """
         return self.install_new(lambda: file)
 
-    def install_new(self, make: Callable[[], File]) -> int:
-        """As `install`, of a file that is made once it is clear that there is a number for it."""
+    def install_new(
+        self, make: Callable[[], File], answer: Callable[[int], None] | None = None
+    ) -> int:
+        """As `install`, of a file that is made once it is clear that there is a number for it.
+
+        `answer` tells the caller the number before anybody else can use it. If it cannot, the
+        file is let go: the reference that `make` gave is dropped.
+        """
         if len(self._files) >= self.limit:
             raise TooManyFiles("no descriptor is left", limit=self.limit)
         file = make()
         fd = 0
         while fd in self._files:
             fd += 1
+        if answer is not None:
+            try:
+                answer(fd)
+            except KernelError:
+                file.put()
+                raise
         self._files[fd] = file
         return fd
 

@@ -25,12 +25,14 @@ from kernelmodel.fs import (
     NULL_INO,
     FdTable,
     File,
+    Inode,
     NullInode,
+    UserBuffer,
     check_fallocate,
     check_size,
     null_file,
 )
-from kernelmodel.mm.memfd import HugetlbMemfdInode, memfd_create
+from kernelmodel.mm.memfd import HugetlbMemfdInode, check_memfd_flags, memfd_create
 from kernelmodel.mm.shmem import ShmemInode, add_seals, tmpfs_file
 
 if TYPE_CHECKING:
@@ -57,11 +59,14 @@ class Task:
 
     def open(self, path: str) -> int:
         """open(2) of a device."""
+        return self.files.install_new(lambda: self._open(path))
+
+    def _open(self, path: str) -> File:
         if path == DEV_NULL:
-            return self.files.install(null_file(NULL_INO))
+            return null_file(NULL_INO)
         if path != DEV_LIVEUPDATE:
             raise NoEntry("no such file", path=path)
-        return self.files.install_new(self.kernel.luo.open)
+        return self.kernel.luo.open()
 
     def open_tmpfs(self, *, linked: bool = True) -> int:
         """open(2) of a fresh regular file on tmpfs, or with O_TMPFILE of one without a link."""
@@ -83,8 +88,11 @@ class Task:
         """exit(2): every descriptor is closed."""
         self.files.close_all()
 
-    def ioctl(self, fd: int, cmd: int, arg: bytearray) -> int:
-        """ioctl(2); `arg` is read and written like the caller's memory."""
+    def ioctl(self, fd: int, cmd: int, arg: UserBuffer) -> int:
+        """ioctl(2); `arg` is read and written like the caller's memory.
+
+        `bytes` is memory that is mapped for reading only: an answer to it is EFAULT.
+        """
         file = self.files.fget(fd)
         return file.f_op.ioctl(self, file, cmd, arg)
 
@@ -130,6 +138,7 @@ class Task:
 
     def memfd_create(self, flags: int = 0) -> int:
         """memfd_create(2); the name plays no part."""
+        check_memfd_flags(flags)
         return self.files.install_new(lambda: memfd_create(self.kernel, flags))
 
     def _shmem(self, fd: int) -> ShmemInode:
@@ -156,21 +165,26 @@ class Task:
 
     def pwrite(self, fd: int, data: bytes, offset: int) -> int:
         """pwrite(2); bytes written. Huge page files cannot be written to but by mapping."""
-        check_size(offset)
-        inode = self.files.fget(fd).inode
-        if inode.ino == ANON_INO:
-            raise IllegalSeek("a session has no positions", fd=fd)
+        inode = self._at(fd, offset, len(data))
         if isinstance(inode, NullInode):
             return len(data)
-        check_size(offset + len(data))
         return self._shmem(fd).write(offset, data)
 
     def pread(self, fd: int, size: int, offset: int) -> bytes:
         """pread(2)."""
-        check_size(offset)
-        if isinstance(self.files.fget(fd).inode, NullInode):
+        inode = self._at(fd, offset, size)
+        if isinstance(inode, NullInode):
             return b""
         return self._shmem(fd).read(offset, size)
+
+    def _at(self, fd: int, offset: int, size: int) -> Inode:
+        """The object that a pread or pwrite is about. C: ksys_pread64(), rw_verify_area()."""
+        check_size(offset)
+        inode = self.files.fget(fd).inode
+        if inode.ino == ANON_INO:
+            raise IllegalSeek("a session has no positions", fd=fd)
+        check_size(offset + size)
+        return inode
 
     def lseek(self, fd: int, position: int) -> int:
         """lseek(2) with SEEK_SET; /dev/null stays where it is, at 0."""

@@ -13,24 +13,11 @@ C: kernel/liveupdate/luo_core.c, 7.3. There is no global state machine in 7.3.
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from kernelmodel.abi.layout import cstring
-from kernelmodel.abi.luo import (
-    LIVEUPDATE_CREATE_SESSION,
-    LIVEUPDATE_RETRIEVE_SESSION,
-    LIVEUPDATE_SESSION_FINISH,
-    LIVEUPDATE_SESSION_GET_NAME,
-    LIVEUPDATE_SESSION_NAME_LENGTH,
-    LIVEUPDATE_SESSION_PRESERVE_FD,
-    LIVEUPDATE_SESSION_RETRIEVE_FD,
-    LUO_SUBTREE,
-    LuoSer,
-)
+from kernelmodel.abi.luo import LUO_SUBTREE, LuoSer
 from kernelmodel.errors import (
-    BadAddress,
     Busy,
     Exists,
     InvalidArgument,
@@ -39,23 +26,21 @@ from kernelmodel.errors import (
     KernelPanic,
     NoEntry,
     NotSupported,
-    NotTty,
-    TooBig,
 )
 from kernelmodel.fs import File, Inode
 from kernelmodel.luo.flb import LuoFlbs
 from kernelmodel.luo.handler import FileHandler
+from kernelmodel.luo.ioctl import LiveupdateDevice, SessionOperations
 from kernelmodel.luo.liveupdate_test import LiveupdateTest
-from kernelmodel.luo.session import LuoSession, LuoSessions
+from kernelmodel.luo.session import LuoSessions
 
 if TYPE_CHECKING:
     from kernelmodel.kernel import Kernel
-    from kernelmodel.syscalls import Task
 
-__all__ = ["LiveupdateDevice", "Luo", "SessionOperations"]
+__all__ = ["Luo"]
 
-#: An ioctl's implementation and the size of its structure up to the last mandatory field.
-_Ioctl = tuple[int, int, Callable[["Task", File, bytearray], int]]
+#: Callbacks without which there is no handler.
+_REQUIRED = ("preserve", "unpreserve", "retrieve", "finish", "can_preserve")
 
 
 class Luo:
@@ -77,8 +62,11 @@ class Luo:
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
+        release = kernel.release
         self.enabled = (
-            kernel.params.flag("liveupdate", default=False) and kernel.release.luo is not None
+            kernel.params.flag("liveupdate", default=False)
+            and release.luo is not None
+            and release.luo_design == "sessions"
         )
         #: How many live updates led to this kernel.
         self.liveupdate_num = 0
@@ -173,10 +161,16 @@ class Luo:
         """C: liveupdate_register_file_handler().
 
         Raises:
-            NotSupported: LUO is off. Exists: the compatible string is taken.
+            NotSupported: LUO is off. InvalidArgument: one of the callbacks that every handler
+            has is missing. Exists: the compatible string is taken.
         """
         if not self.enabled:
             raise NotSupported("live update is off")
+        missing = [
+            name for name in _REQUIRED if getattr(type(handler), name) is getattr(FileHandler, name)
+        ]
+        if missing:
+            raise InvalidArgument("handler is incomplete", missing=" ".join(missing))
         if any(other.compatible == handler.compatible for other in self.handlers):
             raise Exists("handler exists", compatible=handler.compatible)
         self.handlers.append(handler)
@@ -216,135 +210,3 @@ class Luo:
             raise IoError("cannot read the incoming sessions") from error
         self.in_use = True
         return File(Inode(self.kernel.new_ino()), LiveupdateDevice(self))
-
-
-def _dispatch(
-    table: dict[int, _Ioctl],
-    task: Task,
-    file: File,
-    cmd: int,
-    arg: bytearray,
-    check: Callable[[int], None],
-) -> int:
-    """Common decoding: number, encoding, direction, size, trailing bytes, in this order."""
-    entry = table.get(cmd & 0xFF)
-    if entry is None:
-        raise InvalidArgument("unknown ioctl number", cmd=cmd)
-    if len(arg) < 4:
-        raise BadAddress("no room for a size")
-    size: int = struct.unpack_from("<I", arg)[0]
-    full, minimum, function = entry
-    if cmd & ~0xFF != LIVEUPDATE_CREATE_SESSION:
-        raise NotTty("wrong ioctl encoding", cmd=cmd)
-    check(cmd & 0xFF)
-    if size < minimum:
-        raise InvalidArgument("structure too small", size=size)
-    if len(arg) < size:
-        raise BadAddress("shorter than it says", size=size)
-    if size > full and any(arg[full:size]):
-        raise TooBig("unknown trailing fields", size=size)
-    known = bytearray(full)
-    take = min(size, full)
-    known[:take] = arg[:take]
-    result = function(task, file, known)
-    arg[:take] = known[:take]
-    return result
-
-
-class LiveupdateDevice:
-    """File operations of /dev/liveupdate."""
-
-    def __init__(self, luo: Luo) -> None:
-        self.luo = luo
-
-    def release(self, file: File) -> None:
-        """The opener is gone; sessions live on their own descriptors. C: luo_release()."""
-        self.luo.in_use = False
-
-    def ioctl(self, task: Task, file: File, cmd: int, arg: bytearray) -> int:
-        """C: luo_ioctl(). {u32 size, s32 fd, u8 name[64]} both ways."""
-        table: dict[int, _Ioctl] = {
-            LIVEUPDATE_CREATE_SESSION & 0xFF: (72, 72, self._create),
-            LIVEUPDATE_RETRIEVE_SESSION & 0xFF: (72, 72, self._retrieve),
-        }
-        return _dispatch(table, task, file, cmd, arg, lambda _nr: None)
-
-    def _create(self, task: Task, file: File, arg: bytearray) -> int:
-        return self._reply(task, arg, lambda: self.luo.sessions.create(_name(arg)))
-
-    def _retrieve(self, task: Task, file: File, arg: bytearray) -> int:
-        return self._reply(task, arg, lambda: self.luo.sessions.retrieve(_name(arg)))
-
-    @staticmethod
-    def _reply(task: Task, arg: bytearray, session_file: Callable[[], File]) -> int:
-        struct.pack_into("<i", arg, 4, task.files.install_new(session_file))
-        return 0
-
-
-def _name(arg: bytearray) -> bytes:
-    return bytes(arg[8 : 8 + LIVEUPDATE_SESSION_NAME_LENGTH])
-
-
-class SessionOperations:
-    """File operations of a session's descriptor."""
-
-    def __init__(self, luo: Luo) -> None:
-        self.luo = luo
-
-    def release(self, file: File) -> None:
-        """C: luo_session_release()."""
-        self.luo.sessions.release(_session(file))
-
-    def ioctl(self, task: Task, file: File, cmd: int, arg: bytearray) -> int:
-        """C: luo_session_ioctl()."""
-        table: dict[int, _Ioctl] = {
-            LIVEUPDATE_SESSION_PRESERVE_FD & 0xFF: (16, 16, self._preserve_fd),
-            LIVEUPDATE_SESSION_RETRIEVE_FD & 0xFF: (16, 16, self._retrieve_fd),
-            LIVEUPDATE_SESSION_FINISH & 0xFF: (8, 8, self._finish),
-            LIVEUPDATE_SESSION_GET_NAME & 0xFF: (72, 72, self._get_name),
-        }
-
-        def check_direction(nr: int) -> None:
-            outgoing = {LIVEUPDATE_SESSION_PRESERVE_FD & 0xFF}
-            incoming = {LIVEUPDATE_SESSION_RETRIEVE_FD & 0xFF, LIVEUPDATE_SESSION_FINISH & 0xFF}
-            if nr in (outgoing if _session(file).retrieved else incoming):
-                raise InvalidArgument("wrong direction for this session")
-
-        return _dispatch(table, task, file, cmd, arg, check_direction)
-
-    def _preserve_fd(self, task: Task, file: File, arg: bytearray) -> int:
-        """{u32 size, s32 fd, u64 token}."""
-        _, fd, token = struct.unpack("<IiQ", arg)
-        session = _session(file)
-        with self.luo.kernel.clock.lock(f"luo_session:{session.name.hex()}"):
-            self.luo.sessions.preserve_fd(task, session, fd, token)
-        return 0
-
-    def _retrieve_fd(self, task: Task, file: File, arg: bytearray) -> int:
-        """{u32 size, s32 fd, u64 token}."""
-        session = _session(file)
-        (token,) = struct.unpack_from("<Q", arg, 8)
-        with self.luo.kernel.clock.lock(f"luo_session:{session.name.hex()}"):
-            number = task.files.install_new(lambda: session.file_set.retrieve_file(token))
-        struct.pack_into("<i", arg, 4, number)
-        return 0
-
-    def _finish(self, task: Task, file: File, arg: bytearray) -> int:
-        """{u32 size, u32 reserved}."""
-        if any(arg[4:8]):
-            raise InvalidArgument("reserved field is not zero")
-        self.luo.sessions.finish(_session(file))
-        return 0
-
-    def _get_name(self, task: Task, file: File, arg: bytearray) -> int:
-        """{u32 size, u32 reserved, u8 name[64]}."""
-        if any(arg[4:8]):
-            raise InvalidArgument("reserved field is not zero")
-        arg[8:72] = _session(file).name
-        return 0
-
-
-def _session(file: File) -> LuoSession:
-    session = file.private
-    assert isinstance(session, LuoSession)
-    return session

@@ -29,6 +29,7 @@ __all__ = [
     "MFD_HUGE_SHIFT",
     "MFD_NOEXEC_SEAL",
     "HugetlbMemfdInode",
+    "check_memfd_flags",
     "hugetlb_memfd_file",
     "memfd_create",
     "memfd_file",
@@ -147,16 +148,24 @@ def hugetlb_memfd_file(
     return File(inode, _HUGETLB_OPS), inode
 
 
-def memfd_create(kernel: Kernel, flags: int) -> File:
-    """memfd_create(2).
+def check_memfd_flags(flags: int) -> None:
+    """What memfd_create(2) refuses before it takes a descriptor. C: sanitize_flags().
 
     Raises:
-        InvalidArgument: unknown flags. NoDevice: no huge pages of the wanted size.
+        InvalidArgument: unknown flags, or two that exclude each other.
     """
-    size_log2 = flags >> MFD_HUGE_SHIFT & _MFD_HUGE_MASK
     known = _ALL_FLAGS | (_MFD_HUGE_MASK << MFD_HUGE_SHIFT if flags & MFD_HUGETLB else 0)
     if flags & ~known or (flags & MFD_EXEC and flags & MFD_NOEXEC_SEAL):
         raise InvalidArgument("bad flags", flags=flags)
+
+
+def memfd_create(kernel: Kernel, flags: int) -> File:
+    """memfd_create(2), of flags that were checked.
+
+    Raises:
+        NoDevice: no huge pages of the wanted size.
+    """
+    size_log2 = flags >> MFD_HUGE_SHIFT & _MFD_HUGE_MASK
     seals = 0 if flags & (MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL) else F_SEAL_SEAL
     if flags & MFD_NOEXEC_SEAL:
         seals |= F_SEAL_EXEC
