@@ -103,6 +103,7 @@ class MemfdHandler(FileHandler):
         kernel = self.kernel
         if nr_pages == 0:
             return preserve_folios(kernel, [], 0)
+        kernel.fail_function("should_failslab", site="memfd_luo_preserve_folios")
         inode.allocate(0, nr_pages, PG_DIRTY | PG_UPTODATE)
         inode.migrate_from_scratch()
         inode.pinned = True
@@ -141,6 +142,7 @@ class MemfdHandler(FileHandler):
         try:
             if ser.seals & ~F_ALL_SEALS:
                 raise NotSupported("unknown seals", seals=ser.seals)
+            kernel.fail_function("should_failslab", site="memfd_alloc_file")
             file, inode = memfd_file(kernel)
             add_seals(file, inode, ser.seals)
             if ser.pos < 1 << 63:
@@ -168,6 +170,12 @@ class MemfdHandler(FileHandler):
             if run.pfn == 0:
                 continue
             restored = kernel.kho.restore_folios(run.pfn, 0, run.nr)
+            try:
+                kernel.fail_function("shmem_inode_acct_blocks", index=run.index)
+            except KernelError:
+                kernel.page_alloc.free_run(run.pfn, restored)
+                self._discard([run.cut(restored, run.nr), *pending[at + 1 :]])
+                raise
             taken = next(iter(inode.extents(run.index, run.index + restored)), None)
             if taken is not None or restored != run.nr:
                 room = restored if taken is None else taken[0] - run.index

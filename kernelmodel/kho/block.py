@@ -49,8 +49,11 @@ class KhoBlockSet:
 
         Raises:
             NoSpace: that would be more than 10,000 blocks. NoMemory. In both cases the blocks
-                added by this call are gone again.
+                added by this call are gone again. InvalidArgument: an incoming set.
         """
+        if self.incoming:
+            self._kho.kernel.warn_on("growing a block set that came over")
+            raise InvalidArgument("incoming block set")
         before = len(self.blocks)
         try:
             while nr_entries > len(self.blocks) * self.capacity:

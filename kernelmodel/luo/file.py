@@ -56,6 +56,7 @@ class LuoFileSet:
         if self._find(token) is not None:
             raise Exists("token is used", token=token)
         self.luo.kernel.charge("luo_preserve_file")
+        fail = self.luo.kernel.fail_function
         with ExitStack() as undo:
             undo.callback(lambda: self.block_set.shrink(len(self.files)))
             self.block_set.grow(len(self.files) + 1)
@@ -65,10 +66,12 @@ class LuoFileSet:
             identity = (handler, handler.get_id(file))
             if identity in self.luo.preserved_ids:
                 raise Busy("object is preserved already", token=token)
+            fail("should_failslab", site="xa_insert")
             self.luo.preserved_ids.add(identity)
             undo.callback(self.luo.preserved_ids.discard, identity)
             self.luo.flbs.file_preserve(handler)
             undo.callback(self.luo.flbs.file_unpreserve, handler)
+            fail("should_failslab", site="luo_preserve_file")
             luo_file = LuoFile(handler, token, file)
             handler.preserve(luo_file)
             undo.pop_all()
@@ -125,7 +128,7 @@ class LuoFileSet:
 
         Raises:
             NoEntry: no handler for a file. InvalidArgument, NoSpace: the chain is broken, or
-                holds another number of entries than the session says.
+                holds another number of entries than the session says. NoMemory.
         """
         if ser.files == 0:
             if ser.count:
@@ -137,6 +140,7 @@ class LuoFileSet:
                 entry = LuoFileSer.unpack(raw)
                 handler = self.luo.handler_named(cstring(entry.compatible))
                 self.luo.kernel.charge("luo_deserialize_file")
+                self.luo.kernel.fail_function("should_failslab", site="luo_file_deserialize")
                 self.files.append(LuoFile(handler, entry.token, data=entry.data))
             if len(self.files) != ser.count:
                 raise InvalidArgument("wrong number of files", found=len(self.files))
@@ -169,7 +173,10 @@ class LuoFileSet:
             raise
         luo_file.file = file.get()
         luo_file.retrieve_status = 1
-        self.luo.preserved_ids.add((luo_file.handler, luo_file.handler.get_id(file)))
+        identity = (luo_file.handler, luo_file.handler.get_id(file))
+        if identity in self.luo.preserved_ids:
+            self.luo.kernel.warn_on("a retrieved object is preserved already")
+        self.luo.preserved_ids.add(identity)
         return file
 
     def finish(self) -> None:

@@ -28,6 +28,7 @@ from kernelmodel.abi.luo import (
 from kernelmodel.errors import (
     ERRNO_CLASSES,
     Exists,
+    InvalidArgument,
     KernelError,
     KernelPanic,
     NoData,
@@ -76,11 +77,14 @@ class LuoFlbs:
         """Tie an FLB to a handler. C: liveupdate_register_flb().
 
         Raises:
-            NotSupported: LUO is off. Exists: linked already, or the name is another FLB's.
-            NoSpace: there are 63 already.
+            NotSupported: LUO is off. InvalidArgument: the handler is not registered. NoMemory.
+            Exists: linked already, or the name is another FLB's. NoSpace: there are 63 already.
         """
         if not self.luo.enabled:
             raise NotSupported("live update is off")
+        if handler not in self.luo.handlers:
+            raise InvalidArgument("handler is not registered", handler=handler.compatible)
+        self.luo.kernel.fail_function("should_failslab", site="liveupdate_register_flb")
         if flb in handler.flbs:
             raise Exists("already linked", flb=flb.name)
         if flb.users == 0:
@@ -92,7 +96,40 @@ class LuoFlbs:
         flb.users += 1
         handler.flbs.append(flb)
 
+    def unregister(self, handler: FileHandler, flb: Flb) -> None:
+        """Undo `register`; the last handler's link takes the FLB's place with it.
+
+        C: liveupdate_unregister_flb().
+        """
+        if flb in handler.flbs:
+            handler.flbs.remove(flb)
+            flb.users -= 1
+            if flb.users == 0:
+                self.registered.remove(flb)
+
     # Outgoing.
+
+    def get_outgoing(self, flb: Flb) -> object:
+        """The object of the outgoing side, and a reference on it. C: liveupdate_flb_get_outgoing().
+
+        Raises:
+            NotSupported: LUO is off. NoEntry: no file is preserved, or the FLB has no object.
+        """
+        if not self.luo.enabled:
+            raise NotSupported("live update is off")
+        if flb.outgoing_obj is None:
+            raise NoEntry("no outgoing object", flb=flb.name)
+        flb.outgoing_count += 1
+        flb.outgoing_gets += 1
+        return flb.outgoing_obj
+
+    def put_outgoing(self, flb: Flb) -> None:
+        """Drop that reference; the last one of all removes the object.
+
+        C: liveupdate_flb_put_outgoing().
+        """
+        flb.outgoing_gets -= 1
+        self._put_outgoing(flb)
 
     def file_preserve(self, handler: FileHandler) -> None:
         """A file of this handler is about to be preserved. C: luo_flb_file_preserve()."""

@@ -65,6 +65,7 @@ class Flb:
     ops: FlbOps
     freeze: Callable[[], None] | None = None
     users: int = 0  # handlers that it is linked to
+    outgoing_gets: int = 0  # of the outgoing count, those that are no file's
     outgoing_count: int = 0
     outgoing_data: int = 0
     outgoing_obj: object = None

@@ -41,7 +41,9 @@ class LuoSession:
     __slots__ = ("file_set", "name", "retrieved")
 
     def __init__(self, luo: Luo, name: bytes) -> None:
-        self.name = name
+        """C: luo_session_alloc(). Raises: NoMemory."""
+        luo.kernel.fail_function("should_failslab", site="luo_session_alloc")
+        self.name = _to_name(name)
         self.retrieved = False
         self.file_set = LuoFileSet(luo)
 
@@ -80,22 +82,29 @@ class LuoSessions:
         """A new session; its file. C: luo_session_create().
 
         Raises:
-            InvalidArgument: empty or without NUL. Exists: another outgoing session has the name;
-                the block set has grown for it all the same. NoSpace, NoMemory.
+            InvalidArgument: empty or without NUL. NoMemory. NoSpace: no block for it. Exists:
+                another outgoing session has the name; the block set has grown for it all the same.
         """
         self._check_alive()
         if name[:1] == b"\0" or b"\0" not in name:
             raise InvalidArgument("bad session name")
-        name = name.split(b"\0", 1)[0].ljust(LIVEUPDATE_SESSION_NAME_LENGTH, b"\0")
         self.luo.kernel.charge("luo_session_create")
-        self.outgoing_blocks.grow(len(self.outgoing) + 1)
-        if any(session.name == name for session in self.outgoing):
-            raise Exists("session exists", name=name.rstrip(b"\0").decode(errors="replace"))
         session = LuoSession(self.luo, name)
-        self.outgoing.append(session)
-        return self._getfile(session)
+        self.outgoing_blocks.grow(len(self.outgoing) + 1)
+        _insert(self.outgoing, session)
+        try:
+            return self._getfile(session)
+        except KernelError:
+            self._remove_outgoing(session)
+            raise
+
+    def _remove_outgoing(self, session: LuoSession) -> None:
+        self.outgoing.remove(session)
+        self.outgoing_blocks.shrink(len(self.outgoing))
 
     def _getfile(self, session: LuoSession) -> File:
+        """C: luo_session_getfile(). Raises: NoMemory."""
+        self.luo.kernel.fail_function("should_failslab", site="luo_session_getfile")
         return File(Inode(ANON_INO), self.luo.session_ops, session)
 
     def release(self, session: LuoSession) -> None:
@@ -111,8 +120,7 @@ class LuoSessions:
             self.incoming.remove(session)
             return
         session.file_set.unpreserve_files()
-        self.outgoing.remove(session)
-        self.outgoing_blocks.shrink(len(self.outgoing))
+        self._remove_outgoing(session)
 
     def serialize(self) -> int:
         """Freeze everything; address of the first session block, 0 without sessions.
@@ -175,11 +183,9 @@ class LuoSessions:
             self.incoming_blocks.destroy()
 
     def _deserialize_one(self, entry: LuoSessionSer) -> None:
-        if any(session.name == entry.name for session in self.incoming):
-            raise Exists("incoming session twice")
         self.luo.kernel.charge("luo_deserialize_session")
         session = LuoSession(self.luo, entry.name)
-        self.incoming.append(session)
+        _insert(self.incoming, session)
         session.file_set.deserialize(LuoFileSetSer(entry.files, entry.count))
 
     def retrieve(self, name: bytes) -> File:
@@ -187,6 +193,7 @@ class LuoSessions:
 
         Raises:
             NoEntry: there is none of that name. InvalidArgument: it was retrieved already.
+            NoMemory: it can be tried again.
         """
         self._check_alive()
         session = next((s for s in self.incoming if _same(s.name, name)), None)
@@ -195,8 +202,9 @@ class LuoSessions:
         if session.retrieved:
             raise InvalidArgument("session is retrieved already")
         self.luo.kernel.charge("luo_retrieve_session")
+        file = self._getfile(session)
         session.retrieved = True
-        return self._getfile(session)
+        return file
 
     # What a descriptor can do.
 
@@ -214,6 +222,19 @@ class LuoSessions:
     def _check_alive(self) -> None:
         if self.serialized:
             raise ModelBug("a system call after serialisation would block until the jump")
+
+
+def _to_name(name: bytes) -> bytes:
+    """A buffer that holds `name` up to its NUL, cut where that would not fit. C: strscpy()."""
+    text = name.split(b"\0", 1)[0][: LIVEUPDATE_SESSION_NAME_LENGTH - 1]
+    return text.ljust(LIVEUPDATE_SESSION_NAME_LENGTH, b"\0")
+
+
+def _insert(sessions: list[LuoSession], session: LuoSession) -> None:
+    """C: luo_session_insert(). Raises: Exists."""
+    if any(other.name == session.name for other in sessions):
+        raise Exists("session exists", name=session.name.rstrip(b"\0").decode(errors="replace"))
+    sessions.append(session)
 
 
 def _same(one: bytes, other: bytes) -> bool:

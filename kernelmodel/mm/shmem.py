@@ -13,7 +13,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Protocol
 
-from kernelmodel.errors import Busy, FileTooBig, InvalidArgument, NotPermitted, NotSupported
+from kernelmodel.errors import (
+    Busy,
+    FileTooBig,
+    InvalidArgument,
+    NoMemory,
+    NotPermitted,
+    NotSupported,
+)
 from kernelmodel.fs import MAX_LFS_FILESIZE, File, Inode, PlainFileOperations
 from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE, Content
 from kernelmodel.mm.ranges import RangeMap
@@ -184,26 +191,38 @@ class ShmemInode(Inode):
                 self.kernel.memory.write((pfn << PAGE_SHIFT) + offset, bytes(PAGE_SIZE - offset))
 
     def write(self, offset: int, data: bytes) -> int:
-        """pwrite(2); bytes written, fewer if a later piece is refused. C: shmem_write_begin()."""
+        """pwrite(2); bytes written, fewer if what follows is refused. C: generic_perform_write().
+
+        A piece may have the size of the largest folio and is judged whole; then it is written
+        page by page, as far as there is memory. Raises: NotPermitted, NoMemory.
+        """
         done = 0
-        while done < len(data):
-            at = offset + done
-            take = min(len(data) - done, _WRITE_CHUNK - at % _WRITE_CHUNK)
-            try:
-                self._write_piece(at, data[done : done + take])
-            except NotPermitted:
-                if done == 0:
-                    raise
-                break
-            done += take
+        try:
+            while done < len(data):
+                at = offset + done
+                take = min(len(data) - done, _WRITE_CHUNK - at % _WRITE_CHUNK)
+                piece = data[done : done + take]
+                self._check_write(at + take)
+                try:
+                    self._write_piece(at, piece)
+                except NoMemory:
+                    take = min(take, PAGE_SIZE - at % PAGE_SIZE)
+                    self._write_piece(at, piece[:take])
+                done += take
+        except (NotPermitted, NoMemory):
+            if done == 0:
+                raise
         return done
 
-    def _write_piece(self, offset: int, data: bytes) -> None:
+    def _check_write(self, end: int) -> None:
+        """C: shmem_write_begin(). Raises: NotPermitted."""
         if self._sealed(F_SEAL_WRITE | F_SEAL_FUTURE_WRITE):
             raise NotPermitted("sealed against writing")
-        end = offset + len(data)
         if end > self.size and (self.frozen or self._sealed(F_SEAL_GROW)):
             raise NotPermitted("write would grow the file")
+
+    def _write_piece(self, offset: int, data: bytes) -> None:
+        end = offset + len(data)
         first, last = offset >> PAGE_SHIFT, -(-end // PAGE_SIZE)
         self.allocate(first, last, PG_DIRTY | PG_UPTODATE)
         self._make_uptodate(first, last)
