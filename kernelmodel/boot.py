@@ -70,7 +70,7 @@ def boot(
         with clock.phase("memmap"):
             _mm_core_init(kernel)
         with clock.phase("init"):
-            kernel.luo.early_startup()
+            kernel.live_update.early_startup()
             kernel.charge("smp_bringup", machine.spec.cpus - 1)
         with clock.phase("memmap"):
             _page_alloc_init_late(kernel)
@@ -223,7 +223,7 @@ def _do_initcalls(kernel: Kernel) -> None:
             if kernel.kho.enabled:
                 _set_cma(kernel, area.addr, area.size)
             kernel.page_alloc.free_range(area.addr >> PAGE_SHIFT, area.size >> PAGE_SHIFT)
-    kernel.luo.late_startup()
+    kernel.live_update.late_startup()
     try:
         register_handlers(kernel)
     except KernelError as error:

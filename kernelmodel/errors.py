@@ -21,6 +21,8 @@ from typing import ClassVar
 
 __all__ = [
     "ERRNO_CLASSES",
+    "AccessDenied",
+    "AddressInUse",
     "AddressNotAvailable",
     "Again",
     "BadAddress",
@@ -129,6 +131,12 @@ class NoMemory(KernelError):
     errno = _errno.ENOMEM
 
 
+class AccessDenied(KernelError):
+    """EACCES."""
+
+    errno = _errno.EACCES
+
+
 class BadAddress(KernelError):
     """EFAULT."""
 
@@ -199,6 +207,12 @@ class NotSupported(KernelError):
     """EOPNOTSUPP."""
 
     errno = _errno.EOPNOTSUPP
+
+
+class AddressInUse(KernelError):
+    """EADDRINUSE."""
+
+    errno = _errno.EADDRINUSE
 
 
 class AddressNotAvailable(KernelError):

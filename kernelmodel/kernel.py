@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from kernelmodel.hugetlb_designs import HugetlbDesign, make_design
 from kernelmodel.kho.kexec_handover import Kho
 from kernelmodel.luo.core import Luo
+from kernelmodel.luo_v4.core import LuoV4
+from kernelmodel.luo_v4.kho import FinalizedKho
 from kernelmodel.machine import Firmware, Machine
 from kernelmodel.memory import PAGE_SHIFT, PhysicalMemory
 from kernelmodel.mm.hugetlb import HugetlbState
@@ -61,6 +63,7 @@ class Kernel:
         "kexec_image",
         "kho",
         "luo",
+        "luo_v4",
         "machine",
         "memblock",
         "messages",
@@ -98,7 +101,12 @@ class Kernel:
         self.hugetlb = HugetlbState(firmware.cmdline, sorted({r.nid for r in firmware.memory_map}))
         self.kexec_image: Kimage | None = None
         self.kho = Kho(self)
+        #: The merged LUO; off for good on a release that runs the other one.
         self.luo = Luo(self)
+        self.luo_v4: LuoV4 | None = None
+        if release.luo_design == "v4":
+            self.kho = kho = FinalizedKho(self)
+            self.luo_v4 = LuoV4(self, kho)
         #: How this release preserves hugetlb's shared state, if it does.
         self.hugetlb_design: HugetlbDesign | None = make_design(self)
 
@@ -106,6 +114,11 @@ class Kernel:
     def memory(self) -> PhysicalMemory:
         """Physical memory, the machine's."""
         return self.machine.memory
+
+    @property
+    def live_update(self) -> Luo | LuoV4:
+        """The LUO that this release runs."""
+        return self.luo_v4 or self.luo
 
     def printk(self, message: str) -> None:
         """Log a line."""

@@ -145,7 +145,7 @@ def kernel_kexec(kernel: Kernel) -> Kimage:
     """
     if kernel.kexec_image is None:
         raise InvalidArgument("no image is loaded")
-    kernel.luo.reboot()
+    kernel.live_update.reboot()
     return kernel.kexec_image
 
 

@@ -96,11 +96,23 @@ def _with_hugetlb(release: Release) -> Release:
     )
 
 
+_LUO_V4 = Release(
+    "6.18+luo-v4",
+    "kho-v1",
+    "luo-v1",
+    "memfd-v1",
+    proposal="with the proposed LUO v4 of Sep 2025",
+    luo_design="v4",
+    kho_extends_scratch=False,
+)
+
+
 #: The releases that everybody knows.
 CATALOGUE: dict[str, Release] = {
     release.name: release
     for release in (
         *_RELEASED,
+        _LUO_V4,
         *(_with_hugetlb(release) for release in _RELEASED if release.name.startswith("7.3")),
     )
 }

@@ -66,7 +66,7 @@ class Task:
             return null_file(NULL_INO)
         if path != DEV_LIVEUPDATE:
             raise NoEntry("no such file", path=path)
-        return self.kernel.luo.open()
+        return self.kernel.live_update.open()
 
     def open_tmpfs(self, *, linked: bool = True) -> int:
         """open(2) of a fresh regular file on tmpfs, or with O_TMPFILE of one without a link."""

@@ -64,6 +64,8 @@ def _held_by_luo(kernel: Kernel) -> Iterator[File]:
         for luo_file in file_set.files:
             if luo_file.file is not None:
                 yield luo_file.file
+    if kernel.luo_v4 is not None:
+        yield from kernel.luo_v4.held_files()
 
 
 def _files(kernel: Kernel, tasks: list[Task]) -> list[File]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from kernelmodel.handlers.hugetlb_memfd import HugetlbMemfdHandler
 from kernelmodel.handlers.memfd import MemfdHandler
+from kernelmodel.luo_v4.memfd import MemfdV4Handler
 
 if TYPE_CHECKING:
     from kernelmodel.kernel import Kernel
@@ -23,6 +24,10 @@ def register_handlers(kernel: Kernel) -> None:
         NotSupported: live update is off.
     """
     release = kernel.release
+    if kernel.luo_v4 is not None:
+        if release.memfd is not None:
+            kernel.luo_v4.register_file_handler(MemfdV4Handler(kernel, release.memfd))
+        return
     if release.memfd is not None:
         kernel.luo.register_file_handler(MemfdHandler(kernel, release.memfd))
     design = kernel.hugetlb_design

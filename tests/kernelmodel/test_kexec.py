@@ -169,7 +169,7 @@ def test_every_release_boots_cold_and_is_consistent(release: str) -> None:
     kernel = power_on(release=release)
     validate_kernel(kernel, [])
     assert kernel.kho.enabled == (CATALOGUE[release].kho is not None)
-    assert kernel.luo.enabled == (CATALOGUE[release].luo is not None)
+    assert kernel.live_update.enabled == (CATALOGUE[release].luo is not None)
 
 
 @pytest.mark.parametrize("node_bytes", [(64 * MIB,), (40 * MIB, 24 * MIB)])
