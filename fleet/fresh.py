@@ -85,7 +85,7 @@ def rest_of(text: str, boot: int) -> str:
     for at, line in enumerate(lines):
         if earlier == boot - 1:
             break
-        if line.split() == ["kexec"]:
+        if line.split()[:1] == ["kexec"]:
             earlier += 1
         elif not line.startswith("#!"):
             lines[at] = ""

@@ -20,6 +20,8 @@ from typing import Final
 
 from kernelmodel import kexec
 from kernelmodel.boot import boot
+from kernelmodel.corruptions.catalogue import CORRUPTIONS
+from kernelmodel.corruptions.handed_over import HandedOver, NotThere
 from kernelmodel.errors import KernelError, KernelPanic
 from kernelmodel.handover import Handover
 from kernelmodel.kernel import Kernel, KernelConfig
@@ -72,6 +74,7 @@ class Host:
         self.task: Task | None = None
         #: What `tryreboot` is jumping into.
         self._image: kexec.Kimage | None = None
+        self._boot_index = 0
 
     def play(self) -> Iterator[str]:
         """The trace of all boots.
@@ -107,6 +110,7 @@ class Host:
 
     def run_boot(self, kernel: Kernel, index: int) -> Iterator[str]:
         """Everything that boot `index` + 1 prints."""
+        self._boot_index = index
         if index + 1 < len(self.script.boots):
             kexec.kexec_file_load(kernel, self.release, self.script.cmdline)
         program = (HugeProgram if self.script.huge else Program)(kernel)
@@ -125,4 +129,23 @@ class Host:
     def kexec(self, kernel: Kernel) -> tuple[Release, Firmware]:
         """Jump; what the next kernel is given. Raises what refuses the reboot."""
         image, self._image = self._image or kexec.kernel_kexec(kernel), None
-        return kexec.jump(kernel, image)
+        release, firmware = kexec.jump(kernel, image)
+        self._corrupt(firmware)
+        return release, firmware
+
+    def _corrupt(self, firmware: Firmware) -> None:
+        """Do to the handover what the script's jump says.
+
+        Raises:
+            ScriptError: it has no such thing to corrupt.
+        """
+        label = self.script.corruptions[self._boot_index] if self.script.corruptions else ""
+        if not label or firmware.fdt is None or firmware.scratch is None:
+            return
+        memory = self.machine.memory
+        handed = HandedOver(memory, firmware.fdt[0], firmware.scratch, firmware.memory_map)
+        try:
+            for pa, data in CORRUPTIONS[label].writes(handed):
+                memory.write(pa, data)
+        except NotThere as missing:
+            raise ScriptError([(0, f"kexec {label}: {missing}")]) from None

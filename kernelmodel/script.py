@@ -1,10 +1,10 @@
 """The text of a script of live-update operations, read and checked.
 
 One operation a line, `op arg…`; empty lines and lines that start with `#` are skipped but
-counted; a line `kexec` ends a boot. A first line `#! memory=SIZE [nodes=N] [PARAMS]` describes the
-machine, PARAMS being the whole command line, and makes it a script about huge pages, in which
-lengths of files count those. `#! plain memory=SIZE …` is an ordinary script on such a machine; it
-knows the operations on huge pages too.
+counted; a line `kexec [LABEL]` ends a boot, with the handover corrupted as the label says. A first
+line `#! memory=SIZE [nodes=N] [PARAMS]` describes the machine, PARAMS being the whole command line,
+and makes it a script about huge pages, in which lengths of files count those. `#! plain
+memory=SIZE …` is an ordinary script on such a machine; it knows the operations on huge pages too.
 
 Unhappy path: `ScriptError` with every fault of the text.
 """
@@ -12,8 +12,10 @@ Unhappy path: `ScriptError` with every fault of the text.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Final
 
+from kernelmodel.corruptions.catalogue import CORRUPTIONS
 from kernelmodel.errors import ERRNO_CLASSES
 from kernelmodel.memory import GIB, MIB
 
@@ -33,6 +35,7 @@ _MEMORY: Final = 2 * GIB
 HUGE_PAGE_ORDERS: Final = {"2M": 9, "1G": 18}
 _UNITS: Final = {"M": MIB, "G": GIB}
 _NODES_MAX: Final = 8
+_KEXEC_WORDS_MAX: Final = 2
 
 #: Kernel functions that `fail` makes fail, and where that happens on the modelled host.
 FAILING: Final = {
@@ -108,6 +111,8 @@ class Script:
     huge: bool = False
     #: NUMA nodes that share the memory equally.
     nodes: int = 1
+    #: Of each jump, the label of what it does to the handover, or "".
+    corruptions: tuple[str, ...] = ()
 
     @property
     def node_bytes(self) -> tuple[int, ...]:
@@ -131,12 +136,16 @@ class Script:
         machine, machine_faults = _machine(lines[0]) if given else (_Machine(), [])
         faults += [(1, what) for what in machine_faults]
         boots: list[list[Step]] = [[]]
+        corruptions: list[str] = []
         for number, line in enumerate(lines, 1):
             words = line.split()
             if not words or line.startswith("#"):
                 continue
-            if words == ["kexec"]:
+            if words[0] == "kexec" and len(words) <= _KEXEC_WORDS_MAX:
                 boots.append([])
+                corruptions += words[1:] or [""]
+                if corruptions[-1] and corruptions[-1] not in CORRUPTIONS:
+                    faults.append((number, _no_corruption(corruptions[-1])))
                 continue
             why = _fault(words, huge=given)
             if why:
@@ -151,6 +160,7 @@ class Script:
             machine.cmdline,
             machine.huge,
             machine.nodes,
+            tuple(corruptions),
         )
 
 
@@ -189,6 +199,12 @@ def _machine(line: str) -> tuple[_Machine, list[str]]:
             faults.append(f"{size} cannot be shared equally by {nodes} nodes, in whole megabytes")
     rest = rest.strip()
     return _Machine(memory, rest if rest or huge else CMDLINE, huge, nodes), faults
+
+
+def _no_corruption(label: str) -> str:
+    near = get_close_matches(label, CORRUPTIONS, 1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"{label!r} is no corruption{hint}"
 
 
 def _fault(words: list[str], *, huge: bool) -> str:

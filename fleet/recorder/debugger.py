@@ -22,7 +22,8 @@ from typing import Final, Self
 __all__ = ["Debugger", "DebuggerError"]
 
 _RAX: Final = 0
-_RDI: Final = 5
+#: rdi, rsi, rdx, rcx.
+_ARGUMENTS: Final = (5, 4, 3, 2)
 _RSP: Final = 7
 _RIP: Final = 16
 _WORD: Final = 8
@@ -100,9 +101,9 @@ class Debugger:
 
     # Looking and changing.
 
-    def argument(self) -> int:
-        """At a function's first instruction: its first argument."""
-        return self._register(_RDI)
+    def arguments(self, count: int) -> list[int]:
+        """At a function's first instruction: up to four of its arguments."""
+        return [self._register(number) for number in _ARGUMENTS[:count]]
 
     def skip_function(self, result: int) -> None:
         """At a function's first instruction: return this number (of 64 bits) instead."""

@@ -18,7 +18,10 @@ from fleet.recorder.debugger import Debugger, DebuggerError
 from fleet.recorder.stops import RecorderError, Stops
 from kernelmodel.memory import GIB, MIB
 
-__all__ = ["Emulator"]
+__all__ = ["TOO_LATE", "Emulator"]
+
+#: What became of a machine that did not go off in time.
+TOO_LATE: Final = "the machine had to be stopped: its time was over"
 
 _CPUS: Final = 1
 #: Up to here an address is an offset in the memory's file.
@@ -93,7 +96,7 @@ class Emulator:
             try:
                 _, complaint = machine.communicate(timeout=self.timeout_s)
             except subprocess.TimeoutExpired:
-                return self._too_late()
+                return TOO_LATE
             finally:
                 machine.kill()
         return _verdict(machine.returncode, complaint)
@@ -111,15 +114,12 @@ class Emulator:
                     stops.handle(debugger, at)
                 _, complaint = machine.communicate(timeout=_ACCEPT_TIMEOUT_S)
             except (TimeoutError, subprocess.TimeoutExpired):
-                return self._too_late()
+                return TOO_LATE
             except DebuggerError as error:
                 raise RecorderError(f"QEMU's debugger: {error}") from error
             finally:
                 machine.kill()
         return _verdict(machine.returncode, complaint)
-
-    def _too_late(self) -> str:
-        return f"the machine was stopped after {self.timeout_s:.0f} s"
 
 
 def _verdict(exit_code: int, complaint: bytes) -> str:

@@ -10,7 +10,8 @@ a jump can be tampered with, and dumped.
 
 Unhappy paths: a missing program or kernel image, a kernel that takes no handover, an emulator that
 ends or hangs are `RecorderError`s that say what would help. A kernel that panics is a result: the
-trace ends there, as does one whose reboot is refused.
+trace ends there, as does one whose reboot is refused, or one that hangs over a handover that the
+script has corrupted.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Final, Self
 
-from fleet.recorder.emulator import Emulator
+from fleet.recorder.emulator import TOO_LATE, Emulator
 from fleet.recorder.initramfs import archive
-from fleet.recorder.stops import RECORDER_SECTION, RecorderError, Stops, SystemMap, Tamper
+from fleet.recorder.stops import RECORDER_SECTION, RecorderError, Stops, SystemMap
+from kernelmodel.corruptions.catalogue import CORRUPTIONS
+from kernelmodel.machine import MachineSpec
 from kernelmodel.script import Script
 
-__all__ = ["Recorder", "RecorderError", "Recording", "Tamper"]
+__all__ = ["Recorder", "RecorderError", "Recording"]
 
 #: Programs that it takes, and the Debian packages that have them.
 PROGRAMS: Final = {"qemu-system-x86_64": "qemu-system-x86", "gcc": "gcc"}
@@ -126,19 +129,13 @@ class Recorder:
             )
         return program.read_bytes()
 
-    def record(
-        self,
-        text: str,
-        *,
-        tamper: Mapping[int, Tamper] | None = None,
-        dump: Mapping[int, Path] | None = None,
-    ) -> Recording:
+    def record(self, text: str, *, dump: Mapping[int, Path] | None = None) -> Recording:
         """Play a script.
 
         Args:
             text: the script.
-            tamper: what to change in the handover at the jump that ends a boot, by boot from 1 on.
-            dump: files for the handover (before it is tampered with), `.kho` or `.kho.gz`.
+            dump: files for the handover at the jump that ends a boot, by boot from 1 on; before it
+                is corrupted. `.kho` or `.kho.gz`.
 
         Raises:
             kernelmodel.conform.ScriptError: it is none.
@@ -153,10 +150,7 @@ class Recorder:
             f"{script.cmdline} {_CONSOLE}",
             self._boot_timeout_s * nr_boots,
         )
-        stops = None
-        if tamper or dump or script.uses("fail"):
-            symbols = SystemMap(self._kernel_path, self._system_map)
-            stops = Stops(symbols, machine.memory, tamper or {}, dump or {})
+        stops = self._stops(script, machine, dump or {})
         why_stopped = machine.run(stops)
         console = self._output("console")
         lines = self._output("trace").splitlines()
@@ -164,6 +158,8 @@ class Recorder:
         trace = tuple(line for line in lines if not line.startswith("#"))
         panics = [line[line.index(_PANIC) :] for line in console.splitlines() if _PANIC in line]
         ended_by = "; ".join(notes or panics[:1])
+        if why_stopped == TOO_LATE and stops is not None and stops.tampered:
+            why_stopped, ended_by = "", ended_by or "the kernel hangs"
         if why_stopped or not (ended_by or trace[-1:] == (f"T end {nr_boots}",)):
             last = "\n".join(console.splitlines()[-_CONSOLE_LINES_SHOWN:])
             raise RecorderError(
@@ -173,6 +169,18 @@ class Recorder:
         if stops is not None and stops.jumps < sum(line.startswith("T end") for line in trace) - 1:
             raise RecorderError(f"{stops.symbols.path}: it seems to be of another kernel")
         return Recording(trace, ended_by, console)
+
+    def _stops(self, script: Script, machine: Emulator, dump: Mapping[int, Path]) -> Stops | None:
+        tamper = {
+            boot: CORRUPTIONS[label].writes
+            for boot, label in enumerate(script.corruptions, 1)
+            if label
+        }
+        if not (tamper or dump or script.uses("fail")):
+            return None
+        symbols = SystemMap(self._kernel_path, self._system_map)
+        memory_map = MachineSpec(script.node_bytes, 1).memory_map()
+        return Stops(symbols, machine.memory, memory_map, tamper, dump)
 
     def _initrd(self, text: str, cmdline: str, boot: int, nr_boots: int) -> bytes:
         """The initrd of a boot, with those of all later ones inside."""

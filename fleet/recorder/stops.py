@@ -1,8 +1,8 @@
 """What is done to a real kernel while its machine stands still: failures, tampering, dumps.
 
-The machine stops where the player asks for something, where a function is to fail, and at every
-jump into the next kernel (C: machine_kexec()), when all that is handed over lies in memory. Its
-memory is a file that we have mapped as well.
+The machine stops where the player asks for something, where a function is to fail, at every jump
+into the next kernel (C: machine_kexec()), when all that is handed over lies in memory, and at the
+next kernel's first look at it (C: kho_populate()). Its memory is a file that we map as well.
 
 Happy path: `arm` before the machine starts, then `handle` every stop.
 
@@ -21,19 +21,22 @@ from pathlib import Path
 from typing import Final
 
 from fleet.recorder.debugger import Debugger
+from kernelmodel.corruptions.handed_over import HandedOver, NotThere
+from kernelmodel.corruptions.reader import Write
 from kernelmodel.errors import ERRNO_CLASSES
 from kernelmodel.image.load import NotAnImage, load_image
 from kernelmodel.image.write import save_image
+from kernelmodel.memory import MemoryRange
 
 __all__ = ["RECORDER_SECTION", "RecorderError", "Stops", "SystemMap", "Tamper"]
 
 #: Where the player is linked to call the recorder.
 RECORDER_SECTION: Final = 0x1000_0000
 _JUMP: Final = "machine_kexec"
+_POPULATE: Final = "kho_populate"
 
-#: Gets a reader of physical memory (address, size) and the address of KHO's root FDT; returns
-#: what to write where.
-Tamper = Callable[[Callable[[int, int], bytes], int], "list[tuple[int, bytes]]"]
+#: Gets a handover, returns what to write where.
+Tamper = Callable[[HandedOver], list[Write]]
 
 
 class RecorderError(Exception):
@@ -78,22 +81,29 @@ class Stops:
 
     symbols: SystemMap
     memory: Path
+    memory_map: tuple[MemoryRange, ...]
     tamper: Mapping[int, Tamper] = field(default_factory=dict)
     dump: Mapping[int, Path] = field(default_factory=dict)
     jumps: int = 0
+    #: Whether a kernel has been given a handover that is not what the one before left.
+    tampered: bool = False
     _failures: list[_Failure] = field(default_factory=list)
 
     def arm(self, debugger: Debugger) -> None:
         """Say where the machine stops. Raises: RecorderError."""
         debugger.break_at(RECORDER_SECTION)
         debugger.break_at(self.symbols.address(_JUMP))
+        if self.tamper:
+            debugger.break_at(self.symbols.address(_POPULATE))
 
     def handle(self, debugger: Debugger, address: int) -> None:
         """Do what is to be done where it stopped. Raises: RecorderError."""
         if address == RECORDER_SECTION:
-            self._add_failure(debugger, debugger.read_text(debugger.argument()))
+            self._add_failure(debugger, debugger.read_text(*debugger.arguments(1)))
         elif address == self.symbols.address(_JUMP):
             self._at_jump(debugger)
+        elif self.tamper and address == self.symbols.address(_POPULATE):
+            self._at_first_look(debugger)
         else:
             self._maybe_fail(debugger, address)
 
@@ -121,17 +131,36 @@ class Stops:
             debugger.no_break_at(failure.address)
         self._failures.clear()
         self.jumps += 1
-        tamper, dump = self.tamper.get(self.jumps), self.dump.get(self.jumps)
-        if tamper is None and dump is None:
-            return
-        try:
-            image = load_image(self.memory)
-        except NotAnImage as none:
-            raise RecorderError(f"at jump {self.jumps}: {none}") from None
+        dump = self.dump.get(self.jumps)
         if dump is not None:
-            save_image(image, dump)
-        if tamper is not None:
-            with self.memory.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
-                writes = tamper(lambda pa, size: memory[pa : pa + size], image.fdt_pa)
-                for pa, data in writes:
-                    memory[pa : pa + len(data)] = data
+            try:
+                save_image(load_image(self.memory), dump)
+            except NotAnImage as none:
+                raise RecorderError(f"at jump {self.jumps}: {none}") from None
+
+    def _at_first_look(self, debugger: Debugger) -> None:
+        """C: kho_populate(fdt_phys, fdt_len, scratch_phys, scratch_len)."""
+        tamper = self.tamper.get(self.jumps)
+        if tamper is None:
+            return
+        fdt_pa, _, scratch_pa, scratch_size = debugger.arguments(4)
+        with self.memory.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+            scratch = (scratch_pa, scratch_size)
+            handed = HandedOver(_Mapped(memory), fdt_pa, scratch, self.memory_map)
+            try:
+                writes = tamper(handed)
+            except NotThere as missing:
+                raise RecorderError(f"at jump {self.jumps}: {missing}") from None
+            self.tampered = True
+            for pa, data in writes:
+                memory[pa : pa + len(data)] = data
+
+
+@dataclass(frozen=True, slots=True)
+class _Mapped:
+    """A machine's memory, in which an address is an offset; there is zero behind its end."""
+
+    memory: mmap.mmap
+
+    def read(self, pa: int, size: int) -> bytes:
+        return self.memory[pa : pa + size].ljust(size, b"\0")
