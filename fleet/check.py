@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fleet.feasibility import Crossing, crossings
 from fleet.host_memory import HostMemory, memfd_need, try_boot
 from fleet.plan import PlannedWave, make_plan
 from fleet.scenario import Reading, Scenario
 from fleet.units import counted, show_duration, show_size
-from kernelmodel.releases import CATALOGUE
+from kernelmodel.releases import Release
 from node.api import Backing, FaultSpec, HostSpec, VmSpec
 
 __all__ = ["summary"]
@@ -34,7 +35,7 @@ _HUGE = (Backing.HUGETLB_2M, Backing.HUGETLB_1G)
 def summary(reading: Reading) -> RenderableType:
     """The whole of it, for a rich console."""
     scenario = reading.scenario
-    parts: list[RenderableType] = [_head(scenario), _makes(scenario.hosts), _racks(scenario)]
+    parts: list[RenderableType] = [_head(scenario), _makes(scenario), _racks(scenario)]
     if scenario.vms:
         parts.append(_backings(scenario.vms))
     parts.append(_waves(scenario))
@@ -55,20 +56,19 @@ def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
 
 
 def _head(scenario: Scenario) -> Text:
-    releases = ", ".join(dict.fromkeys(host.release for host in scenario.hosts))
     rows = {
         "scenario": f"{scenario.name}, seed {scenario.seed}, digest {scenario.digest}",
         "fleet": f"{counted(len(scenario.hosts), 'host')}, {counted(len(scenario.vms), 'VM')}",
-        "update": f"{releases} → {CATALOGUE[scenario.target_release].title}",
+        "update": scenario.update_title,
         "budget": f"{show_duration(scenario.downtime_budget_ns)} of downtime per VM",
     }
     return Text("\n".join(f"{name:9} {value}" for name, value in rows.items()) + "\n")
 
 
-def _makes(hosts: Sequence[HostSpec]) -> Table:
+def _makes(scenario: Scenario) -> Table:
     """A column for each make of host: its hardware, its pools, where its memory goes."""
     makes: dict[tuple[object, ...], list[HostSpec]] = {}
-    for host in hosts:
+    for host in scenario.hosts:
         key = (host.node_bytes, host.cpus, host.release, host.hugepages, host.cmdline)
         makes.setdefault(key, []).append(host)
     shown = list(makes.values())[:_MOST_MAKES_SHOWN]
@@ -76,14 +76,14 @@ def _makes(hosts: Sequence[HostSpec]) -> Table:
     if len(makes) > len(shown):
         title += f" (the first {len(shown)} of {len(makes)})"
     table = _table(title, ("",), [alike[0].name for alike in shown])
-    columns = [_make(alike) for alike in shown]
+    columns = [_make(alike, try_boot(alike[0], scenario.catalogue)) for alike in shown]
     for label in columns[0] if columns else ():
         table.add_row(label, *(column[label] for column in columns))
     return table
 
 
-def _make(alike: Sequence[HostSpec]) -> dict[str, str]:
-    host, memory = alike[0], try_boot(alike[0])
+def _make(alike: Sequence[HostSpec], memory: HostMemory) -> dict[str, str]:
+    host = alike[0]
     return {
         "hosts alike": str(len(alike)),
         "NUMA nodes": _nodes(host.node_bytes),
@@ -118,6 +118,7 @@ def _racks(scenario: Scenario) -> Table:
     vms: dict[str, list[VmSpec]] = {}
     for vm in scenario.vms:
         vms.setdefault(vm.host, []).append(vm)
+    known = scenario.catalogue
     table = _table(
         "Hosts by rack; use of all, and of the fullest host",
         ("rack",),
@@ -131,7 +132,7 @@ def _racks(scenario: Scenario) -> Table:
             show_size(sum(sum(host.node_bytes) for host in hosts)),
             str(sum(map(len, on_rack))),
             *(_use(_pool_use(hosts, on_rack, backing)) for backing in _HUGE),
-            _use(_memfd_use(hosts, on_rack)),
+            _use(_memfd_use(hosts, on_rack, known)),
         )
     if len(racks) > _MOST_RACKS_SHOWN:
         table.add_row("…", f"{len(racks) - _MOST_RACKS_SHOWN} more racks")
@@ -152,12 +153,14 @@ def _pool_use(
     ]
 
 
-def _memfd_use(hosts: list[HostSpec], vms: list[list[VmSpec]]) -> list[tuple[int, int]]:
+def _memfd_use(
+    hosts: list[HostSpec], vms: list[list[VmSpec]], known: Mapping[str, Release]
+) -> list[tuple[int, int]]:
     """Bytes that plain memfd VMs need and bytes that are left for them, host by host."""
     return [
         (
             sum(memfd_need(vm.memory_bytes) for vm in held if vm.backing is Backing.MEMFD),
-            try_boot(host).left,
+            try_boot(host, known).left,
         )
         for host, held in zip(hosts, vms, strict=True)
     ]
@@ -261,16 +264,29 @@ def _notes(reading: Reading) -> list[str]:
     empty = len(scenario.hosts) - len({vm.host for vm in scenario.vms})
     if empty:
         notes.append(f"{counted(empty, 'host')} {'has' if empty == 1 else 'have'} no VMs")
-    tight = [host.name for host in scenario.hosts if _scratch_is_tight(try_boot(host))]
+    known = scenario.catalogue
+    tight = [host.name for host in scenario.hosts if _scratch_is_tight(try_boot(host, known))]
     if tight:
         notes.append(
             f"{_some(tight, 3)}: KHO scratch is smaller than the struct pages; if what is "
             "preserved touches most gigabytes of memory, the next kernel finds no room and panics"
         )
-    if CATALOGUE[scenario.target_release].proposal:
+    found = crossings(scenario.hosts, scenario.vms, scenario.target_release, known)
+    notes += [_crossing(one) for one in found]
+    if known[scenario.target_release].proposal:
         name = scenario.target_release
         notes.append(f"{name} is a proposal: Linux 7.3 as released preserves plain memfds only")
     return notes
+
+
+def _crossing(found: Crossing) -> str:
+    """A step that the scenario takes though it is not live."""
+    step = found.step
+    whose = f", {counted(len(found.vms), 'VM')} of theirs" if found.vms else ""
+    return (
+        f"not live from {step.at} ({counted(len(found.hosts), 'host')}{whose}): "
+        f"{step.verdict}, {step.reason}"
+    )
 
 
 def _scratch_is_tight(memory: HostMemory) -> bool:

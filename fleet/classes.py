@@ -14,7 +14,7 @@ from typing import Final
 from fleet import cells
 from fleet.bad_input import Faults, did_you_mean
 from fleet.fields import Fields
-from fleet.inventory import MOST, Inventory, hugepage_pools, parse_release
+from fleet.inventory import MOST, Inventory, hugepage_pools
 from fleet.kernel_parameters import parse_cmdline
 from fleet.units import Unfit, parse_count, shown
 from node.api import Backing, HostSpec, VmSpec
@@ -40,7 +40,7 @@ def read_host_classes(fleet: Fields, into: Inventory, faults: Faults) -> dict[st
         count = fields.integer("count", None, 1, _MOST_HOSTS)
         # With a count that is none, nothing is too many racks.
         most = count if len(faults) == counted else _MOST_HOSTS
-        model = _read_host(fields, name)
+        model = _read_host(fields, name, into)
         domains = {"rack": fields.integer("racks", 1, 1, most)}
         further = fields.table("domains")
         if further is not None:
@@ -61,7 +61,7 @@ def read_host_classes(fleet: Fields, into: Inventory, faults: Faults) -> dict[st
     return classes
 
 
-def _read_host(fields: Fields, name: str) -> HostSpec:
+def _read_host(fields: Fields, name: str, into: Inventory) -> HostSpec:
     sizes = fields.parsed("memory", cells.parse_host_memory, _NO_MEMORY, 'a size like "512GiB"')
     numa_nodes = fields.integer("numa_nodes", 0, 1, MOST["numa_nodes"])
     try:
@@ -77,7 +77,7 @@ def _read_host(fields: Fields, name: str) -> HostSpec:
         domains={},
         node_bytes=node_bytes,
         cpus=fields.integer("cpus", None, 1, MOST["cpus"]),
-        release=fields.parsed_text("release", parse_release, "the kernel that runs"),
+        release=fields.parsed_text("release", into.parse_release, "the kernel that runs"),
         hugepages=hugepage_pools(_read_pools(fields)),
         cmdline=cmdline,
     )

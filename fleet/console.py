@@ -30,7 +30,6 @@ from fleet.api import RolloutState, RunRecord, WaveRecord
 from fleet.bad_input import BadInput
 from fleet.results import Result
 from fleet.units import counted, show_size
-from kernelmodel.releases import CATALOGUE
 from node.api import Backing, HostOutcome, UpdateResult
 
 if TYPE_CHECKING:
@@ -196,13 +195,12 @@ def closing_tables(record: RunRecord, result: Result) -> RenderableType:
 
 def _headline(record: RunRecord, result: Result) -> Table:
     scenario = record.scenario
-    sources = ", ".join(dict.fromkeys(host.release for host in scenario.hosts))
     grid = Table.grid(padding=(0, 2))
     grid.add_row("", "")
     state = Text(record.state, style=f"bold {_STATE_STYLES[record.state]}")
     grid.add_row("rollout", Text.assemble(state, f": {record.why}"))
     grid.add_row("scenario", f"{scenario.name}, seed {record.seed}")
-    grid.add_row("update", f"{sources} → {CATALOGUE[scenario.target_release].title}")
+    grid.add_row("update", scenario.update_title)
     grid.add_row("virtual time", clock_text(record.virtual_ns))
     rate = f"{result.host_updates_per_second:.1f} host updates/s"
     here = f"{record.backend} backend, {counted(record.actors, 'shard')}, {rate}"

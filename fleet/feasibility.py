@@ -2,23 +2,26 @@
 
 Memory: a VM's size is whole pages, hugetlb VMs fit their pool and plain ones
 what the booted kernel leaves beside pools, scratch areas and its own (`fleet.host_memory`).
-Crossings: the next kernel must understand what this one hands over, and a kernel without the
-proposal refuses hugetlb memfds. What goes wrong by chance or by an injected fault is not looked
-for here; that is what the simulation is for.
+Crossings: what `fleet.upgrade_path` says of the step from each host's release to the target. A
+scenario may ask for one that is not live all the same, to see what becomes of the VMs. What goes
+wrong by chance or by an injected fault is not looked for here; that is what the simulation is for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
+
+from msgspec import Struct
 
 from fleet.bad_input import Faults, Place
 from fleet.host_memory import HostMemory, memfd_need, try_boot
 from fleet.inventory import Inventory
 from fleet.units import plural, show_size
-from kernelmodel.releases import CATALOGUE, Release
+from fleet.upgrade_path import Step, Verdict, judge
+from kernelmodel.releases import Release
 from node.api import Backing, HostSpec, VmSpec
 
-__all__ = ["check_crossings", "check_memory"]
+__all__ = ["Crossing", "check_crossings", "check_memory", "crossings"]
 
 #: LUO's memfd handler counts folios in 32 bits and answers EFBIG beyond.
 _MOST_MEMFD_PAGES = (1 << 32) - 1
@@ -34,7 +37,7 @@ def check_memory(inventory: Inventory, faults: Faults) -> None:
             on_host[vm.host].append(vm)
     for name, vms in on_host.items():
         if name not in inventory.alike:
-            _check_host(inventory.hosts[name], vms, inventory.host_places[name], faults)
+            _check_host(inventory, inventory.hosts[name], vms, faults)
 
 
 def _check_vm(vm: VmSpec, inventory: Inventory, faults: Faults) -> None:
@@ -64,9 +67,9 @@ def _pool(host: HostSpec, page_bytes: int) -> int:
     return sum(pool.count for pool in host.hugepages if pool.page_bytes == page_bytes)
 
 
-def _check_host(host: HostSpec, vms: list[VmSpec], place: Place, faults: Faults) -> None:
+def _check_host(inventory: Inventory, host: HostSpec, vms: list[VmSpec], faults: Faults) -> None:
     """Find whether the VMs of a host fit it together."""
-    memory = try_boot(host)
+    memory, place = try_boot(host, inventory.releases), inventory.host_places[host.name]
     who = f"host {host.name}"
     if memory.trouble:
         right = "smaller pools, more memory, or another kho_scratch="
@@ -108,57 +111,67 @@ def _taken(memory: HostMemory) -> str:
     return f"{listed} of {show_size(memory.total)}"
 
 
+class Crossing(Struct, frozen=True):
+    """Hosts of one release that the target does not take over from live."""
+
+    step: Step
+    hosts: tuple[str, ...]
+    vms: tuple[str, ...]  # those that it concerns
+
+
+def crossings(
+    hosts: Iterable[HostSpec],
+    vms: Iterable[VmSpec],
+    target: str,
+    releases: Mapping[str, Release],
+) -> list[Crossing]:
+    """What an update of these hosts to the target would not do live, by the release they run."""
+    runs = {host.name: host.release for host in hosts if host.release != target}
+    on: dict[str, list[VmSpec]] = {release: [] for release in runs.values()}
+    for vm in vms:
+        if vm.host in runs:
+            on[runs[vm.host]].append(vm)
+    found = []
+    for release, theirs in on.items():
+        step = judge(releases[release], releases[target], {vm.backing: None for vm in theirs})
+        if not step.live:
+            blamed = (
+                (step.backing,) if step.backing and step.verdict is not Verdict.EIO else Backing
+            )
+            found.append(
+                Crossing(
+                    step,
+                    tuple(name for name, runs_it in runs.items() if runs_it == release),
+                    tuple(vm.name for vm in theirs if vm.backing in blamed),
+                )
+            )
+    return found
+
+
 def check_crossings(inventory: Inventory, target: str, target_place: Place, faults: Faults) -> None:
     """Find hosts whose kernel cannot hand over to the target, or not all that they hold."""
-    if target not in CATALOGUE:
+    if target not in inventory.releases:
         return
-    to = CATALOGUE[target]
-    by_release: dict[str, list[HostSpec]] = {}
-    for host in inventory.hosts.values():
-        by_release.setdefault(host.release, []).append(host)
-    vms: dict[str, list[VmSpec]] = {}
-    for vm in inventory.vms.values():
-        if vm.host in inventory.hosts:
-            vms.setdefault(inventory.hosts[vm.host].release, []).append(vm)
-    for name, hosts in by_release.items():
-        at = CATALOGUE[name]
-        file, line = inventory.host_places[hosts[0].name]
-        who = f"{len(hosts)} hosts run" if len(hosts) > 1 else f"host {hosts[0].name} runs"
-        source = f"{name}, which {who} ({file}:{line})"
-        if why := _cannot_cross(at, to):
-            right = _targets(at, vms.get(name, []))
-            faults.add(target_place, f"{target} cannot take over from {source}: {why}", right)
-        elif huge := [vm for vm in vms.get(name, []) if vm.backing is not Backing.MEMFD]:
-            count = f"{len(huge)} VMs" if len(huge) > 1 else "the VM"
-            what = f"{count} on hugetlb memfds ({huge[0].name}, on {huge[0].host})"
-            if at.hugemfd is None:
-                right = "a release with a proposal for hugetlb, or VMs on plain memfds"
-                place = inventory.vm_places[huge[0].name]
-                faults.add(place, f"{name} refuses to preserve {what}", right)
-            elif (at.hugemfd, at.hugetlb) != (to.hugemfd, to.hugetlb):
-                right = _targets(at, huge)
-                what = f"{target} cannot take back {what}, preserved by {source}"
-                faults.add(target_place, what, right)
+    hosts, vms, releases = inventory.hosts, inventory.vms, inventory.releases
+    for found in crossings(hosts.values(), vms.values(), target, releases):
+        step, first = found.step, found.hosts[0]
+        file, line = inventory.host_places[first]
+        who = f"{len(found.hosts)} hosts run" if len(found.hosts) > 1 else f"host {first} runs"
+        what = f"{target} cannot take over from {step.at}, which {who} ({file}:{line})"
+        place = target_place
+        if step.backing is not None:
+            lead = found.vms[0]
+            some = f"{len(found.vms)} VMs, {lead} first" if len(found.vms) > 1 else lead
+            what = f"{what}, with {some}"
+            if step.verdict is Verdict.COLD:
+                place = inventory.vm_places[lead]
+        backings = {vm.backing: None for vm in vms.values() if vm.host in found.hosts}
+        right = f"{_targets(step.at, backings, releases)}; or say update.allow_incompatible = true"
+        faults.add(place, f"{what}: {step.verdict}, {step.reason}", right)
 
 
-def _cannot_cross(at: Release, to: Release) -> str:
-    """Why one kernel cannot hand over to another, "" if it can."""
-    if at.kho is None or at.luo is None:
-        return f"{at.name} has no live update orchestrator"
-    if to.kho is None or to.luo is None:
-        return f"{to.name} has no live update orchestrator"
-    for ours, theirs in ((at.kho, to.kho), (at.luo, to.luo), (at.memfd, to.memfd)):
-        if ours != theirs:
-            return f"it hands over {ours}, the target reads {theirs}"
-    return ""
-
-
-def _targets(at: Release, vms: Iterable[VmSpec]) -> str:
+def _targets(at: str, backings: Collection[Backing], releases: Mapping[str, Release]) -> str:
     """The releases that could take over from this one."""
-    huge = any(vm.backing is not Backing.MEMFD for vm in vms)
-    known = [
-        to.name
-        for to in CATALOGUE.values()
-        if not _cannot_cross(at, to) and (not huge or at.hugemfd == to.hugemfd)
-    ]
-    return f"possible: {', '.join(known)}" if known else f"{at.name} cannot be updated live"
+    reached = [judge(releases[at], to, backings) for to in releases.values() if to.name != at]
+    live = [step.to for step in reached if step.live]
+    return f"possible: {', '.join(live)}" if live else f"{at} cannot be updated live"

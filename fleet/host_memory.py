@@ -8,6 +8,7 @@ kernel model answers in a few milliseconds, once for all hosts of the same make.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 
 from msgspec import Struct
@@ -18,7 +19,7 @@ from kernelmodel.kernel import Kernel
 from kernelmodel.kexec import kexec_file_load
 from kernelmodel.machine import Machine, MachineSpec
 from kernelmodel.memory import PAGE_SIZE
-from kernelmodel.releases import CATALOGUE
+from kernelmodel.releases import CATALOGUE, Release
 from kernelmodel.sim.clock import Clock
 from kernelmodel.sim.cost import CostModel
 from node.api import HostSpec, HugepagePool
@@ -54,22 +55,22 @@ def memfd_need(memory_bytes: int) -> int:
     return memory_bytes + memory_bytes // PAGE_SIZE * _FOLIO_TABLE_BYTES
 
 
-def try_boot(host: HostSpec) -> HostMemory:
+def try_boot(host: HostSpec, releases: Mapping[str, Release] = CATALOGUE) -> HostMemory:
     """Boot a host's kernel and look at what it has left."""
-    return _try_boot(host.node_bytes, host.cpus, host.release, host.hugepages, kernel_cmdline(host))
+    release = releases[host.release]
+    return _try_boot(host.node_bytes, host.cpus, release, host.hugepages, kernel_cmdline(host))
 
 
 @lru_cache(maxsize=4096)
 def _try_boot(
     node_bytes: tuple[int, ...],
     cpus: int,
-    release_name: str,
+    release: Release,
     hugepages: tuple[HugepagePool, ...],
     cmdline: str,
 ) -> HostMemory:
     total = sum(node_bytes)
     machine = Machine(MachineSpec(node_bytes, cpus))
-    release = CATALOGUE[release_name]
     clock = Clock(CostModel.load(), cpus, 0, ("check",))
     try:
         kernel = boot(machine, release, machine.cold_firmware(cmdline), clock)

@@ -18,9 +18,10 @@ from fleet import cells
 from fleet.bad_input import Faults, Place, did_you_mean
 from fleet.columns import ColumnMap, ColumnNames, Columns, resolve_columns
 from fleet.kernel_parameters import parse_cmdline
+from fleet.own_releases import parse_release
 from fleet.tables import Table
-from fleet.units import Unfit, shown
-from kernelmodel.releases import CATALOGUE
+from fleet.units import Unfit
+from kernelmodel.releases import CATALOGUE, Release
 from node.api import Backing, HostSpec, HugepagePool, VmSpec
 
 __all__ = [
@@ -29,7 +30,6 @@ __all__ = [
     "VM_COLUMNS",
     "Inventory",
     "hugepage_pools",
-    "parse_release",
     "read_hosts",
     "read_vms",
 ]
@@ -80,6 +80,8 @@ class Inventory:
     alike: dict[str, None] = field(default_factory=dict)
     #: Table file -> its columns that were not used.
     unused: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    #: What hosts may run.
+    releases: Mapping[str, Release] = field(default_factory=lambda: CATALOGUE)
 
     def name_host(self, name: str, place: Place, faults: Faults) -> None:
         """Note that there is a host of this name."""
@@ -89,6 +91,10 @@ class Inventory:
         """Note that there is a VM of this name."""
         _claim("VM", name, self.vm_places, place, faults)
 
+    def parse_release(self, value: object) -> str:
+        """A kernel release that is known."""
+        return parse_release(value, self.releases)
+
 
 def _claim(noun: str, name: str, places: dict[str, Place], place: Place, faults: Faults) -> None:
     if name in places:
@@ -97,15 +103,6 @@ def _claim(noun: str, name: str, places: dict[str, Place], place: Place, faults:
         faults.add(place, what, f"every {noun} needs a name of its own", alike=f"{noun}s twice")
     else:
         places[name] = place
-
-
-def parse_release(value: object) -> str:
-    """A kernel release of the catalogue."""
-    text = value.strip() if isinstance(value, str) else ""
-    if text not in CATALOGUE:
-        right = did_you_mean(text, CATALOGUE, noun="releases")
-        raise Unfit(f"{shown(value)} is no release that is modelled", right)
-    return text
 
 
 def hugepage_pools(counts: Mapping[int, int]) -> tuple[HugepagePool, ...]:
@@ -202,7 +199,7 @@ def read_hosts(table: Table, mapping: ColumnMap, into: Inventory, faults: Faults
             },
             node_bytes=_nodes(row, sizes, nodes),
             cpus=row.get("cpus", counts["cpus"], 1),
-            release=row.get("release", parse_release, ""),
+            release=row.get("release", into.parse_release, ""),
             hugepages=hugepage_pools(
                 {
                     2 << 20: row.get("hugepages_2M", counts["hugepages_2M"], 0, needed=False),

@@ -128,6 +128,7 @@ def partition(
             vms=tuple(vms[nr]),
             faults=tuple(faults[nr]),
             cost_profile=scenario.cost_profile,
+            releases=scenario.releases,
             record_events=records_events,
             keep_images=keep_images.intersection(host.name for host in hosts[nr]),
             commands=tuple(commands[nr]),

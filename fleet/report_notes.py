@@ -10,7 +10,7 @@ from fleet.api import RunRecord
 from fleet.html import Markup, code, facts, paragraph, table
 from fleet.results import Result
 from fleet.units import counted
-from kernelmodel.releases import CATALOGUE, Release
+from kernelmodel.releases import Release
 from kernelmodel.sim.cost import CostModel, CostRow
 from node.api import Backing
 
@@ -38,22 +38,22 @@ def memory_notes(result: Result) -> Markup:
 
 def model_notes(record: RunRecord) -> Markup:
     """What of the target release is Linux as released, what a proposal, what ours."""
-    target = CATALOGUE.get(record.scenario.target_release)
-    if target is None:
-        return paragraph(f"The release {record.scenario.target_release} is not in the catalogue.")
+    known = record.scenario.catalogue
+    target = known[record.scenario.target_release]
     backings = Counter(vm.backing for vm in record.scenario.vms)
     memfd = counted(backings[Backing.MEMFD], "VM")
     huge = counted(sum(backings.values()) - backings[Backing.MEMFD], "VM")
+    whose = f"from {target.based_on}, by the user" if target.based_on else "Linux as released"
     rows = [
-        ("KHO", target.kho or "absent", "Linux as released", "preserves pages over kexec"),
-        ("LUO", target.luo or "absent", "Linux as released", "sessions, files, FLBs"),
-        ("memfd", target.memfd or "absent", "Linux as released", f"plain memfds; {memfd}"),
+        ("KHO", target.kho or "absent", whose, "preserves pages over kexec"),
+        ("LUO", target.luo or "absent", whose, "sessions, files, FLBs"),
+        ("memfd", target.memfd or "absent", whose, f"plain memfds; {memfd}"),
         _hugetlb_row(target, huge),
         ("VMs, VMM, agent", "–", "ours", "who calls /dev/liveupdate, and when"),
         ("rollout, gates, faults", "–", "ours", "no host was touched: all of it is simulated"),
     ]
     sources = sorted({host.release for host in record.scenario.hosts})
-    named = [CATALOGUE[name].title if name in CATALOGUE else name for name in sources]
+    named = [known[name].title for name in sources]
     return Markup(
         paragraph(
             "Linux 7.3 preserves plain memfds and nothing else; what carries hugetlb memfds over a "

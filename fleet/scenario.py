@@ -24,10 +24,12 @@ from fleet.costs import read_costs
 from fleet.feasibility import check_crossings, check_memory
 from fleet.fields import Fields
 from fleet.injected import read_faults
-from fleet.inventory import HOST_COLUMNS, VM_COLUMNS, Inventory, parse_release, read_hosts, read_vms
+from fleet.inventory import HOST_COLUMNS, VM_COLUMNS, Inventory, read_hosts, read_vms
+from fleet.own_releases import read_releases
 from fleet.tables import read_table
 from fleet.toml_source import TomlSource
 from fleet.units import shown
+from kernelmodel.releases import Release, catalogue_with
 from node.api import (
     MOST_FREEZE_RETRIES,
     ON_FREEZE_FAILURE,
@@ -74,7 +76,7 @@ class RolloutSpec(Struct, frozen=True):
     gate: GateSpec = GateSpec()
 
 
-class Scenario(Struct, frozen=True):
+class Scenario(Struct, frozen=True, omit_defaults=True):
     """One checked scenario. `digest` identifies its content, wherever its files lie."""
 
     name: str
@@ -88,7 +90,22 @@ class Scenario(Struct, frozen=True):
     faults: tuple[FaultSpec, ...]
     cost_profile: str  # TOML text of overriding rows, "" for the built-in profile
     downtime_budget_ns: int  # what a VM's downtime is held against in reports
-    digest: str  # hex over all of the above but `source`, the seed included
+    digest: str  # hex over all of this but `source`, the seed included
+    releases: tuple[Release, ...] = ()  # its own, beside those of the catalogue
+
+    @property
+    def catalogue(self) -> dict[str, Release]:
+        """Every release that may be named."""
+        return catalogue_with(self.releases)
+
+    @property
+    def update_title(self) -> str:
+        """From what to what; of what is no released kernel it is said once what it is."""
+        known = self.catalogue
+        target = known[self.target_release]
+        sources = [known[name] for name in dict.fromkeys(host.release for host in self.hosts)]
+        named = [at.name if at.remark == target.remark else at.title for at in sources]
+        return f"{', '.join(named)} → {target.title}"
 
 
 class Reading(Struct, frozen=True):
@@ -121,7 +138,8 @@ def read_scenario(path: Path, overrides: Sequence[str] = (), seed: int | None = 
     own_seed = root.integer("seed", 1, 0, _LARGEST_SEED)
     if seed is not None and not 0 <= seed <= _LARGEST_SEED:
         faults.add(("--seed", 0), f"{shown(seed)} is no seed", f"0 to {_LARGEST_SEED}")
-    inventory = _read_fleet(root, path.parent, faults)
+    releases = read_releases(root, path.parent)
+    inventory = _read_fleet(root, path.parent, catalogue_with(releases), faults)
     check_memory(inventory, faults)
     target, update = _read_update(root, inventory, faults)
     rollout, budget_ns = _read_rollout(root, inventory)
@@ -142,6 +160,7 @@ def read_scenario(path: Path, overrides: Sequence[str] = (), seed: int | None = 
         cost_profile=costs,
         downtime_budget_ns=budget_ns,
         digest="",
+        releases=releases,
     )
     scenario = msgspec.structs.replace(scenario, digest=_digest(scenario))
     return Reading(scenario, inventory, tuple(root.asked))
@@ -154,9 +173,11 @@ def _digest(scenario: Scenario) -> str:
     return blake2b(encoder.encode(content), digest_size=16).hexdigest()
 
 
-def _read_fleet(root: Fields, folder: Path, faults: Faults) -> Inventory:
+def _read_fleet(
+    root: Fields, folder: Path, releases: dict[str, Release], faults: Faults
+) -> Inventory:
     """Hosts and VMs, from tables or from classes."""
-    inventory = Inventory()
+    inventory = Inventory(releases=releases)
     fleet = root.table("fleet")
     if fleet is None:
         root.missing("fleet", 'hosts = "hosts.csv" and vms = "vms.csv", or [[fleet.host_class]]')
@@ -195,8 +216,9 @@ def _read_update(root: Fields, inventory: Inventory, faults: Faults) -> tuple[st
         root.missing("update", '[update] with target = "7.3.4+hugetlb"')
         return "", UpdatePolicy()
     given = UpdatePolicy()
-    target = fields.parsed_text("target", parse_release, "the release to update to")
-    check_crossings(inventory, target, fields.place("target"), faults)
+    target = fields.parsed_text("target", inventory.parse_release, "the release to update to")
+    if not fields.boolean("allow_incompatible", default=False):
+        check_crossings(inventory, target, fields.place("target"), faults)
     policy = UpdatePolicy(
         freeze_retries=fields.integer(
             "freeze_retries", given.freeze_retries, 0, MOST_FREEZE_RETRIES

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from fleet.api import HISTOGRAM_EDGES_NS, FleetSnapshot, Histogram
 from fleet.coordinator import Coordinator
 from fleet.scenario import Scenario
-from kernelmodel.releases import CATALOGUE
 from node.api import Backing, HostGauges, UpdateResult, VmOutcome, VmResult
 
 __all__ = ["Books"]
@@ -65,7 +64,7 @@ class Books:
         self._pools: Counter[tuple[str, str]] = Counter()
         self._scratch_bytes = 0
         self._sources = ",".join(sorted({host.release for host in scenario.hosts}))
-        self._proposal = CATALOGUE[scenario.target_release].proposal or ""
+        self._proposal = scenario.catalogue[scenario.target_release].remark
 
     def gauged(self, gauges: Mapping[str, HostGauges]) -> None:
         """Hosts' own counters, as they are now."""

@@ -113,9 +113,9 @@ MISTAKES = [
     ('hosts = "hosts.csv" -> hosts = "host.csv"', 4, "cannot read"),
     ('hosts = "hosts.csv" -> hosts = "hosts.xls"', 4, "unknown kind of table"),
     ("7.3.4+hugetlb -> 7.3.5+hugetlb", 7, 'did you mean "7.3.4+hugetlb"?'),
-    ("7.3.4+hugetlb -> 7.3.4", 7, "cannot take back 2 VMs on hugetlb memfds (v2, on h1)"),
-    ("7.3.4+hugetlb -> 6.19", 7, "it hands over kho-v4, the target reads kho-v1"),
-    ("7.3.4+hugetlb -> 6.16", 7, "6.16 has no live update orchestrator"),
+    ("7.3.4+hugetlb -> 7.3.4", 7, "with 3 VMs, v1 first: EIO, hugetlb memfds want"),
+    ("7.3.4+hugetlb -> 6.19", 7, "hugetlb hands over kho-v4, 6.19 reads kho-v1"),
+    ("7.3.4+hugetlb -> 6.16", 7, "boots as from cold, possible: 7.3.4+hugetlb"),
     ("target -> traget", 6, "update.target: missing"),
     ('wave_size = "50%" -> wave_size = 0', 9, "0 is too small, 1 or more"),
     ('wave_size = "50%" -> wave_size = "10%"', 9, '"10%" of 3 is 0, 1 or more'),
@@ -171,7 +171,7 @@ INVENTORY_MISTAKES = [
     ("hosts", "2,64GiB,16 -> 2,64GiB,0", 2, "cpus: 0 is too small"),
     ("hosts", "2,64GiB -> 65,64GiB", 2, "numa_nodes: 65 is too large"),
     ("hosts", "7.3.2+hugetlb -> 7.3.2-hugetlb", 2, 'did you mean "7.3.2+hugetlb"?'),
-    ("hosts", "7.3.2+hugetlb -> 7.3.2", 3, "7.3.2 refuses to preserve the VM on hugetlb memfds"),
+    ("hosts", "7.3.2+hugetlb -> 7.3.2", 3, "7.3.2 has no handler for hugetlb memfds"),
     ("hosts", "4096,16, -> 65536,16,", 2, "its kernel gets 21853 of 65536 pages of 2MiB"),
     ("hosts", "4096,16, -> 0,64,", 2, "its kernel gets 61 of 64 pages of 1GiB"),
     ("hosts", "4096,16, -> 1024,16,", 3, "needs 2048 pages of 2MiB, the pool of host h1 has 1024"),
@@ -275,7 +275,7 @@ def test_overrides_replace_values_and_are_blamed_by_name(tmp_path: Path) -> None
         "seed": "--set seed: has no value",
         "=3": "not a key",
         "seed.x=3": "seed is a value, not a table",
-        "update.target=6.19": "it hands over kho-v4",
+        "update.target=6.19": "hands over kho-v4",
     }.items():
         assert any(said in str(f) for f in faults(path, override)), override
 

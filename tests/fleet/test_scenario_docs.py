@@ -15,6 +15,9 @@ ROOT = Path(__file__).parents[2]
 DOCS = (ROOT / "docs" / "scenarios.md").read_text("utf-8")
 
 EVERYTHING = """
+[[release]]
+name = "own"
+based_on = "7.3.4"
 [fleet]
 hosts = "hosts.csv"
 [fleet.columns.hosts]
