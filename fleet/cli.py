@@ -154,6 +154,61 @@ def run(
 
 
 @app.command()
+def sweep(
+    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", show_default=False)],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Directory for results; if not given, runs/sweep-NAME.", show_default=False
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Runs at a time; if not given, one per processor.",
+            show_default=False,
+        ),
+    ] = None,
+    adaptive: Annotated[
+        bool,
+        typer.Option(
+            "--adaptive", help="Give each cell seeds until its interval is narrow enough."
+        ),
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the runs that the directory holds.")
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="With --resume: make failed runs again.")
+    ] = False,
+) -> None:
+    """Run a scenario over many seeds and parameters, in parallel, and compare.
+
+    Every run is a row of one DuckDB file (and of one Parquet file), written as soon as it has
+    ended; runs that fail are rows too. A sweep that was interrupted, or killed, goes on with
+    --resume without making a run twice.
+    """
+    from rich.console import Console
+
+    from fleet.sweep.command import SweepOptions
+    from fleet.sweep.command import sweep as run_experiment
+
+    if retry_failed and not resume:
+        raise typer.BadParameter("--retry-failed goes with --resume")
+    options = SweepOptions(
+        experiment=experiment,
+        out=out,
+        jobs=jobs,
+        adaptive=adaptive,
+        resume=resume,
+        retry_failed=retry_failed,
+    )
+    raise typer.Exit(run_experiment(options, Console(), Console(stderr=True, soft_wrap=True)))
+
+
+@app.command()
 def check(scenario: _Scenario, seed: _Seed = None, set_: _Set = None) -> None:
     """Check a scenario and show what it says, without running it."""
     from rich.console import Console

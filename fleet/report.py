@@ -30,7 +30,7 @@ from fleet.units import counted
 from kernelmodel.releases import CATALOGUE
 from node.api import BLACKOUT_PHASES, UpdateResult, VmOutcome
 
-__all__ = ["render_report", "write_report"]
+__all__ = ["own_version", "page_style", "render_report", "write_report"]
 
 _FALLBACK: Final = "fallback"
 _STATE_STYLE: Final = {
@@ -66,7 +66,7 @@ def render_report(record: RunRecord, result: Result) -> str:
     domain = record.scenario.rollout.spread or "rack"
     template = Template((files("fleet") / "templates" / "report.html").read_text("utf-8"))
     return template.substitute(
-        version=text(_version()),
+        version=text(own_version()),
         title=text(f"{result.scenario}: {result.target_release}, rollout {result.rollout.state}"),
         name=text(result.scenario),
         state=text(result.rollout.state),
@@ -79,6 +79,7 @@ def render_report(record: RunRecord, result: Result) -> str:
         ),
         headline=text(_headline(result)),
         tiles=_tiles(result),
+        style=page_style(),
         classes=_classes(),
         downtime_legend=_downtime_legend(record),
         downtime_chart=_downtime_chart(record, result),
@@ -99,7 +100,13 @@ def render_report(record: RunRecord, result: Result) -> str:
     )
 
 
-def _version() -> str:
+def page_style() -> str:
+    """The style sheet that every page shares."""
+    return (files("fleet") / "templates" / "page.css").read_text("utf-8")
+
+
+def own_version() -> str:
+    """The version of this package, for pages to say who wrote them."""
     try:
         return version("lufleet")
     except PackageNotFoundError:
@@ -330,7 +337,7 @@ def _footer(record: RunRecord, result: Result) -> Markup:
     return Markup(
         f"<p>Digest {code(result.digest)}. The same scenario and seed give it again: "
         f"{code(again)}. Scenario {code(result.scenario_digest)}.</p>"
-        f"<p>Made by lufleet {text(_version())}, backend {text(record.backend)} with "
+        f"<p>Made by lufleet {text(own_version())}, backend {text(record.backend)} with "
         f"{counted(record.actors, 'actor')}, in "
         f"{seconds(record.wall_seconds)} of wall time. Every row behind these figures is in "
         f"{code('run.duckdb')}, the summary in {code('result.json')}.</p>"

@@ -1,0 +1,164 @@
+"""Charts of a sweep: cells in the plane of duration and downtime, and what each parameter does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+from msgspec import Struct
+
+from fleet.charts.svg import WIDTH, Canvas, Scale, clock_step, linear, seconds, tick_step
+
+__all__ = ["Dot", "Panel", "Point", "effect_chart", "front_chart"]
+
+_LEFT, _RIGHT, _TOP, _TALL = 86.0, WIDTH - 30, 26.0, 330.0
+_PANEL, _PANEL_GAP = 150.0, 34.0
+_ROOM: Final = 0.06  # of an axis, beyond its ends
+_CLOCK_FROM: Final = 60.0  # seconds from which an axis is marked at whole minutes
+_LETTER: Final = 6.4  # width of one, about
+_TICKS: Final = 6
+
+
+class Dot(Struct, frozen=True):
+    """One cell: where it stands, how sure that is (half widths, 0 if not known), what it is."""
+
+    x: float
+    y: float
+    x_half: float
+    y_half: float
+    label: str
+    on_front: bool = False
+
+
+class Point(Struct, frozen=True):
+    """One value of a parameter and what it yields."""
+
+    label: str
+    mean: float
+    half: float
+
+
+class Panel(Struct, frozen=True):
+    """One metric over the values of a parameter; `unit` is that of the metric."""
+
+    title: str
+    unit: str
+    points: tuple[Point, ...]
+
+
+def front_chart(dots: Sequence[Dot], x_title: str, y_title: str) -> str:
+    """Cells by duration (across) and downtime (up), both in seconds; efficient ones are joined."""
+    canvas = Canvas(
+        "front",
+        _TOP + _TALL + 52,
+        "Duration against downtime",
+        f"{len(dots)} cells; the table below gives their figures.",
+    )
+    if not dots:
+        canvas.text(WIDTH / 2, _TALL / 2, "No cell has finite figures.", "label", "middle")
+        return canvas.render()
+    floor = _TOP + _TALL
+    x = _axis([(dot.x, dot.x_half) for dot in dots], _LEFT, _RIGHT, "s")
+    y = _axis([(dot.y, dot.y_half) for dot in dots], floor, _TOP, "s")
+    for tick, text in x.ticks:
+        canvas.line(x.scale(tick), _TOP, x.scale(tick), floor, "grid")
+        canvas.text(x.scale(tick), floor + 17, text, "tick", "middle")
+    for tick, text in y.ticks:
+        canvas.line(_LEFT, y.scale(tick), _RIGHT, y.scale(tick), "grid")
+        canvas.text(_LEFT - 8, y.scale(tick) + 4, text, "tick", "end")
+    canvas.text(_RIGHT, floor + 38, f"{x_title} →", "tick", "end")
+    canvas.text(_LEFT - 70, _TOP - 10, f"↑ {y_title}", "tick")
+    front = sorted((dot.x, -dot.y) for dot in dots if dot.on_front)
+    canvas.path([(x.scale(at), y.scale(-up)) for at, up in front], "front")
+    for dot in sorted(dots, key=lambda dot: dot.on_front):
+        at, up = x.scale(dot.x), y.scale(dot.y)
+        if dot.x_half:
+            canvas.line(x.from_low(dot.x - dot.x_half), up, x.scale(dot.x + dot.x_half), up, "axis")
+        if dot.y_half:
+            canvas.line(at, y.from_low(dot.y - dot.y_half), at, y.scale(dot.y + dot.y_half), "axis")
+        tip = f"{dot.label}: {x_title} {seconds(dot.x)}, {y_title} {seconds(dot.y)}"
+        style = "cell-front" if dot.on_front else "cell"
+        canvas.rect(at - 4.5, up - 4.5, 9, 9, style, tip)
+    _labels(canvas, [(x.scale(dot.x), y.scale(dot.y), dot) for dot in dots])
+    return canvas.render()
+
+
+def _labels(canvas: Canvas, dots: Sequence[tuple[float, float, Dot]]) -> None:
+    """Names beside the dots, efficient ones first, as long as none lies on another."""
+    taken: list[tuple[float, float, float]] = []  # left, right, baseline
+    for at, up, dot in sorted(dots, key=lambda placed: not placed[2].on_front):
+        width = len(dot.label) * _LETTER
+        left = at - 9 - width if at + 9 + width > _RIGHT else at + 9
+        for baseline in (up - 8, up + 17):
+            if all(
+                left > end or left + width < start or abs(baseline - other) > 13
+                for start, end, other in taken
+            ):
+                taken.append((left, left + width, baseline))
+                canvas.text(left, baseline, dot.label, "value")
+                break
+
+
+def effect_chart(name: str, panels: Sequence[Panel], *, is_ordered: bool) -> str:
+    """One parameter: a panel for each metric, its values from left to right."""
+    height = 24 + len(panels) * (_PANEL + _PANEL_GAP)
+    canvas = Canvas(f"effect-{name}", height, f"Effect of {name}", "The table has the figures.")
+    for nr, panel in enumerate(panels):
+        _draw(canvas, 24 + nr * (_PANEL + _PANEL_GAP), panel, is_ordered=is_ordered)
+    return canvas.render()
+
+
+def _draw(canvas: Canvas, top: float, panel: Panel, *, is_ordered: bool) -> None:
+    floor = top + _PANEL - 20
+    canvas.text(_LEFT, top - 9, panel.title, "label")
+    if not panel.points:
+        canvas.text(_LEFT, (top + floor) / 2, "no finite mean", "tick")
+        return
+    y = _axis([(point.mean, point.half) for point in panel.points], floor, top, panel.unit)
+    for tick, text in y.ticks:
+        canvas.line(_LEFT, y.scale(tick), _RIGHT, y.scale(tick), "grid")
+        canvas.text(_LEFT - 8, y.scale(tick) + 4, text, "tick", "end")
+    step = (_RIGHT - _LEFT) / len(panel.points)
+    at = [_LEFT + step * (nr + 0.5) for nr in range(len(panel.points))]
+    if is_ordered:
+        ups = [y.scale(point.mean) for point in panel.points]
+        canvas.path(list(zip(at, ups, strict=True)), "trend")
+    for across, point in zip(at, panel.points, strict=True):
+        if point.half:
+            high, low = y.scale(point.mean + point.half), y.from_low(point.mean - point.half)
+            canvas.line(across, high, across, low, "whisker")
+        tip = f"{point.label}: {_tick_text(point.mean, panel.unit)}"
+        canvas.mark(across, y.scale(point.mean), "●", "dot", tip)
+        canvas.text(across, floor + 16, point.label, "tick", "middle")
+
+
+class _Axis(Struct, frozen=True):
+    """An axis, which begins at zero or above: nothing that is shown is negative."""
+
+    scale: Scale
+    low: float
+    ticks: tuple[tuple[float, str], ...]
+
+    def from_low(self, value: float) -> float:
+        """The place of a value that may be below the axis."""
+        return self.scale(max(value, self.low))
+
+
+def _axis(values: Sequence[tuple[float, float]], start: float, end: float, unit: str) -> _Axis:
+    """An axis over values and their half widths."""
+    low = max(0.0, min(mean - half for mean, half in values))
+    high = max(mean + half for mean, half in values)
+    room = (high - low) * _ROOM or abs(high) * 0.05 or 1.0
+    low, high = max(0.0, low - room), high + room
+    in_minutes = unit == "s" and high - low >= _CLOCK_FROM
+    step = clock_step(high - low, _TICKS) if in_minutes else tick_step(high - low, _TICKS)
+    numbers = range(math.ceil(low / step), math.floor(high / step) + 1)
+    ticks = tuple((step * nr, _tick_text(step * nr, unit)) for nr in numbers)
+    return _Axis(linear(low, high, start, end), low, ticks)
+
+
+def _tick_text(value: float, unit: str) -> str:
+    if unit == "s":
+        return seconds(value) if value else "0"
+    return f"{value * 100:.3g} %" if unit == "%" else f"{value:.3g}"

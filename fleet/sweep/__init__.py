@@ -1,0 +1,1 @@
+"""Sweeps: one scenario over parameters and seeds, run in parallel and kept in one file."""

@@ -1,0 +1,202 @@
+"""What a sweep came to: an estimate a cell and metric, effects, the Pareto front, the answer.
+
+Differences between cells are taken seed by seed: cells share their seeds, hence their luck, so the
+interval of a difference is much narrower than those of the two means.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from fleet.sweep.cells import Cell
+from fleet.sweep.metrics import METRICS
+from fleet.sweep.plan import Goal, SweepPlan
+from fleet.sweep.statistics import Estimate, estimate
+from fleet.sweep.worker import Outcome
+
+__all__ = ["PARETO", "Analysis", "CellSummary", "Effect", "analyse", "pareto_front"]
+
+#: What a rollout is weighed by: how long it takes, what VMs feel, what is put at risk.
+PARETO: Final = ("rollout_seconds", "downtime_p99_seconds", "vms_given_up")
+
+
+class CellSummary(Struct, frozen=True):
+    """One cell: its runs that yielded metrics, those that failed, and its estimates."""
+
+    cell: Cell
+    runs: int
+    failed: int
+    errors: tuple[str, ...]  # of the failed runs, each once
+    estimates: dict[str, Estimate]
+    digest_of: dict[int, str]  # seed -> digest
+    is_efficient: bool = False  # no other cell is better in one of PARETO and worse in none
+    meets_goal: bool = False
+    #: Metric of the goal, this cell less the best one, seed by seed; None for the best itself.
+    to_best: Estimate | None = None
+
+
+class Effect(Struct, frozen=True):
+    """What one value of a parameter does to a metric, over all cells that have it."""
+
+    parameter: str
+    label: str
+    number: float | None
+    estimate: Estimate
+
+
+class Analysis(Struct, frozen=True):
+    """Everything that tables and plots show."""
+
+    plan: SweepPlan
+    cells: tuple[CellSummary, ...]
+    effects: dict[str, tuple[Effect, ...]]  # metric -> by parameter and value
+    best: CellSummary | None
+    runs: int
+    failed: int
+
+
+def analyse(plan: SweepPlan, cells: Sequence[Cell], outcomes: Iterable[Outcome]) -> Analysis:
+    """Put the runs together. Cells without a run are there, with nothing to say."""
+    of_cell: dict[str, dict[int, Outcome]] = {cell.key: {} for cell in cells}
+    for outcome in outcomes:
+        if outcome.cell in of_cell:
+            of_cell[outcome.cell][outcome.seed] = outcome
+    found = [_summary(cell, of_cell[cell.key]) for cell in cells]
+    efficient = pareto_front([_means(summary) for summary in found])
+    found = [
+        replace(summary, is_efficient=nr in efficient, meets_goal=_meets(plan.goal, summary))
+        for nr, summary in enumerate(found)
+    ]
+    best = _best(plan.goal, found)
+    if best is not None:
+        found = [
+            summary
+            if summary.cell.key == best.cell.key
+            else replace(summary, to_best=_paired(plan.goal.minimise, of_cell, summary, best))
+            for summary in found
+        ]
+        best = next(summary for summary in found if summary.cell.key == best.cell.key)
+    return Analysis(
+        plan=plan,
+        cells=tuple(found),
+        effects={name: tuple(_effects(plan, name, cells, of_cell)) for name in METRICS},
+        best=best,
+        runs=sum(summary.runs for summary in found),
+        failed=sum(summary.failed for summary in found),
+    )
+
+
+def _summary(cell: Cell, outcomes: Mapping[int, Outcome]) -> CellSummary:
+    good = [outcome for outcome in outcomes.values() if not outcome.error]
+    bad = [outcome.error for outcome in outcomes.values() if outcome.error]
+    return CellSummary(
+        cell=cell,
+        runs=len(good),
+        failed=len(bad),
+        errors=tuple(dict.fromkeys(bad)),
+        estimates={name: _estimate(name, good) for name in METRICS},
+        digest_of={outcome.seed: outcome.digest for outcome in good},
+    )
+
+
+def _estimate(name: str, outcomes: Iterable[Outcome]) -> Estimate:
+    return estimate([o.metrics[name] for o in outcomes if name in o.metrics])
+
+
+def _means(summary: CellSummary) -> tuple[float, ...] | None:
+    """Where the cell stands in the plane of `PARETO`; None if it has not been run."""
+    if not summary.runs:
+        return None
+    means = (summary.estimates[name].mean for name in PARETO)
+    return tuple(math.inf if mean is None else mean for mean in means)
+
+
+def pareto_front(points: Sequence[tuple[float, ...] | None]) -> set[int]:
+    """Indices of the points that no other one is at least as good as everywhere, and better once.
+
+    Less is better. Of points that are the same all are on the front; None never is.
+    """
+    front = set()
+    for nr, point in enumerate(points):
+        if point is not None and not any(
+            other is not None
+            and other != point
+            and all(theirs <= ours for theirs, ours in zip(other, point, strict=True))
+            for other in points
+        ):
+            front.add(nr)
+    return front
+
+
+def _meets(goal: Goal, summary: CellSummary) -> bool:
+    """Whether each limit holds for the mean of the cell; every run counts, a failed one too."""
+    if not summary.runs or summary.failed:
+        return False
+    for name, limit in goal.within:
+        mean = summary.estimates[name].mean
+        if mean is None:
+            return False
+        if mean < limit if METRICS[name].more_is_better else mean > limit:
+            return False
+    return summary.estimates[goal.minimise].mean is not None
+
+
+def _best(goal: Goal, cells: Sequence[CellSummary]) -> CellSummary | None:
+    sign = -1 if METRICS[goal.minimise].more_is_better else 1
+    fitting = [
+        (sign * mean, nr)
+        for nr, summary in enumerate(cells)
+        if summary.meets_goal and (mean := summary.estimates[goal.minimise].mean) is not None
+    ]
+    return cells[min(fitting)[1]] if fitting else None
+
+
+def _paired(
+    name: str, of_cell: Mapping[str, Mapping[int, Outcome]], summary: CellSummary, best: CellSummary
+) -> Estimate | None:
+    theirs, ours = of_cell[best.cell.key], of_cell[summary.cell.key]
+    differences = [
+        ours[seed].metrics[name] - theirs[seed].metrics[name]
+        for seed in ours
+        if seed in theirs and name in ours[seed].metrics and name in theirs[seed].metrics
+    ]
+    finite = [value for value in differences if not math.isnan(value)]
+    return estimate(finite) if finite else None
+
+
+def _effects(
+    plan: SweepPlan,
+    name: str,
+    cells: Sequence[Cell],
+    of_cell: Mapping[str, Mapping[int, Outcome]],
+) -> Iterable[Effect]:
+    """Main effects: for each value the mean over cells, seed by seed, and its interval.
+
+    A seed counts where every cell with the value has been run with it, so that values are compared
+    on the same luck.
+    """
+    for axis, parameter in enumerate(plan.parameters):
+        by_choice: dict[str, list[Cell]] = {}
+        numbers: dict[str, float | None] = {}
+        for cell in cells:
+            choice = cell.choices[axis]
+            by_choice.setdefault(choice.label, []).append(cell)
+            numbers[choice.label] = choice.number
+        for label, group in by_choice.items():
+            good = [
+                {
+                    seed: outcome.metrics[name]
+                    for seed, outcome in of_cell[cell.key].items()
+                    if name in outcome.metrics
+                }
+                for cell in group
+            ]
+            good = [values for values in good if values]
+            seeds = sorted(set.intersection(*map(set, good))) if good else []
+            means = [math.fsum(values[seed] for values in good) / len(good) for seed in seeds]
+            yield Effect(parameter.name, label, numbers[label], estimate(means))

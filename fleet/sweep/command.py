@@ -1,0 +1,164 @@
+"""`lufleet sweep`: an experiment from its file to its table, its plots and an exit code."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Self
+
+from msgspec import Struct
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from fleet.bad_input import BadInput
+from fleet.console import mistakes
+from fleet.frame import ExitCode
+from fleet.sweep.analysis import Analysis, analyse
+from fleet.sweep.cells import Cell, cells_of
+from fleet.sweep.plan import SweepPlan, read_plan
+from fleet.sweep.report import write_sweep_report
+from fleet.sweep.runner import Agenda, Run, run_sweep
+from fleet.sweep.store import Store, StoreError
+from fleet.sweep.tables import closing_tables
+from fleet.units import counted
+from fleet.unwritable import CannotWrite, writing
+
+__all__ = ["SweepOptions", "sweep"]
+
+
+class SweepOptions(Struct, frozen=True):
+    """The options of `lufleet sweep`."""
+
+    experiment: Path
+    out: Path | None = None
+    jobs: int | None = None
+    adaptive: bool = False
+    resume: bool = False
+    retry_failed: bool = False
+
+    def directory(self, plan: SweepPlan) -> Path:
+        """Where results go unless it was said: the same place for the same name."""
+        name = "".join(c if c.isalnum() or c in "-_." else "-" for c in plan.name)
+        return self.out if self.out is not None else Path("runs") / f"sweep-{name}"
+
+
+def sweep(options: SweepOptions, console: Console, errors: Console) -> ExitCode:
+    """Run what is left to be run of an experiment and say what it came to."""
+    try:
+        plan = read_plan(options.experiment)
+    except BadInput as bad:
+        errors.print(mistakes(bad))
+        return ExitCode.BAD_INPUT
+    cells = cells_of(plan)
+    out = options.directory(plan)
+    try:
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+        with Store(out / "sweep.duckdb", plan) as store:
+            return _sweep(options, plan, cells, store, out, console, errors)
+    except (StoreError, CannotWrite) as error:
+        errors.print(Text(str(error)))
+        return ExitCode.BAD_INPUT
+
+
+def _sweep(
+    options: SweepOptions,
+    plan: SweepPlan,
+    cells: tuple[Cell, ...],
+    store: Store,
+    out: Path,
+    console: Console,
+    errors: Console,
+) -> ExitCode:
+    if options.retry_failed:
+        store.forget_failed()
+    before = store.outcomes()
+    if before and not options.resume:
+        held = f"{store.path} holds {counted(len(before), 'run')} already"
+        raise StoreError(f"{held}: --resume goes on with them, another --out begins anew")
+    agenda = Agenda(plan, cells, adaptive=options.adaptive)
+    for outcome in before:
+        agenda.ended(outcome)
+    by_key = {cell.key: cell for cell in cells}
+    try:
+        with _Progress(console, plan, len(cells), agenda) as progress:
+            run_sweep(
+                agenda,
+                options.jobs or os.cpu_count() or 1,
+                lambda outcome: store.add(by_key[outcome.cell], outcome),
+                progress,
+            )
+    except KeyboardInterrupt:
+        kept = counted(len(store.outcomes()), "run")
+        errors.print(Text(f"interrupted; {kept} are kept. To go on:\n  {_again(options, out)}"))
+        return ExitCode.INTERRUPTED
+    analysis = analyse(plan, cells, store.outcomes())
+    _write(analysis, store, out, console)
+    return ExitCode.DONE
+
+
+def _write(analysis: Analysis, store: Store, out: Path, console: Console) -> None:
+    parquet, report = out / "runs.parquet", out / "report.html"
+    store.write_parquet(parquet)
+    with writing(report):
+        write_sweep_report(analysis, report)
+    console.print(closing_tables(analysis))
+    lines = [f"wrote {path}" for path in (store.path, parquet, report)]
+    console.print(Text("\n".join(lines)), soft_wrap=True)
+
+
+def _again(options: SweepOptions, out: Path) -> str:
+    words = ["lufleet", "sweep", str(options.experiment), "--out", str(out)]
+    words += ["--adaptive"] if options.adaptive else []
+    return " ".join([*words, "--resume"])
+
+
+class _Progress:
+    """A bar on a terminal, a line for each tenth elsewhere; a line for each run that fails."""
+
+    def __init__(self, console: Console, plan: SweepPlan, cells: int, agenda: Agenda) -> None:
+        self._console = console
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        left = agenda.total - agenda.done
+        again = f", {counted(agenda.done, 'run')} done before" if agenda.done else ""
+        told = f"{plan.name}: {counted(cells, 'cell')}, {counted(left, 'run')} to make{again}"
+        console.print(Text(told))
+        self._tenth = agenda.done * 10 // max(1, agenda.total)
+        self._task = self._bar.add_task("runs", total=agenda.total, completed=agenda.done)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, run: Run) -> None:
+        self._bar.update(self._task, completed=run.done, total=run.total)
+        tenth = run.done * 10 // run.total
+        if tenth > self._tenth and not self._console.is_terminal:
+            self._console.print(Text(f"{run.done} of {run.total} runs"))
+        self._tenth = tenth
+        if run.outcome.error:
+            failed = f"{run.outcome.cell} seed {run.outcome.seed}: {run.outcome.error}"
+            self._console.print(Text(failed), soft_wrap=True)

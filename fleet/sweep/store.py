@@ -1,0 +1,162 @@
+"""The one file of a sweep: every run that has ended, as a row of a DuckDB table.
+
+It is what a sweep that was interrupted goes on from, and what people query:
+
+    SELECT wave_size, avg(rollout_seconds) FROM runs WHERE error = '' GROUP BY wave_size
+
+`runs` has a row a run: `cell`, `seed`, a column for each parameter (its label), `overrides`, then
+`state`, `why`, `digest`, `error` and a column for each metric (infinity for a downtime that a
+lost VM decides, NULL for what the run does not have). `plan` has one row, which says what was
+swept. Rows are committed as runs end: whatever kills the sweep costs the runs that were under way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import duckdb
+
+from fleet.sweep.cells import Cell
+from fleet.sweep.metrics import METRICS
+from fleet.sweep.plan import SweepPlan
+from fleet.sweep.worker import Outcome
+from fleet.unwritable import CannotWrite
+
+__all__ = ["Store", "StoreError"]
+
+_OURS: Final = ("cell", "seed", "overrides", "state", "why", "digest", "error")
+_LAST: Final = ("wall_seconds", "peak_rss_bytes")
+
+
+class StoreError(Exception):
+    """A file that is no store of this sweep, or holds runs that nobody asked to go on with."""
+
+
+class Store:
+    """The rows of one sweep. A context manager."""
+
+    def __init__(self, path: Path, plan: SweepPlan) -> None:
+        """Open the file at `path`, or make it.
+
+        Raises:
+            StoreError: it holds something else, or is in use.
+            CannotWrite: it cannot be written.
+        """
+        self.path = path
+        self._names = [parameter.name for parameter in plan.parameters]
+        is_new = not path.exists()
+        try:
+            self._db = duckdb.connect(str(path))
+            if is_new:
+                self._create(plan)
+            else:
+                self._check(plan)
+        except duckdb.IOException as error:
+            if "lock" in str(error):
+                raise StoreError(f"{path}: another sweep is at work there") from None
+            if is_new:
+                raise CannotWrite(path, str(error)) from error
+            raise StoreError(f"{path}: not the results of a sweep") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._db.close()
+
+    def outcomes(self) -> list[Outcome]:
+        """Every run so far, in the order in which they ended."""
+        metrics = ", ".join(f'"{name}"' for name in METRICS)
+        rows = self._db.execute(
+            f"SELECT cell, seed, error, state, why, digest, wall_seconds, peak_rss_bytes, "  # noqa: S608 # our own names
+            f"{metrics} FROM runs ORDER BY rowid"
+        ).fetchall()
+        return [
+            Outcome(
+                cell=row[0],
+                seed=row[1],
+                error=row[2],
+                state=row[3],
+                why=row[4],
+                digest=row[5],
+                wall_seconds=row[6],
+                peak_rss_bytes=row[7],
+                metrics={
+                    name: value
+                    for name, value in zip(METRICS, row[8:], strict=True)
+                    if value is not None
+                },
+            )
+            for row in rows
+        ]
+
+    def add(self, cell: Cell, outcome: Outcome) -> None:
+        """Keep the outcome of a run; it is on disk when this returns.
+
+        Raises:
+            CannotWrite: the file cannot be written.
+        """
+        row: list[object] = [outcome.cell, outcome.seed, " ".join(cell.overrides)]
+        row += [outcome.state, outcome.why, outcome.digest, outcome.error]
+        row += [choice.label for choice in cell.choices]
+        row += [outcome.metrics.get(name) for name in METRICS]
+        row += [outcome.wall_seconds, outcome.peak_rss_bytes]
+        marks = ", ".join("?" * len(row))
+        try:
+            self._db.execute(f"INSERT INTO runs VALUES ({marks})", row)  # noqa: S608 # marks only
+        except duckdb.IOException as error:
+            raise CannotWrite(self.path, str(error)) from error
+
+    def forget_failed(self) -> None:
+        """Drop the rows of runs that failed, so that they are made again."""
+        self._db.execute("DELETE FROM runs WHERE error <> ''")
+
+    def write_parquet(self, path: Path) -> None:
+        """The same rows as one Parquet file."""
+        try:
+            self._db.execute(f"COPY runs TO '{_escaped(path)}' (FORMAT parquet)")
+        except duckdb.IOException as error:
+            raise CannotWrite(path, str(error)) from error
+
+    def _create(self, plan: SweepPlan) -> None:
+        names: Sequence[str] = self._columns()
+        kinds = {"seed": "UBIGINT", "peak_rss_bytes": "BIGINT", "wall_seconds": "DOUBLE"}
+        kinds |= dict.fromkeys(METRICS, "DOUBLE")
+        columns = ", ".join(f'"{_quoted(name)}" {kinds.get(name, "VARCHAR")}' for name in names)
+        self._db.execute("CREATE TABLE plan (name VARCHAR, scenario VARCHAR, base_digest VARCHAR)")
+        self._db.execute(
+            "INSERT INTO plan VALUES (?, ?, ?)", [plan.name, str(plan.scenario), plan.base_digest]
+        )
+        self._db.execute(f"CREATE TABLE runs ({columns})")
+
+    def _check(self, plan: SweepPlan) -> None:
+        try:
+            row = self._db.execute("SELECT name, base_digest FROM plan").fetchone()
+            held = [name for name, *_ in self._db.execute("DESCRIBE runs").fetchall()]
+        except duckdb.CatalogException:
+            raise StoreError(f"{self.path}: not the results of a sweep") from None
+        if row is None or row[1] != plan.base_digest:
+            raise StoreError(f"{self.path}: results of another scenario, or of one that was edited")
+        if held != self._columns():
+            raise StoreError(f"{self.path}: results of a sweep over other parameters")
+
+    def _columns(self) -> list[str]:
+        taken = {*_OURS, *METRICS, *_LAST}
+        names = [f"{name} " if name in taken else name for name in self._names]
+        return [*_OURS, *names, *METRICS, *_LAST]
+
+
+def _escaped(path: Path) -> str:
+    return str(path).replace("'", "''")
+
+
+def _quoted(name: str) -> str:
+    return name.replace('"', '""')

@@ -1,0 +1,234 @@
+"""`lufleet sweep`, whole: real runs in real processes, killed, resumed, failed and compared."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from fleet.bad_input import BadInput
+from fleet.sweep.metrics import METRICS
+from fleet.sweep.plan import read_plan
+from fleet.sweep.worker import Job, Workers, perform
+
+SCENARIO = """\
+[[fleet.host_class]]
+name = "n"
+count = 4
+memory = "16GiB"
+cpus = 8
+release = "7.3.2"
+[[fleet.vm_class]]
+name = "v"
+per_host = 2
+memory = "1GiB"
+backing = "memfd"
+vcpus = 2
+[update]
+target = "7.3.4"
+[rollout]
+canary = 0
+wave_size = 1
+soak = "1min"
+[rollout.gate]
+max_failed_hosts = 4
+[[faults]]
+kind = "slow-boot"
+rate = 0.5
+factor = 3
+"""
+EXPERIMENT = """\
+name = "small"
+scenario = "s.toml"
+seeds = 3
+[[parameters]]
+key = "rollout.wave_size"
+values = [1, 2, 4]
+[[parameters]]
+name = "trouble"
+[parameters.choices]
+none = { "faults.0.rate" = 0.0 }
+some = { "faults.0.rate" = 0.5 }
+[goal]
+minimise = "rollout_seconds"
+[goal.within]
+vms_lost = 0
+"""
+
+
+def written(folder: Path, experiment: str = EXPERIMENT, scenario: str = SCENARIO) -> Path:
+    (folder / "s.toml").write_text(scenario)
+    (folder / "e.toml").write_text(experiment)
+    return folder / "e.toml"
+
+
+def command(*words: object) -> list[str]:
+    return [sys.executable, "-m", "fleet.cli", "sweep", *map(str, words)]
+
+
+def sweep(*words: object, code: int = 0) -> str:
+    done = subprocess.run(command(*words), capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def rows(out: Path, columns: str = "*") -> list[tuple[object, ...]]:
+    with duckdb.connect(str(out / "sweep.duckdb"), read_only=True) as db:
+        return db.execute(f"SELECT {columns} FROM runs ORDER BY cell, seed").fetchall()
+
+
+RESULTS = "cell, seed, wave_size, trouble, state, digest, " + ", ".join(METRICS)
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The directory of a sweep over two processes, and what it said."""
+    folder = tmp_path_factory.mktemp("sweep")
+    said = sweep(written(folder), "--out", folder / "out", "--jobs", 2)
+    return folder / "out", said
+
+
+def test_every_cell_with_every_seed(swept: tuple[Path, str]) -> None:
+    out, said = swept
+    assert "6 cells, 18 runs to make" in said
+    assert "Least rollout with VMs lost ≤ 0: wave_size 4, trouble none" in said.replace("\n", " ")
+    found = rows(out, RESULTS)
+    assert len(found) == len({row[:2] for row in found}) == 18
+    page = (out / "report.html").read_text()
+    assert "wave_size 4, trouble none" in page
+    assert page.count("<svg") == 3
+    with duckdb.connect() as db:
+        parquet = str(out / "runs.parquet")
+        same = db.execute(f"SELECT {RESULTS} FROM '{parquet}' ORDER BY cell, seed").fetchall()
+    assert same == found
+
+
+def test_a_row_says_how_to_make_its_run_again(swept: tuple[Path, str]) -> None:
+    out, _ = swept
+    for cell, seed, overrides, digest in rows(out, "cell, seed, overrides, digest")[::5]:
+        scenario = str(out.with_name("s.toml"))
+        again = perform(Job(str(cell), int(str(seed)), scenario, tuple(str(overrides).split())))
+        assert again.digest == digest
+
+
+def test_cells_share_their_luck(swept: tuple[Path, str]) -> None:
+    """Which hosts boot slowly depends on the seed alone, so waves of any size meet the same."""
+    longest: dict[object, set[object]] = {}
+    for trouble, seed, downtime in rows(swept[0], "trouble, seed, downtime_max_seconds"):
+        longest.setdefault((trouble, seed), set()).add(downtime)
+    assert all(len(values) == 1 for values in longest.values())
+    assert longest["some", 1] != longest["none", 1]
+
+
+def test_a_sweep_that_is_killed_goes_on_without_making_a_run_twice(tmp_path: Path) -> None:
+    experiment, out = written(tmp_path), tmp_path / "out"
+    killed = subprocess.Popen(
+        command(experiment, "--out", out, "--jobs", 1), stdout=subprocess.PIPE, text=True
+    )
+    with killed:
+        assert killed.stdout is not None
+        assert "18 runs to make" in killed.stdout.readline()
+        assert "2 of 18 runs" in killed.stdout.readline()
+        os.kill(killed.pid, signal.SIGKILL)
+    before = rows(out, "cell, seed, digest, wall_seconds")
+    assert 2 <= len(before) < 18
+    assert "--resume goes on with them" in sweep(experiment, "--out", out, code=2)
+    said = sweep(experiment, "--out", out, "--resume")
+    assert f"{18 - len(before)} runs to make, {len(before)} run" in said
+    after = rows(out, "cell, seed, digest, wall_seconds")
+    assert len(after) == 18
+    assert set(before) <= set(after), "wall time and all: they were not made again"
+
+
+def test_runs_that_fail_are_rows(tmp_path: Path) -> None:
+    experiment = written(
+        tmp_path,
+        EXPERIMENT.replace('{ "faults.0.rate" = 0.5 }', '{ "fleet.vm_class.0.memory" = "64GiB" }'),
+    )
+    said = sweep(experiment, "--out", tmp_path / "out")
+    assert "9 runs failed" in said
+    failed = rows(tmp_path / "out", "trouble, error, rollout_seconds")
+    assert {trouble for trouble, error, _ in failed if error} == {"some"}
+    assert all("cannot be run: " in str(error) for trouble, error, _ in failed if error)
+    assert all((seconds is None) == bool(error) for _, error, seconds in failed)
+    assert "9 runs failed" in (tmp_path / "out" / "report.html").read_text()
+    again = sweep(experiment, "--out", tmp_path / "out", "--resume", "--retry-failed")
+    assert "9 runs to make, 9 runs done before" in again
+
+
+def test_adaptive_gives_seeds_to_cells_that_need_them(tmp_path: Path) -> None:
+    rule = (
+        '[adaptive]\nmetric = "rollout_seconds"\nhalf_width = 0.001\nmin_seeds = 2\nmax_seeds = 6\n'
+    )
+    experiment = written(tmp_path, EXPERIMENT.replace("[1, 2, 4]", "[4]") + rule)
+    sweep(experiment, "--out", tmp_path / "out", "--adaptive")
+    seeds: dict[object, list[object]] = {}
+    for trouble, seed in rows(tmp_path / "out", "trouble, seed"):
+        seeds.setdefault(trouble, []).append(seed)
+    assert seeds["some"] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("s.toml", "t.toml", "e.toml:2: scenario: cannot read"),
+        ("seeds = 3", "seeds = 0", "e.toml:3: seeds: 0 is no number of seeds"),
+        ("seeds = 3", "seeds = [1, 1]", "e.toml:3: seeds: a seed is there twice"),
+        (
+            "wave_size",
+            "wave_sise",
+            'e.toml:4: 1: rollout.wave_sise: unknown key, did you mean "wav',
+        ),
+        ("[1, 2, 4]", "[1, 0]", "e.toml:4: 0: rollout.wave_size: 0 is too small"),
+        ("[1, 2, 4]", "[]", "e.toml:6: parameters.0.values: a list is no list of values"),
+        ("values", "value", "nothing to choose from"),
+        ("minimise", "minimize", 'unknown key, did you mean "minimise"?'),
+        ('"rollout_seconds"', '"duration"', '"duration" is not known'),
+        ("vms_lost = 0", "vms_los = 0", 'is no metric of a run, did you mean "vms_lost"?'),
+        ('name = "trouble"', 'name = "wave_size"', '"wave_size" is there twice'),
+        ("[goal]", '[sampling]\nmethod = "halton"\n[goal]', "sampling.samples: missing"),
+    ],
+)
+def test_mistakes_are_told_with_their_place(tmp_path: Path, old: str, new: str, said: str) -> None:
+    assert old in EXPERIMENT
+    with pytest.raises(BadInput) as caught:
+        read_plan(written(tmp_path, EXPERIMENT.replace(old, new, 1)))
+    assert said in str(caught.value)
+
+
+def test_nothing_is_started_with_a_mistake(tmp_path: Path) -> None:
+    experiment = written(tmp_path, EXPERIMENT.replace("seeds = 3", "seeds = 0"))
+    said = sweep(experiment, "--out", tmp_path / "out", code=2)
+    assert "1 mistake; nothing was started" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_of_another_scenario_are_not_mixed_in(tmp_path: Path) -> None:
+    experiment, out = (
+        written(tmp_path, EXPERIMENT.replace("seeds = 3", "seeds = 1")),
+        tmp_path / "out",
+    )
+    sweep(experiment, "--out", out)
+    written(tmp_path, scenario=SCENARIO.replace('"1min"', '"2min"'))
+    said = sweep(experiment, "--out", out, "--resume", code=2)
+    assert "results of another scenario, or of one that was edited" in said.replace("\n", " ")
+
+
+def test_a_run_that_kills_its_process_costs_that_run_alone(tmp_path: Path) -> None:
+    scenario = str(written(tmp_path).with_name("s.toml"))
+    good, bad = Job("good", 1, scenario, ()), Job("bad", 1, scenario, ("fleet=KILL",))
+    with Workers(1) as workers:
+        workers.start(bad)
+        os.kill(workers.pids[0], signal.SIGKILL)
+        (outcome,) = workers.ended()
+        assert outcome.cell == "bad"
+        assert outcome.error == "the process that made the run ended: by SIGKILL"
+        workers.start(good)
+        (outcome,) = workers.ended()
+        assert not outcome.error
+        assert outcome.metrics == perform(good).metrics
