@@ -21,6 +21,7 @@ from kernelmodel.handlers import register_handlers
 from kernelmodel.kernel import FailFunction, Kernel, KernelConfig, no_failures
 from kernelmodel.machine import Firmware, Machine
 from kernelmodel.memory import GIB, KIB, MIB, PAGE_SHIFT, PAGE_SIZE
+from kernelmodel.mm.hugetlb_vmemmap import STRUCT_PAGES_PER_FRAME
 from kernelmodel.mm.memblock import MemblockFlags
 from kernelmodel.mm.mmzone import MAX_ORDER_NR_PAGES, MAX_PAGE_ORDER
 from kernelmodel.mm.ranges import RangeSet
@@ -120,21 +121,24 @@ def _alloc_vmemmap(kernel: Kernel, size: int, nid: int) -> None:
     while size:
         piece = min(piece, size)
         try:
-            _alloc(kernel, piece, _VMEMMAP_PIECE, nid, exact_nid=piece > _VMEMMAP_PIECE)
+            pa = _alloc(kernel, piece, _VMEMMAP_PIECE, nid, exact_nid=piece > _VMEMMAP_PIECE)
         except NoMemory:
             if piece == _VMEMMAP_PIECE:
                 raise
             piece = max(_VMEMMAP_PIECE, piece // (2 * _VMEMMAP_PIECE) * _VMEMMAP_PIECE)
         else:
             size -= piece
+            kernel.hugetlb.vmemmap.add_home(nid, pa >> PAGE_SHIFT, piece >> PAGE_SHIFT)
 
 
 def _hugetlb_bootmem_alloc(kernel: Kernel) -> None:
     """Gigantic pages from memblock, less what a handover brings. C: hugetlb_bootmem_alloc()."""
     if kernel.hugetlb_design is not None:
         kernel.hugetlb.subtract_preserved(kernel.hugetlb_design.early_boot())
+        if kernel.luo.enabled and kernel.hugetlb.cma.asked_for:
+            kernel.hugetlb.cma.disable("disabled, huge pages are to survive live updates")
     real_scratch: RangeSet | None = None
-    if kernel.kho.incoming is not None:
+    if kernel.kho.incoming is not None and kernel.release.kho_extends_scratch:
         real_scratch = RangeSet((a.addr, a.addr + a.size) for a in kernel.kho.scratch)
     got = kernel.hugetlb.bootmem_alloc(kernel.memblock, real_scratch)
     kernel.charge("hugetlb_alloc_gigantic", got)
@@ -144,8 +148,10 @@ def _mm_core_init(kernel: Kernel) -> None:
     """Struct pages of early memory, KHO, the page allocator. C: sparse_init(), mm_core_init()."""
     memblock = kernel.memblock
     for nid, node in kernel.page_alloc.nodes.items():
-        _alloc_vmemmap(kernel, node.spans.total * STRUCT_PAGE_SIZE, nid)
+        saved = kernel.hugetlb.boot_vmemmap_saved(nid)
+        _alloc_vmemmap(kernel, node.spans.total * STRUCT_PAGE_SIZE - saved, nid)
     _alloc(kernel, _PERCPU_BYTES * kernel.machine.spec.cpus, PAGE_SIZE)
+    kernel.reserve_mem.setup()
     kernel.charge("memmap_init_page", _early_pages(kernel))
     kernel.kho.memory_init()
     incoming = kernel.kho.incoming is not None
@@ -202,7 +208,11 @@ def _page_alloc_init_late(kernel: Kernel) -> None:
         with kernel.clock.lane(f"pgdatinit{nid}"):
             kernel.charge("memmap_init_page", left * node.spans.total // total)
             if gigantic.get(nid):
-                kernel.charge("hugetlb_gather_bootmem", gigantic[nid] * PAGE_SIZE // GIB)
+                whole = gigantic[nid] * PAGE_SIZE // GIB
+                if kernel.hugetlb.vmemmap.enabled:
+                    kernel.charge("memmap_init_page", whole * STRUCT_PAGES_PER_FRAME)
+                else:
+                    kernel.charge("hugetlb_gather_bootmem", whole)
 
 
 def _do_initcalls(kernel: Kernel) -> None:
@@ -224,6 +234,7 @@ def _do_initcalls(kernel: Kernel) -> None:
                 _set_cma(kernel, area.addr, area.size)
             kernel.page_alloc.free_range(area.addr >> PAGE_SHIFT, area.size >> PAGE_SHIFT)
     kernel.live_update.late_startup()
+    kernel.reserve_mem.prepare()
     try:
         register_handlers(kernel)
     except KernelError as error:

@@ -45,6 +45,7 @@ __all__ = [
     "NotPermitted",
     "NotSupported",
     "NotTty",
+    "OutOfRange",
     "TooBig",
     "TooManyFiles",
     "kernel_error",
@@ -201,6 +202,12 @@ class NoData(KernelError):
     """ENODATA."""
 
     errno = _errno.ENODATA
+
+
+class OutOfRange(KernelError):
+    """ERANGE."""
+
+    errno = _errno.ERANGE
 
 
 class NotSupported(KernelError):

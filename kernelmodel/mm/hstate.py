@@ -1,75 +1,56 @@
-"""The pool of one huge page size: what is there, what is free, what is promised.
+"""The pool of one huge page size: what is free, what is promised, what is surplus.
 
-Reproduces Linux 7.3's mm/hugetlb.c for one struct hstate. Pages come into the pool at boot
-(gigantic ones from memblock, smaller ones from the page allocator), by writing `nr_hugepages`,
-as surplus when `nr_overcommit_hugepages` allows it, or out of a handover. A free page may be
-promised (`resv_huge_pages`); those who hold no promise can have only what is free beyond all
-promises.
+Reproduces Linux 7.3's mm/hugetlb.c for one struct hstate, over the folios of `HstatePool`. Pages
+come by writing `nr_hugepages`, as surplus when `nr_overcommit_hugepages` allows it, or out of a
+handover. A free page may be promised (`resv_huge_pages`); those who hold no promise can have only
+what is free beyond all promises.
 
-Happy path: `bootmem_alloc`, `init`, then `alloc_folios` / `free_folios`.
+Happy path: `alloc_folios` / `free_folios`, `reserve` / `unreserve`, `set_max_huge_pages`.
 
 Unhappy paths: a folio that cannot be had is ENOSPC, a promise that cannot be made is ENOMEM; a
 pool shrunk below what is in use keeps those pages as surplus and drops them when they are freed.
+Whoever keeps the door (`hstate_door`) can hold a pool as it is.
 
-Simplifications, and what a test could notice:
-
-- *Lowest free folio first*; the kernel takes the one freed last. Only page frame numbers show it.
-- *Pools keep out of CMA*, hence of KHO's scratch; the kernel may put a movable size there and has
-  to migrate such a page before it can be pinned.
-- *No HVO*: the page frames that optimised vmemmap frees are not given to the page allocator.
+Promises are for the whole pool: a task that may use some nodes only can find them empty, and is
+refused, although the pool has what it was promised. They exceed the free pages only where a mount
+with `min_size` got its pages as surplus ones and frees them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
-from kernelmodel.errors import ModelBug, NoMemory, NoSpace
+from kernelmodel.errors import Busy, ModelBug, NoMemory, NoSpace
 from kernelmodel.mm.hstate_door import PoolDoor
-from kernelmodel.mm.hstate_node import HstateNode, spread
-from kernelmodel.mm.memblock import Memblock
-from kernelmodel.mm.mmzone import MAX_PAGE_ORDER, PAGE_SHIFT
-from kernelmodel.mm.page_alloc import PageAllocator
-from kernelmodel.mm.ranges import RangeSet
+from kernelmodel.mm.hstate_node import spread
+from kernelmodel.mm.hstate_pool import Fresh, HstatePool, Runs
+from kernelmodel.mm.hugetlb_cma import HugetlbCma
+from kernelmodel.mm.hugetlb_vmemmap import HugetlbVmemmap
+from kernelmodel.mm.mempolicy import Placement, ring
 
 __all__ = ["Hstate", "Runs"]
 
-#: Runs of folios: (pfn of the first, number of folios).
-Runs = list[tuple[int, int]]
 
-
-class Hstate:
+class Hstate(HstatePool):
     """The pool of one huge page size. C: struct hstate."""
 
-    __slots__ = (
-        "_allocator",
-        "_bootmem",
-        "_next_nid",
-        "door",
-        "max_huge_pages",
-        "nodes",
-        "nr_overcommit_huge_pages",
-        "order",
-        "resv_huge_pages",
-    )
+    __slots__ = ("min_size_mounts", "nr_overcommit_huge_pages", "resv_huge_pages")
 
-    def __init__(self, order: int, nids: Iterable[int], door: PoolDoor) -> None:
-        self.order = order
-        self.door = door
-        #: Pages that the command line or the last resize asked for.
-        self.max_huge_pages = 0
+    def __init__(
+        self,
+        order: int,
+        nids: Iterable[int],
+        door: PoolDoor,
+        vmemmap: HugetlbVmemmap,
+        cma: HugetlbCma,
+    ) -> None:
+        super().__init__(order, nids, door, vmemmap, cma)
         self.nr_overcommit_huge_pages = 0
         self.resv_huge_pages = 0
-        self.nodes = {nid: HstateNode() for nid in nids}
-        self._allocator: PageAllocator | None = None
-        self._bootmem: dict[int, Runs] = {}
-        self._next_nid = 0
+        #: Mounts that hold promises of their own.
+        self.min_size_mounts = 0
 
     # Counters.
-
-    @property
-    def is_gigantic(self) -> bool:
-        """Whether the page allocator has no blocks of this size. C: hstate_is_gigantic()."""
-        return self.order > MAX_PAGE_ORDER
 
     @property
     def nr_huge_pages(self) -> int:
@@ -96,160 +77,39 @@ class Hstate:
         """Free pages that are not promised."""
         return self.free_huge_pages - self.resv_huge_pages
 
-    @property
-    def allocator(self) -> PageAllocator:
-        """The page allocator, known from `init` on."""
-        if self._allocator is None:
-            raise ModelBug("hugetlb is used before its initcall")
-        return self._allocator
-
-    # Boot.
-
-    def bootmem_alloc(self, memblock: Memblock, avoid: RangeSet | None) -> int:
-        """Take gigantic pages from memblock; returns how many. C: hugetlb_hstate_alloc_pages().
-
-        Evenly from all nodes unless the command line named some, from wherever there is room
-        when a node has too little.
-        """
-        nids = list(self.nodes)
-        wanted = [node.max_huge_pages for node in self.nodes.values()]
-        by_node = any(wanted)
-        if not by_node:
-            wanted = spread(self.max_huge_pages, [self.max_huge_pages] * len(nids), 0)
-        missing = 0
-        for nid, n in zip(nids, wanted, strict=True):
-            missing += self._bootmem_take(memblock, n, nid, avoid)
-        for nid in reversed(nids):
-            if missing and not by_node:
-                missing = self._bootmem_take(memblock, missing, nid, avoid)
-        got = sum(n for runs in self._bootmem.values() for _, n in runs)
-        self._next_nid += got
-        return got
-
-    def _bootmem_take(self, memblock: Memblock, n: int, nid: int, avoid: RangeSet | None) -> int:
-        """Take up to `n` pages from exactly this node; returns how many are missing."""
-        size = 1 << (self.order + PAGE_SHIFT)
-        runs = memblock.alloc_hugetlb(size, n, nid, avoid) if n else []
-        self._bootmem.setdefault(nid, []).extend(runs)
-        return n - sum(count for _, count in runs)
-
-    def bootmem_runs(self) -> Mapping[int, Runs]:
-        """Gigantic pages taken at boot and not yet in the pool: (address, pages) by node."""
-        return self._bootmem
-
-    def init(self, allocator: PageAllocator) -> int:
-        """Fill the pool at its initcall; returns the pages taken from the page allocator.
-
-        Gigantic boot pages become free folios here. C: gather_bootmem_prealloc(),
-        hugetlb_init_hstates().
-        """
-        self._allocator = allocator
-        if self.is_gigantic:
-            for nid, runs in self._bootmem.items():
-                for address, n in runs:
-                    pfn = address >> PAGE_SHIFT
-                    allocator.adjust_managed(pfn, n << self.order)
-                    self.nodes[nid].own(pfn >> self.order, n)
-                    self.nodes[nid].enqueue(pfn >> self.order, n)
-            self._bootmem.clear()
-            return 0
-        named = {nid: node.max_huge_pages for nid, node in self.nodes.items()}
-        if any(named.values()):
-            return sum(self._grow(n, [nid]) for nid, n in named.items() if n)
-        return self._grow(self.max_huge_pages, list(self.nodes))
-
-    def _fresh(self, n: int, nids: Sequence[int]) -> list[tuple[int, int, int]]:
-        """Up to `n` new folios of the page allocator as (nid, folio, count), spread evenly."""
-        room = [self.allocator.nr_available(self.order, nid) for nid in nids]
-        fresh = []
-        for nid, take in zip(nids, spread(n, room, self._next_nid % len(nids)), strict=True):
-            if self.is_gigantic:
-                runs, _ = self.allocator.alloc_contig(self.order, take, nid)
-            else:
-                runs, _ = self.allocator.alloc_upto(self.order, take, nid, thisnode=True)
-            for pfn, count in runs:
-                self.nodes[nid].own(pfn >> self.order, count)
-                fresh.append((nid, pfn >> self.order, count))
-        self._next_nid += sum(count for _, _, count in fresh)
-        return fresh
-
-    def _grow(self, n: int, nids: Sequence[int]) -> int:
-        """Add up to `n` free folios; returns how many. C: alloc_pool_huge_folio()."""
-        fresh = self._fresh(n, nids)
-        for nid, folio, count in fresh:
-            self.nodes[nid].enqueue(folio, count)
-        return sum(count for _, _, count in fresh)
-
-    def _release(self, nid: int, folio: int, n: int) -> None:
-        """Hand folios that are in use or off the free list to the page allocator."""
-        self.nodes[nid].disown(folio, n)
-        self.allocator.free_run(folio << self.order, n << self.order)
-
-    def _shrink(self, n: int, nids: Sequence[int], *, surplus: bool = False) -> int:
-        """Give up to `n` free folios back; returns how many. C: remove_pool_hugetlb_folio()."""
-        nodes = [self.nodes[nid] for nid in nids]
-        room = [min(node.nr_free, node.surplus) if surplus else node.nr_free for node in nodes]
-        shrunk = spread(n, room, 0)
-        for nid, take in zip(nids, shrunk, strict=True):
-            for folio, count in self.nodes[nid].dequeue(take, highest=True):
-                self._release(nid, folio, count)
-            self.nodes[nid].surplus -= take if surplus else 0
-        return sum(shrunk)
-
-    def _dequeue(self, n: int, nid: int) -> Runs:
-        """Take `n` free folios, from `nid` first and then from the nodes after it."""
-        runs: Runs = []
-        nids = list(self.nodes)
-        at = nids.index(nid)
-        for other in nids[at:] + nids[:at]:
-            take = min(n, self.nodes[other].nr_free)
-            runs += [(folio << self.order, m) for folio, m in self.nodes[other].dequeue(take)]
-            n -= take
-        if n:
-            raise ModelBug(f"{n} more folios were taken than are free")
-        return runs
-
-    def _alloc_surplus(self, n: int, nid: int | None = None) -> list[tuple[int, int, int]]:
-        """Up to `n` folios beyond the pool's size. C: alloc_surplus_hugetlb_folio()."""
-        n = min(n, self.nr_overcommit_huge_pages - self.surplus_huge_pages)
-        if n <= 0:
-            return []
-        nids = list(self.nodes)
-        fresh: list[tuple[int, int, int]] = []
-        if nid is not None:
-            fresh = self._fresh(n, [nid])
-            nids.remove(nid)
-        if nids:
-            fresh += self._fresh(n - sum(count for _, _, count in fresh), nids)
-        for owner, _, count in fresh:
-            self.nodes[owner].surplus += count
-        return fresh
-
     # What users of huge pages call.
 
-    def alloc_upto(self, n: int, nid: int, *, reserved: bool = False) -> tuple[Runs, int]:
+    def alloc_upto(
+        self, n: int, where: int | Sequence[int], *, reserved: bool = False
+    ) -> tuple[Runs, int]:
         """Up to `n` folios for use; returns (runs, folios missing). C: alloc_hugetlb_folio().
 
-        With `reserved` the caller uses up promises made to it before, and misses none.
+        `where` is a node, from which the search goes round, or all nodes to try in their order.
+        With `reserved` the caller uses up promises made to it before; it misses none if it may
+        have pages of every node.
         """
+        nids = ring(list(self.nodes), where) if isinstance(where, int) else where
+        take = min(n, sum(self.nodes[nid].nr_free for nid in nids))
         if reserved:
             if n > self.resv_huge_pages:
                 raise ModelBug(f"{n} promises used of {self.resv_huge_pages} made")
-            self.resv_huge_pages -= n
-            return self._dequeue(n, nid), 0
-        take = min(n, max(0, self.available_huge_pages))
-        runs = self._dequeue(take, nid)
-        extra = self._alloc_surplus(n - take, nid)
+        else:
+            take = min(take, max(0, self.available_huge_pages))
+        runs = self.dequeue(take, nids)
+        extra = self._alloc_surplus(n - take, nids)
         runs += [(folio << self.order, count) for _, folio, count in extra]
-        return runs, n - take - sum(count for _, _, count in extra)
+        missing = n - take - sum(count for _, _, count in extra)
+        if reserved:
+            self.resv_huge_pages -= n - missing
+        return runs, missing
 
-    def alloc_folios(self, n: int, nid: int, *, reserved: bool = False) -> Runs:
-        """`n` folios or none, from `nid` if it has them, as runs (pfn, number of folios).
+    def alloc_folios(self, n: int, where: int | Sequence[int], *, reserved: bool = False) -> Runs:
+        """`n` folios or none, as runs (pfn, number of folios).
 
         Raises:
             NoSpace: there are not so many.
         """
-        runs, missing = self.alloc_upto(n, nid, reserved=reserved)
+        runs, missing = self.alloc_upto(n, where, reserved=reserved)
         if missing:
             self.free_folios(runs)
             raise NoSpace("huge page pool exhausted", wanted=n, missing=missing, order=self.order)
@@ -257,88 +117,84 @@ class Hstate:
 
     def free_folios(self, runs: Iterable[tuple[int, int]]) -> None:
         """Take folios back from their user; surplus ones leave the pool. C: free_huge_folio()."""
-        for nid, folio, count in self._by_node(runs):
+        for nid, folio, count in self.by_node(runs):
             node = self.nodes[nid]
             node.check_in_use(folio, count)
-            gone = min(count, node.surplus)
-            if gone:
-                node.surplus -= gone
-                self._release(nid, folio, gone)
-            node.enqueue(folio + gone, count - gone)
+            self._free(
+                nid,
+                folio,
+                count,
+                self.door.remove(self.order, min(count, node.surplus), surplus=True),
+            )
 
-    def _by_node(self, runs: Iterable[tuple[int, int]]) -> Iterable[tuple[int, int, int]]:
-        for pfn, n in runs:
-            left = n
-            for nid in self.nodes:
-                spans = self.allocator.nodes[nid].spans
-                for low, high in spans.within(pfn, pfn + (n << self.order)):
-                    yield nid, low >> self.order, (high - low) >> self.order
-                    left -= (high - low) >> self.order
-            if left:
-                raise ModelBug(f"{left} folios from page frame {pfn:#x} on lie on no node")
+    def _free(self, nid: int, folio: int, n: int, surplus: int) -> None:
+        """Folios off the free list: the first `surplus` leave, the others become free."""
+        node = self.nodes[nid]
+        node.surplus -= surplus
+        gone = self.release(nid, folio, surplus) if surplus else 0
+        node.surplus += surplus - gone  # no struct pages to leave with
+        node.enqueue(folio + gone, n - gone)
 
-    def reserve(self, n: int) -> None:
-        """Promise `n` more folios, adding surplus ones if need be. C: gather_surplus_pages().
+    def _alloc_surplus(self, n: int, nids: Sequence[int]) -> Fresh:
+        """Up to `n` folios beyond the pool's size. C: alloc_surplus_hugetlb_folio()."""
+        n = min(n, self.nr_overcommit_huge_pages - self.surplus_huge_pages)
+        if n <= 0:
+            return []
+        fresh = self.fresh(self.door.add(self.order, n, surplus=True), nids, in_turn=False)
+        for owner, _, count in fresh:
+            self.nodes[owner].surplus += count
+        return fresh
+
+    def reserve(self, n: int, place: Placement | None = None) -> None:
+        """Promise `n` more folios, adding surplus ones if need be. C: hugetlb_acct_memory().
 
         Raises:
-            NoMemory: neither the pool nor overcommit has them; nothing is changed.
+            NoMemory: neither the pool nor overcommit has them, or the task's nodes have too few;
+            nothing is changed.
         """
+        place = Placement() if place is None else place
+        nids = place.reservable(ring(list(self.nodes), place.nid))
         needed = self.resv_huge_pages + n - self.free_huge_pages
-        if needed > 0:
-            fresh = self._alloc_surplus(needed)
+        if n and needed > 0:
+            fresh = self._alloc_surplus(needed, nids)
             if sum(count for _, _, count in fresh) < needed:
                 for nid, folio, count in fresh:
-                    self.nodes[nid].surplus -= count
-                    self._release(nid, folio, count)
+                    self._free(nid, folio, count, count)
                 raise NoMemory("too few huge pages to reserve", wanted=n, missing=needed)
             for nid, folio, count in fresh:
                 self.nodes[nid].enqueue(folio, count)
         self.resv_huge_pages += n
+        if n > sum(self.nodes[nid].nr_free for nid in nids):
+            self.unreserve(n)
+            raise NoMemory("too few huge pages on the task's nodes", wanted=n, nodes=nids)
 
     def unreserve(self, n: int) -> None:
         """Take `n` promises back; surplus pages go. C: return_unused_surplus_pages()."""
         if n > self.resv_huge_pages:
             raise ModelBug(f"{n} promises returned of {self.resv_huge_pages} made")
         self.resv_huge_pages -= n
-        self._shrink(min(n, self.surplus_huge_pages), list(self.nodes), surplus=True)
+        self._shrink_surplus(min(n, self.surplus_huge_pages))
+
+    def _shrink_surplus(self, n: int) -> None:
+        n = self.door.remove(self.order, n, surplus=True)
+        room = [min(node.nr_free, node.surplus) for node in self.nodes.values()]
+        takes = spread(n, room, self._next_nid_to_free % len(room))
+        self._next_nid_to_free += sum(takes)
+        for nid, take in zip(self.nodes, takes, strict=True):
+            for folio, count in self.nodes[nid].dequeue(take, highest=True):
+                self._free(nid, folio, count, count)
+
+    def trim_surplus(self) -> None:
+        """Let free surplus pages go that nobody was promised: the door was shut when they came."""
+        self._shrink_surplus(min(self.surplus_huge_pages, max(0, self.available_huge_pages)))
 
     def add_preserved(self, runs: Iterable[tuple[int, int]]) -> None:
         """Folios that come back from a handover enter the books as in use."""
-        for nid, folio, count in self._by_node(runs):
-            self.nodes[nid].own(folio, count)
-
-    # sysfs.
-
-    def set_max_huge_pages(self, count: int, nid: int | None = None) -> None:
-        """Write `nr_hugepages`, for all nodes or one.
-
-        A pool that cannot grow or shrink so far goes as far as it can, without an error.
-        """
-        nids = list(self.nodes) if nid is None else [nid]
-        if nid is not None:
-            count += self.nr_huge_pages - self.nodes[nid].nr_huge_pages
-        # Growing turns surplus pages into persistent ones before it allocates.
-        grow = count - self.persistent_huge_pages
-        if grow > 0:
-            turned = spread(grow, [self.nodes[other].surplus for other in nids], 0)
-            for other, take in zip(nids, turned, strict=True):
-                self.nodes[other].surplus -= take
-            self._grow(grow - sum(turned), nids)
-        # Shrinking leaves what is in use or promised, counted among the persistent pages.
-        free = self.free_huge_pages
-        if free > self.persistent_huge_pages:
-            free = max(0, free - self.surplus_huge_pages)
-        floor = max(count, self.resv_huge_pages + self.persistent_huge_pages - free)
-        self._shrink(max(0, self.persistent_huge_pages - floor), nids)
-        # What stays beyond the new size becomes surplus, whatever overcommit says.
-        rest = max(0, self.persistent_huge_pages - count)
-        room = [self.nodes[other].nr_huge_pages - self.nodes[other].surplus for other in nids]
-        for other, take in zip(nids, spread(rest, room, 0), strict=True):
-            self.nodes[other].surplus += take
-        self.max_huge_pages = self.persistent_huge_pages
+        for nid, folio, count in self.by_node(runs):
+            self.own(nid, folio, count)
 
     def sysfs(self, nid: int | None = None) -> dict[str, str]:
-        """The files of `hugepages-*kB`, in all or below a node's directory, and their text."""
+        """The counters of `hugepages-*kB`, in all or below a node's directory, and their text."""
         nodes = list(self.nodes.values()) if nid is None else [self.nodes[nid]]
         values = {
             "nr_hugepages": sum(node.nr_huge_pages for node in nodes),
@@ -346,6 +202,100 @@ class Hstate:
             "surplus_hugepages": sum(node.surplus for node in nodes),
         }
         if nid is None:
+            values["nr_hugepages_mempolicy"] = values["nr_hugepages"]
             values["nr_overcommit_hugepages"] = self.nr_overcommit_huge_pages
             values["resv_hugepages"] = self.resv_huge_pages
         return {name: f"{value}\n" for name, value in values.items()}
+
+    # Resizing.
+
+    def set_max_huge_pages(
+        self, count: int, nid: int | None = None, nids: Sequence[int] | None = None
+    ) -> None:
+        """Write `nr_hugepages`: for all nodes, for one, or for those that a policy allows.
+
+        A pool that cannot grow or shrink so far goes as far as it can, without an error. Whoever
+        keeps the door may refuse with one.
+        """
+        if nid is not None:
+            nids = [nid]
+            count += self.nr_huge_pages - self.nodes[nid].nr_huge_pages
+        nids = list(self.nodes) if nids is None else nids
+        # Growing turns surplus pages into persistent ones before it allocates.
+        grow = count - self.persistent_huge_pages
+        if grow > 0:
+            turned = spread(grow, [self.nodes[other].surplus for other in nids], 0)
+            enter = self.door.add(self.order, grow - sum(turned))
+            for other, take in zip(nids, turned, strict=True):
+                self.nodes[other].surplus -= take
+            self.grow(enter, nids)
+        # Shrinking leaves what is in use or promised, counted among the persistent pages.
+        free = self.free_huge_pages
+        if free > self.persistent_huge_pages:
+            free = max(0, free - self.surplus_huge_pages)
+        floor = max(count, self.resv_huge_pages + self.persistent_huge_pages - free)
+        excess = max(0, self.persistent_huge_pages - floor)
+        allowed = self.door.remove(self.order, excess)
+        self._shrink(allowed, nids)
+        if allowed < excess:  # what is kept back stays persistent
+            count = self.persistent_huge_pages
+        # What stays beyond the new size becomes surplus, whatever overcommit says.
+        rest = max(0, self.persistent_huge_pages - count)
+        room = [self.nodes[other].nr_huge_pages - self.nodes[other].surplus for other in nids]
+        for other, take in zip(nids, spread(rest, room, 0), strict=True):
+            self.nodes[other].surplus += take
+        self.max_huge_pages = self.persistent_huge_pages
+
+    def _shrink(self, n: int, nids: Sequence[int]) -> None:
+        """Give up to `n` free folios back. C: remove_pool_hugetlb_folio()."""
+        room = [self.nodes[nid].nr_free for nid in nids]
+        takes = spread(n, room, self._next_nid_to_free % len(nids))
+        self._next_nid_to_free += sum(takes)
+        for nid, take in zip(nids, takes, strict=True):
+            for folio, count in self.nodes[nid].dequeue(take, highest=True):
+                gone = self.release(nid, folio, count)
+                self.nodes[nid].enqueue(folio + gone, count - gone)
+                self.nodes[nid].surplus += count - gone
+
+    def demote(self, n: int, into: Hstate, nid: int | None = None) -> int:
+        """Split up to `n` free, unpromised folios into those of a smaller pool; how many.
+
+        C: demote_store(), demote_pool_huge_page(). Whoever keeps the door may refuse.
+        """
+        n = min(n, max(0, self.available_huge_pages))
+        n = min(self.door.remove(self.order, n), self.door.add(into.order, n))
+        shift = self.order - into.order
+        room = [node.nr_free if nid in (None, other) else 0 for other, node in self.nodes.items()]
+        done = 0
+        for other, take in zip(self.nodes, spread(n, room, 0), strict=True):
+            for folio, count in self.nodes[other].dequeue(take, highest=True):
+                gone = self.restore_vmemmap(other, folio, count)
+                self.nodes[other].disown(folio, gone)
+                self.nodes[other].enqueue(folio + gone, count - gone)
+                if gone:
+                    into.own(other, folio << shift, gone << shift)
+                    into.nodes[other].enqueue(folio << shift, gone << shift)
+                done += gone
+        self.max_huge_pages -= done
+        into.max_huge_pages += done << shift
+        return done
+
+    def dissolve(self, pfn: int) -> None:
+        """Give one free folio to the page allocator. C: dissolve_free_hugetlb_folio().
+
+        Raises:
+            Busy: it is in use, or every free one is promised. NoMemory: its struct pages cannot
+            be had; it stays, as a surplus page.
+        """
+        for nid, folio, _ in self.by_node([(pfn, 1)]):
+            node = self.nodes[nid]
+            if folio not in node.free or self.available_huge_pages <= 0:
+                raise Busy("huge page is in use or promised", pfn=pfn)
+            if not self.door.remove(self.order, 1):
+                raise Busy("the pool may not shrink", pfn=pfn)
+            node.take(folio)
+            if not self.release(nid, folio, 1):
+                node.enqueue(folio, 1)
+                node.surplus += 1
+                raise NoMemory("no memory for struct pages", pfn=pfn)
+            self.max_huge_pages -= 1

@@ -18,12 +18,22 @@ __all__ = ["HstateNode", "spread", "validate_hstate_node"]
 class HstateNode:
     """One node's part of a pool; ranges are folio numbers (pfn >> order)."""
 
-    __slots__ = ("free", "max_huge_pages", "nr_free", "nr_huge_pages", "owned", "surplus")
+    __slots__ = (
+        "free",
+        "max_huge_pages",
+        "nr_free",
+        "nr_huge_pages",
+        "optimized",
+        "owned",
+        "surplus",
+    )
 
     def __init__(self) -> None:
         #: Every folio of the pool, and those of them that are free.
         self.owned = RangeSet()
         self.free = RangeSet()
+        #: Those that do without most of their struct pages.
+        self.optimized = RangeSet()
         self.nr_huge_pages = 0
         self.nr_free = 0
         self.surplus = 0
@@ -57,6 +67,11 @@ class HstateNode:
         """Folios become free. C: enqueue_hugetlb_folio()."""
         self.free.add(folio, folio + n)
         self.nr_free += n
+
+    def take(self, folio: int) -> None:
+        """Take one particular free folio."""
+        self.free.remove(folio, folio + 1)
+        self.nr_free -= 1
 
     def dequeue(self, n: int, *, highest: bool = False) -> list[tuple[int, int]]:
         """Take `n` free folios, lowest or highest first, as runs (folio, number)."""
@@ -102,6 +117,6 @@ def validate_hstate_node(node: HstateNode, where: str) -> None:
         raise ModelBug(f"{where}: counters and folios differ")
     if not 0 <= node.surplus <= node.nr_huge_pages:
         raise ModelBug(f"{where}: surplus {node.surplus} of {node.nr_huge_pages}")
-    for low, high in node.free:
+    for low, high in (*node.free, *node.optimized):
         if not node.owned.contains(low, high):
-            raise ModelBug(f"{where}: free folios {low:#x}-{high:#x} are not its own")
+            raise ModelBug(f"{where}: folios {low:#x}-{high:#x} are not its own")

@@ -20,8 +20,11 @@ from kernelmodel.errors import InvalidArgument, ModelBug
 from kernelmodel.mm.hstate import Hstate, Runs
 from kernelmodel.mm.hstate_door import PoolDoor
 from kernelmodel.mm.hstate_node import validate_hstate_node
-from kernelmodel.mm.hugetlb_cmdline import parse_cmdline
+from kernelmodel.mm.hugetlb_cma import HugetlbCma
+from kernelmodel.mm.hugetlb_cmdline import GIGANTIC_ORDER, HPAGE_ORDER, parse_cmdline
+from kernelmodel.mm.hugetlb_vmemmap import HugetlbVmemmap, vmemmap_frames
 from kernelmodel.mm.memblock import Memblock
+from kernelmodel.mm.mmzone import PAGE_SHIFT
 from kernelmodel.mm.page_alloc import PageAllocator
 from kernelmodel.mm.ranges import RangeSet
 
@@ -31,17 +34,25 @@ __all__ = ["Hstate", "HugetlbState", "Runs", "validate_hugetlb"]
 class HugetlbState:
     """All pools of one kernel, in the order in which the kernel registers their sizes."""
 
-    __slots__ = ("default_order", "door", "hstates", "warnings")
+    __slots__ = ("cma", "default_order", "door", "hstates", "vmemmap", "warnings")
 
-    def __init__(self, cmdline: str, nids: Iterable[int] = (0,)) -> None:
+    def __init__(
+        self,
+        cmdline: str,
+        nids: Iterable[int] = (0,),
+        orders: tuple[int, ...] = (HPAGE_ORDER, GIGANTIC_ORDER),
+    ) -> None:
+        """`orders` are the sizes that the architecture has; the first is the default one."""
         nids = tuple(nids)
-        request = parse_cmdline(cmdline, frozenset(nids))
+        request = parse_cmdline(cmdline, frozenset(nids), orders)
         self.default_order = request.default_order
         self.warnings = list(request.warnings)
         self.hstates: dict[int, Hstate] = {}
         self.door = PoolDoor()
+        self.vmemmap = HugetlbVmemmap(enabled=request.free_vmemmap)
+        self.cma = HugetlbCma(request.cma, nids)
         for size in request.sizes:
-            hstate = Hstate(size.order, nids, self.door)
+            hstate = Hstate(size.order, nids, self.door, self.vmemmap, self.cma)
             hstate.max_huge_pages = size.nr
             for nid, n in size.by_node.items():
                 hstate.nodes[nid].max_huge_pages = n
@@ -80,13 +91,18 @@ class HugetlbState:
 
         `avoid` holds KHO's real scratch in bytes.
         """
-        return self._fill(
-            (hstate for hstate in self.hstates.values() if hstate.is_gigantic),
-            lambda hstate: hstate.bootmem_alloc(memblock, avoid),
-        )
+        self.cma.reserve(memblock, sorted({r.nid for r in memblock.memory}))
+        self.warnings += self.cma.warnings
+        gigantic = [hstate for hstate in self.hstates.values() if hstate.is_gigantic]
+        if self.cma.areas and not self.cma.only and any(h.max_huge_pages for h in gigantic):
+            self.warnings.append("hugetlb_cma is enabled, skip boot time allocation")
+            for hstate in gigantic:
+                hstate.max_huge_pages = 0
+        return self._fill(gigantic, lambda hstate: hstate.bootmem_alloc(memblock, avoid))
 
     def init(self, allocator: PageAllocator) -> int:
         """Fill the pools; returns pages taken from the page allocator. C: hugetlb_init()."""
+        self.cma.activate(allocator)
         for hstate in self.hstates.values():
             if hstate.is_gigantic:
                 hstate.init(allocator)
@@ -106,6 +122,16 @@ class HugetlbState:
                 hstate.max_huge_pages = got
             total += got
         return total
+
+    def boot_vmemmap_saved(self, nid: int) -> int:
+        """Bytes of a node's memory map that need not be allocated: gigantic pages with HVO."""
+        if not self.vmemmap.enabled:
+            return 0
+        return sum(
+            n * (vmemmap_frames(hstate.order) - 1) << PAGE_SHIFT
+            for hstate in self.hstates.values()
+            for _, n in hstate.bootmem_runs().get(nid, ())
+        )
 
     def meminfo(self) -> str:
         """The hugetlb lines of /proc/meminfo."""
@@ -130,7 +156,8 @@ def validate_hugetlb(state: HugetlbState) -> None:
     seen = RangeSet()
     total = 0
     for order, hstate in state.hstates.items():
-        if not 0 <= hstate.resv_huge_pages <= hstate.free_huge_pages:
+        broken = hstate.resv_huge_pages > hstate.free_huge_pages and not hstate.min_size_mounts
+        if hstate.resv_huge_pages < 0 or broken:
             raise ModelBug(
                 f"order {order}: {hstate.resv_huge_pages} promised, {hstate.free_huge_pages} free"
             )

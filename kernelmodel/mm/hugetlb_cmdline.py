@@ -13,13 +13,22 @@ import re
 from dataclasses import dataclass, field
 from typing import Final
 
-__all__ = ["GIGANTIC_ORDER", "HPAGE_ORDER", "HugepagesRequest", "HugetlbRequest", "parse_cmdline"]
+__all__ = [
+    "GIGANTIC_ORDER",
+    "HPAGE_ORDER",
+    "TRUE",
+    "HugepagesRequest",
+    "HugetlbRequest",
+    "memparse",
+    "parse_cmdline",
+]
 
 #: 2 MiB and 1 GiB, the two sizes of x86-64, as orders of 4 KiB pages.
 HPAGE_ORDER: Final = 9
 GIGANTIC_ORDER: Final = 18
+#: What the kernel takes for yes.
+TRUE: Final = frozenset({"1", "y", "Y", "t", "T", "on", "oN", "On", "ON"})
 _SUFFIX: Final = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50, "E": 60}
-_ORDERS: Final = {1 << (12 + order): order for order in (HPAGE_ORDER, GIGANTIC_ORDER)}
 
 
 @dataclass(slots=True)
@@ -38,9 +47,13 @@ class HugetlbRequest:
     sizes: tuple[HugepagesRequest, ...]
     default_order: int
     warnings: tuple[str, ...]
+    #: `hugetlb_free_vmemmap=`, and the parameters of `hugetlb_cma` by name and value.
+    free_vmemmap: bool
+    cma: tuple[tuple[str, str], ...]
 
 
-def _memparse(text: str) -> int:
+def memparse(text: str) -> int:
+    """A number with a suffix, 0 if there is none. C: memparse()."""
     match = re.fullmatch(r"(0[xX][0-9a-fA-F]+|[0-9]+)([KMGTPE]?).*", text.upper())
     if not match:
         return 0
@@ -50,8 +63,12 @@ def _memparse(text: str) -> int:
 class _Parser:
     """The state that the parameters share while they are read from left to right."""
 
-    def __init__(self, nids: frozenset[int]) -> None:
+    def __init__(self, nids: frozenset[int], orders: tuple[int, ...]) -> None:
         self.nids = nids
+        self.free_vmemmap = False
+        self.cma: list[tuple[str, str]] = []
+        self.default_order = orders[0]
+        self.orders = {1 << (12 + order): order for order in orders}
         self.sizes: list[HugepagesRequest] = []
         self.warnings: list[str] = []
         #: Pages of the default size asked for before any size was named.
@@ -72,7 +89,7 @@ class _Parser:
     def hugepagesz(self, value: str) -> None:
         """C: hugepagesz_setup()."""
         self.follows_valid_size = False
-        order = _ORDERS.get(_memparse(value))
+        order = self.orders.get(memparse(value))
         if order is None:
             self.warnings.append(f"hugepagesz={value} is no size of this machine, ignored")
             return
@@ -89,7 +106,7 @@ class _Parser:
         if self.default is not None:
             self.warnings.append(f"default_hugepagesz={value} given twice, ignored")
             return
-        order = _ORDERS.get(_memparse(value))
+        order = self.orders.get(memparse(value))
         if order is None:
             self.warnings.append(f"default_hugepagesz={value} is no size of this machine, ignored")
             return
@@ -126,25 +143,35 @@ class _Parser:
     def result(self) -> HugetlbRequest:
         """What stands after the last parameter.
 
-        Both sizes exist in the end. C: gigantic_pages_init(), the start of hugetlb_init().
+        All sizes exist in the end. C: gigantic_pages_init(), the start of hugetlb_init().
         """
-        self.size(GIGANTIC_ORDER)
-        self.size(HPAGE_ORDER)
+        for order in sorted(self.orders.values(), reverse=True):
+            self.size(order)
         if self.default is None:
-            self.default = self.size(HPAGE_ORDER)
+            self.default = self.size(self.default_order)
             if self.early.nr and self.default.nr:
                 self.warnings.append(f"hugepages={self.early.nr} without a size, ignored")
             elif self.early.nr:
                 self.default.nr, self.default.by_node = self.early.nr, self.early.by_node
-        return HugetlbRequest(tuple(self.sizes), self.default.order, tuple(self.warnings))
+        return HugetlbRequest(
+            tuple(self.sizes),
+            self.default.order,
+            tuple(self.warnings),
+            self.free_vmemmap,
+            tuple(self.cma),
+        )
 
 
-def parse_cmdline(cmdline: str, nids: frozenset[int] = frozenset({0})) -> HugetlbRequest:
+def parse_cmdline(
+    cmdline: str,
+    nids: frozenset[int] = frozenset({0}),
+    orders: tuple[int, ...] = (HPAGE_ORDER, GIGANTIC_ORDER),
+) -> HugetlbRequest:
     """Read the hugetlb parameters of a kernel command line; others are passed over.
 
-    `nids` are the nodes that the machine has.
+    `nids` are the nodes that the machine has, `orders` its sizes, the default one first.
     """
-    parser = _Parser(nids)
+    parser = _Parser(nids, orders)
     for word in cmdline.split():
         name, _, value = word.partition("=")
         if name == "hugepagesz":
@@ -153,4 +180,8 @@ def parse_cmdline(cmdline: str, nids: frozenset[int] = frozenset({0})) -> Hugetl
             parser.hugepages(value)
         elif name == "default_hugepagesz":
             parser.default_hugepagesz(value)
+        elif name == "hugetlb_free_vmemmap":
+            parser.free_vmemmap = value in TRUE
+        elif name in {"hugetlb_cma", "hugetlb_cma_only"}:
+            parser.cma.append((name, value))
     return parser.result()

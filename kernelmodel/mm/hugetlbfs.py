@@ -1,8 +1,7 @@
 """Files of huge pages, and mappings of them: who was promised what.
 
 Reproduces the accounting of Linux 7.3's fs/hugetlbfs/inode.c and mm/hugetlb.c for memfds
-(MFD_HUGETLB) and private anonymous mappings, as recorded from the running kernel. No cgroup
-limits, no subpools.
+(MFD_HUGETLB), files of a mount and private anonymous mappings, as recorded from the running kernel.
 
 A file keeps two things by page index: the folios that it has, and its *reservation map*, the
 indices that were promised a folio or have one. Mapping a file promises folios to every index of
@@ -19,7 +18,6 @@ All work goes by runs: populating a VM of 64 GiB is a handful of steps.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import Final
 
 from kernelmodel.errors import (
@@ -30,9 +28,14 @@ from kernelmodel.errors import (
     NotPermitted,
     NotSupported,
 )
-from kernelmodel.mm.hugetlb import Hstate, Runs
+from kernelmodel.mm.hstate import Hstate, Runs
+from kernelmodel.mm.hugetlb_account import HugetlbAccount
+from kernelmodel.mm.hugetlb_cgroup import HugetlbCgroup
+from kernelmodel.mm.hugetlb_folio_map import HugetlbFolioMap
+from kernelmodel.mm.hugetlb_subpool import HugepageSubpool
+from kernelmodel.mm.mempolicy import Placement, placement
 from kernelmodel.mm.mmzone import PAGE_SHIFT
-from kernelmodel.mm.ranges import RangeMap, RangeSet
+from kernelmodel.mm.ranges import RangeSet
 
 __all__ = [
     "FALLOC_FL_KEEP_SIZE",
@@ -49,68 +52,22 @@ _FALLOC_MODES: Final = (0, FALLOC_FL_KEEP_SIZE, FALLOC_FL_KEEP_SIZE | FALLOC_FL_
 _LAST: Final = 1 << 52
 
 
-class _Folios:
-    """Folios by page index, as runs. A run's value is its first folio less its first index."""
-
-    __slots__ = ("_map", "order", "total")
-
-    def __init__(self, order: int) -> None:
-        self.order = order
-        self.total = 0
-        self._map: RangeMap[int] = RangeMap()
-
-    def put(self, start: int, runs: Iterable[tuple[int, int]]) -> None:
-        """Give the indices from `start` on the folios of these runs."""
-        for pfn, n in runs:
-            self._map.put(start, start + n, (pfn >> self.order) - start)
-            self.total += n
-            start += n
-
-    def take(self, start: int, end: int) -> tuple[Runs, RangeSet]:
-        """Take out what [start, end) holds; returns the folios and their indices."""
-        runs: Runs = []
-        indices = RangeSet()
-        for low, high, shift in self._map.within(start, end):
-            runs.append(((low + shift) << self.order, high - low))
-            indices.add(low, high)
-        self._map.clear(start, end)
-        self.total -= indices.total
-        return runs, indices
-
-    def gaps(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """The parts of [start, end) without folios, ascending."""
-        for low, high, _ in list(self._map.within(start, end)):
-            if start < low:
-                yield start, low
-            start = high
-        if start < end:
-            yield start, end
-
-    def within(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """What [start, end) holds as (index, pfn, number of folios), ascending by index."""
-        for low, high, shift in self._map.within(start, end):
-            yield low, (low + shift) << self.order, high - low
-
-    def runs(self) -> Iterator[tuple[int, int, int]]:
-        """Everything as (index, pfn, number of folios), ascending by index."""
-        return self.within(0, _LAST)
-
-
 class HugetlbInode:
     """A huge page file. Born with one reference; its folios go with the last one.
 
     C: struct hugetlbfs_inode_info with its inode's resv_map.
     """
 
-    __slots__ = ("folios", "frozen", "hstate", "refs", "resv", "size")
+    __slots__ = ("_account", "folios", "frozen", "hstate", "refs", "resv", "size")
 
-    def __init__(self, hstate: Hstate) -> None:
+    def __init__(self, hstate: Hstate, subpool: HugepageSubpool | None = None) -> None:
         self.hstate = hstate
+        self._account = HugetlbAccount(hstate, subpool)
         #: Bytes. Faults reach whole pages below it.
         self.size = 0
         #: Page indices that were promised a folio or have one.
         self.resv = RangeSet()
-        self.folios = _Folios(hstate.order)
+        self.folios = HugetlbFolioMap(hstate.order)
         #: Layout is preserved: no change of size, no holes, no new pages by `fallocate`.
         self.frozen = False
         self.refs = 1
@@ -148,12 +105,12 @@ class HugetlbInode:
 
     def _drop_from(self, start: int) -> None:
         runs, dropped = self.folios.take(start, _LAST)
-        self.hstate.free_folios(runs)
-        promised = sum(high - low for low, high in self.resv.within(start, _LAST))
+        self._account.give_back(runs, dropped)
+        promised = list(self.resv.within(start, _LAST))
         self.resv.remove(start, _LAST)
-        self.hstate.unreserve(promised - dropped.total)
+        self._account.forget(promised, dropped.total)
 
-    def fallocate(self, mode: int, offset: int, length: int, nid: int = 0) -> None:
+    def fallocate(self, mode: int, offset: int, length: int, where: int | Placement = 0) -> None:
         """Allocate or punch, in bytes. C: hugetlbfs_fallocate().
 
         Raises:
@@ -173,7 +130,7 @@ class HugetlbInode:
             self._punch_hole(-(-offset // self.page_size), end // self.page_size)
             return
         first, last = offset // self.page_size, -(-end // self.page_size)
-        done = self.populate(first, last, nid)
+        done = self.populate(first, last, where)
         if done < last:
             raise NoSpace("huge page pool exhausted", index=done)
         if not mode & FALLOC_FL_KEEP_SIZE:
@@ -184,37 +141,58 @@ class HugetlbInode:
         runs, indices = self.folios.take(start, end)
         for low, high in indices:
             self.resv.remove(low, high)
-        self.hstate.free_folios(runs)
+        self._account.give_back(runs, indices)
+        self._account.forget(indices, indices.total)
 
-    def populate(self, start: int, end: int, nid: int = 0) -> int:
+    def populate(self, start: int, end: int, where: int | Placement = 0) -> int:
         """Give every index of [start, end) a folio; returns the first index left without.
 
-        Just what a fault on each index in turn would do. C: alloc_hugetlb_folio().
+        Just what a fault on each index in turn would do, of a task on the node `where` or with
+        that placement. C: alloc_hugetlb_folio().
         """
+        place = placement(where)
         for low, high in self.folios.gaps(start, end):
             for first, last, promised in _by_promise(self.resv, low, high):
-                runs, missing = self.hstate.alloc_upto(last - first, nid, reserved=promised)
-                self.folios.put(first, runs)
-                self.resv.add(first, last - missing)
-                if missing:
-                    return last - missing
+                at = self._fill(first, last, place, promised=promised)
+                if at < last:
+                    return at
         return end
 
-    def reserve(self, start: int, end: int) -> None:
+    def _fill(self, first: int, last: int, place: Placement, *, promised: bool) -> int:
+        """Folios for indices that have none; the first index left without."""
+        at = first
+        for stop, nids in place.orders(first, last, list(self.hstate.nodes)):
+            runs, missing = self._account.take(at, stop - at, nids, place, promised=promised)
+            self.folios.put(at, runs)
+            self.resv.add(at, stop - missing)
+            if missing:
+                return stop - missing
+            at = stop
+        return at
+
+    def reserve(self, start: int, end: int, where: int | Placement = 0) -> None:
         """Promise folios to the indices that have no promise. C: hugetlb_reserve_pages().
 
         Raises:
             NoMemory: they cannot be promised; nothing is changed.
         """
-        self.hstate.reserve(sum(high - low for low, high in self.resv.gaps(start, end)))
+        self._account.reserve(self.resv.gaps(start, end), placement(where))
         self.resv.add(start, end)
 
-    def add_folios(self, index: int, runs: Runs) -> None:
-        """Put folios in that came back from a handover and are used in the pool's books."""
-        self.folios.put(index, runs)
-        self.resv.add(index, index + sum(n for _, n in runs))
+    def add_folios(self, index: int, runs: Runs, cgroup: HugetlbCgroup | None = None) -> None:
+        """Put folios in that came back from a handover and are used in the pool's books.
 
-    def mmap(self, start: int, nr: int, *, noreserve: bool = False) -> HugetlbMapping:
+        Raises:
+            NoMemory: a limit of the cgroup that shall pay for them.
+        """
+        n = sum(n for _, n in runs)
+        self._account.adopt(index, n, cgroup)
+        self.folios.put(index, runs)
+        self.resv.add(index, index + n)
+
+    def mmap(
+        self, start: int, nr: int, where: int | Placement = 0, *, noreserve: bool = False
+    ) -> HugetlbMapping:
         """Map `nr` pages from page `start` on, shared and writable. C: hugetlbfs_file_mmap().
 
         Such a mapping extends the file when it reaches beyond its end.
@@ -226,7 +204,7 @@ class HugetlbInode:
         if start < 0 or nr <= 0:
             raise InvalidArgument("mapping", start=start, nr=nr)
         if not noreserve:
-            self.reserve(start, start + nr)
+            self.reserve(start, start + nr, where)
         self.size = max(self.size, (start + nr) * self.page_size)
         return HugetlbMapping(self, start, nr)
 
@@ -242,12 +220,12 @@ class HugetlbMapping:
         self.start = start
         self.nr = nr
 
-    def touch(self, page: int, nr: int, nid: int = 0) -> int:
+    def touch(self, page: int, nr: int, where: int | Placement = 0) -> int:
         """Write to pages one after the other; returns how many before a SIGBUS (or all)."""
         _check_inside(page, nr, self.nr)
         first = self.start + page
         last = min(first + nr, self.inode.size // self.inode.page_size)
-        return max(0, self.inode.populate(first, last, nid) - first) if first < last else 0
+        return max(0, self.inode.populate(first, last, where) - first) if first < last else 0
 
     def munmap(self) -> None:
         """Unmap. Promises stay with the file."""
@@ -257,9 +235,11 @@ class HugetlbMapping:
 class HugetlbPrivateMapping:
     """A private anonymous mapping of huge pages (MAP_HUGETLB)."""
 
-    __slots__ = ("folios", "hstate", "nr", "reserved", "used")
+    __slots__ = ("_account", "folios", "hstate", "nr", "reserved", "used")
 
-    def __init__(self, hstate: Hstate, nr: int, *, noreserve: bool = False) -> None:
+    def __init__(
+        self, hstate: Hstate, nr: int, where: int | Placement = 0, *, noreserve: bool = False
+    ) -> None:
         """Map `nr` pages.
 
         Raises:
@@ -268,32 +248,38 @@ class HugetlbPrivateMapping:
         """
         if nr <= 0:
             raise InvalidArgument("mapping", nr=nr)
+        self._account = HugetlbAccount(hstate)
         if not noreserve:
-            hstate.reserve(nr)
+            self._account.reserve([(0, nr)], placement(where))
         self.hstate = hstate
         self.nr = nr
         #: Whether promises were made, and the indices whose promise is used up.
         self.reserved = not noreserve
         self.used = RangeSet()
-        self.folios = _Folios(hstate.order)
+        self.folios = HugetlbFolioMap(hstate.order)
 
-    def touch(self, page: int, nr: int, nid: int = 0) -> int:
+    def touch(self, page: int, nr: int, where: int | Placement = 0) -> int:
         """Write to pages one after the other; returns how many before a SIGBUS (or all)."""
         _check_inside(page, nr, self.nr)
+        place, nids = placement(where), list(self.hstate.nodes)
         for low, high in self.folios.gaps(page, page + nr):
-            runs, missing = self.hstate.alloc_upto(high - low, nid, reserved=self.reserved)
-            self.folios.put(low, runs)
-            self.used.add(low, high - missing)
-            if missing:
-                return high - missing - page
+            at = low
+            for stop, order in place.orders(low, high, nids):
+                n = stop - at
+                runs, missing = self._account.take(at, n, order, place, promised=self.reserved)
+                self.folios.put(at, runs)
+                self.used.add(at, stop - missing)
+                if missing:
+                    return stop - missing - page
+                at = stop
         return nr
 
     def munmap(self) -> None:
         """Free the pages, then give back the promises never used. C: hugetlb_vm_op_close()."""
-        runs, _ = self.folios.take(0, self.nr)
-        self.hstate.free_folios(runs)
+        runs, indices = self.folios.take(0, self.nr)
+        self._account.give_back(runs, indices)
         if self.reserved:
-            self.hstate.unreserve(self.nr - self.used.total)
+            self._account.forget([(0, self.nr)], self.used.total)
 
 
 def _check_inside(page: int, nr: int, mapped: int) -> None:

@@ -38,8 +38,10 @@ PAGE_SHIFT: Final = 12
 PAGE_SIZE: Final = 1 << PAGE_SHIFT
 MAX_PAGE_ORDER: Final = 10
 MAX_ORDER_NR_PAGES: Final = 1 << MAX_PAGE_ORDER
-#: Beyond every block number.
+#: Beyond every page frame and block number.
 _LAST: Final = 1 << 60
+#: Runs of blocks: (first page frame, number of blocks).
+_Runs = list[tuple[int, int]]
 
 
 class MigrateType(IntEnum):
@@ -86,18 +88,33 @@ class FreeArea:
         """Free blocks of exactly this order."""
         return self.top.total if order == MAX_PAGE_ORDER else len(self.low[order])
 
-    def nr_available(self, order: int) -> int:
-        """Blocks of this order that could be allocated, larger ones being split.
+    def nr_contig(self, order: int, start: int = 0, end: int = _LAST) -> int:
+        """Free aligned stretches of an order above MAX_PAGE_ORDER in [start, end)."""
+        shift = order - MAX_PAGE_ORDER
+        blocks = self.top.within(start >> MAX_PAGE_ORDER, end >> MAX_PAGE_ORDER)
+        return sum(max(0, (high >> shift) - (-(-low >> shift))) for low, high in blocks)
 
-        An order above MAX_PAGE_ORDER counts aligned stretches of largest blocks.
-        """
+    def nr_available(self, order: int) -> int:
+        """Blocks of this order that could be allocated, larger ones being split."""
         if order > MAX_PAGE_ORDER:
-            shift = order - MAX_PAGE_ORDER
-            return sum(max(0, (high >> shift) - (-(-low >> shift))) for low, high in self.top)
+            return self.nr_contig(order)
         total = self.top.total << (MAX_PAGE_ORDER - order)
         for higher in range(order, MAX_PAGE_ORDER):
             total += len(self.low[higher]) << (higher - order)
         return total
+
+    def take_contig(self, order: int, n: int, start: int = 0, end: int = _LAST) -> _Runs:
+        """Up to `n` free aligned stretches of an order above MAX_PAGE_ORDER in [start, end)."""
+        shift = order - MAX_PAGE_ORDER
+        runs: _Runs = []
+        for low, high in list(self.top.within(start >> MAX_PAGE_ORDER, end >> MAX_PAGE_ORDER)):
+            first = -(-low >> shift)
+            take = min(n, (high >> shift) - first)
+            if take > 0:
+                self.top.remove(first << shift, (first + take) << shift)
+                runs.append((first << order, take))
+                n -= take
+        return runs
 
     def take_one(self, order: int) -> int | None:
         """Take the newest smallest block that is large enough. C: __rmqueue_smallest()."""

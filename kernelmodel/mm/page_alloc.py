@@ -166,19 +166,13 @@ class PageAllocator:
         already serve: see *no migration*. Returns (runs, stretches missing) as `alloc_upto`.
         C: alloc_contig_pages().
         """
-        shift = order - MAX_PAGE_ORDER
-        if shift <= 0:
+        if order <= MAX_PAGE_ORDER:
             raise ModelBug(f"order {order} is the buddy allocator's own")
         runs: list[tuple[int, int]] = []
         for zone in self._zonelist(nid, thisnode=True):
-            top = zone.areas[MigrateType.OTHER].top
-            for low, high in top:
-                first = -(-low >> shift)
-                take = min(n, (high >> shift) - first)
-                if take > 0:
-                    top.remove(first << shift, (first + take) << shift)
-                    runs.append((first << order, take))
-                    n -= take
+            found = zone.areas[MigrateType.OTHER].take_contig(order, n)
+            n -= sum(count for _, count in found)
+            runs += found
         return runs, n
 
     def nr_available(self, order: int, nid: int) -> int:

@@ -1,0 +1,143 @@
+"""What one file or private mapping of huge pages owes: to its pool, its mount, its tasks' cgroups.
+
+Reproduces the order of checks in alloc_hugetlb_folio(), hugetlb_reserve_pages() and
+free_huge_folio() of Linux 7.3's mm/hugetlb.c: cgroup, subpool, pool, and the same backwards.
+
+Happy path: `reserve` indices, `take` folios for them, `give_back` what is dropped.
+
+Unhappy paths: `reserve` is ENOMEM, whoever refuses; `take` returns how many folios are missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from kernelmodel.errors import NoMemory
+from kernelmodel.mm.hstate import Hstate, Runs
+from kernelmodel.mm.hugetlb_cgroup import Charges, HugetlbCgroup
+from kernelmodel.mm.hugetlb_subpool import HugepageSubpool
+from kernelmodel.mm.mempolicy import Placement
+from kernelmodel.mm.ranges import RangeSet
+
+__all__ = ["HugetlbAccount"]
+
+
+class HugetlbAccount:
+    """Counts by page index; the indices themselves are the file's."""
+
+    __slots__ = ("_deferred", "_promised", "_used", "hstate", "subpool")
+
+    def __init__(self, hstate: Hstate, subpool: HugepageSubpool | None = None) -> None:
+        self.hstate = hstate
+        self.subpool = subpool
+        # Charged for indices that were promised, for folios, for folios without a promise.
+        self._promised = Charges(hstate.order, rsvd=True)
+        self._used = Charges(hstate.order, rsvd=False)
+        self._deferred = Charges(hstate.order, rsvd=True)
+
+    def reserve(self, gaps: Iterable[tuple[int, int]], place: Placement) -> None:
+        """Promise folios to ranges of indices. C: hugetlb_reserve_pages().
+
+        Raises:
+            NoMemory: cgroup, mount or pool refuse; nothing is changed.
+        """
+        gaps = list(gaps)
+        n = sum(high - low for low, high in gaps)
+        order, cgroup, subpool = self.hstate.order, place.cgroup, self.subpool
+        if cgroup is not None:
+            cgroup.charge(order, n, rsvd=True)
+        try:
+            needed = n if subpool is None else subpool.get(n)
+            try:
+                self.hstate.reserve(needed, place)
+            except NoMemory:
+                if subpool is not None:
+                    subpool.undo_get(n, needed)
+                raise
+        except NoMemory:
+            if cgroup is not None:
+                cgroup.uncharge(order, n, rsvd=True)
+            raise
+        for low, high in gaps:
+            self._promised.note(low, high, cgroup)
+
+    def take(
+        self, index: int, n: int, nids: list[int], place: Placement, *, promised: bool
+    ) -> tuple[Runs, int]:
+        """Folios for `n` indices from `index` on; returns (runs, folios missing).
+
+        As `n` faults in turn would have it. C: alloc_hugetlb_folio().
+        """
+        wanted = self._charge(n, place.cgroup, promised=promised)
+        own = wanted
+        if not promised:
+            own = 0 if self.subpool is None else wanted - self.subpool.get(wanted)
+        runs, missing = self.hstate.alloc_upto(own, nids, reserved=True)
+        unused, rest = missing, wanted - own
+        if not missing:
+            more, missing = self.hstate.alloc_upto(rest, nids)
+            runs += more
+        else:
+            missing += rest
+        self._refund(missing, unused, place.cgroup, promised=promised)
+        end = index + wanted - missing
+        self._used.note(index, end, place.cgroup)
+        if not promised:
+            self._deferred.note(index, end, place.cgroup)
+        return runs, n - wanted + missing
+
+    def _charge(self, n: int, cgroup: HugetlbCgroup | None, *, promised: bool) -> int:
+        """How many of `n` folios mount and cgroup allow; the cgroup has paid for them."""
+        if not promised and self.subpool is not None:
+            n = self.subpool.room(n)
+        if cgroup is None:
+            return n
+        order = self.hstate.order
+        if promised:
+            return cgroup.charge_upto(order, n)
+        n = cgroup.charge_upto(order, n, rsvd=True)
+        got = cgroup.charge_upto(order, n)
+        cgroup.uncharge(order, n - got, rsvd=True)
+        return got
+
+    def _refund(self, n: int, own: int, cgroup: HugetlbCgroup | None, *, promised: bool) -> None:
+        """`n` of the folios paid for could not be had, `own` of them promised to the mount."""
+        if not promised and self.subpool is not None:
+            self.subpool.undo_get(n, n - own)
+        if cgroup is not None:
+            cgroup.uncharge(self.hstate.order, n)
+            if not promised:
+                cgroup.uncharge(self.hstate.order, n, rsvd=True)
+
+    def adopt(self, index: int, n: int, cgroup: HugetlbCgroup | None) -> None:
+        """Folios that came back from a handover are charged to whoever takes them.
+
+        Raises:
+            NoMemory: a limit.
+        """
+        if cgroup is not None:
+            cgroup.charge(self.hstate.order, n)
+            self._used.note(index, index + n, cgroup)
+        if self.subpool is not None:
+            self.subpool.get(n)
+
+    def give_back(self, runs: Runs, indices: RangeSet) -> None:
+        """Folios are dropped. C: free_huge_folio()."""
+        for low, high in indices:
+            self._used.uncharge(low, high)
+            self._deferred.uncharge(low, high)
+        if self.subpool is not None:
+            self.hstate.resv_huge_pages += self.subpool.put_folios(indices.total)
+        self.hstate.free_folios(runs)
+
+    def forget(self, ranges: Iterable[tuple[int, int]], nr_folios: int) -> None:
+        """Indices leave the reservation map, `nr_folios` of them with their folio.
+
+        C: hugetlb_unreserve_pages().
+        """
+        total = 0
+        for low, high in ranges:
+            self._promised.uncharge(low, high)
+            total += high - low
+        unused = total - nr_folios
+        self.hstate.unreserve(unused if self.subpool is None else self.subpool.put(unused))
