@@ -16,6 +16,7 @@ import typer
 
 from fleet.cli_conform import BootTimeout, conform
 from fleet.cli_inspect import inspect
+from fleet.cli_releases import releases
 
 __all__ = ["app", "main"]
 
@@ -332,6 +333,7 @@ def _check_backend(backend: BackendName, address: str | None) -> None:
 
 
 app.command()(inspect)
+app.command()(releases)
 app.command()(conform)
 
 

@@ -116,7 +116,7 @@ def _what(backing: Backing) -> str:
 
 
 def _luo(release: Release) -> str:
-    return f"{release.luo} (of October 2025)" if release.luo_design == "v4" else str(release.luo)
+    return f"{release.luo} of the v4 proposal" if release.luo_design == "v4" else str(release.luo)
 
 
 def _why_lost(at: Release, to: Release) -> str:

@@ -31,7 +31,12 @@ ALLOWED = {
 ONLY_IN = {
     "ray": {"fleet/launcher.py"},
     "prometheus_client": {"fleet/exporter.py"},
-    "typer": {"fleet/cli.py", "fleet/cli_inspect.py"},
+    "typer": {
+        "fleet/cli.py",
+        "fleet/cli_conform.py",
+        "fleet/cli_inspect.py",
+        "fleet/cli_releases.py",
+    },
 }
 
 #: Standard modules that would let a clock or unseeded chance into the model.
