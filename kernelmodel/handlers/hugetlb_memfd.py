@@ -42,7 +42,7 @@ class HugetlbMemfdHandler(FileHandler):
 
     def can_preserve(self, file: File) -> bool:
         """A memfd on huge pages; files on a mounted hugetlbfs are not taken."""
-        return isinstance(file.inode, HugetlbMemfdInode)
+        return isinstance(file.inode, HugetlbMemfdInode) and file.inode.mount is None
 
     def get_id(self, file: File) -> int:
         """The inode."""

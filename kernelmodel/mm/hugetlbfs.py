@@ -18,6 +18,7 @@ All work goes by runs: populating a VM of 64 GiB is a handful of steps.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from kernelmodel.errors import (
@@ -58,9 +59,16 @@ class HugetlbInode:
     C: struct hugetlbfs_inode_info with its inode's resv_map.
     """
 
-    __slots__ = ("_account", "folios", "frozen", "hstate", "refs", "resv", "size")
+    __slots__ = ("_account", "_on_evict", "folios", "frozen", "hstate", "refs", "resv", "size")
 
-    def __init__(self, hstate: Hstate, subpool: HugepageSubpool | None = None) -> None:
+    def __init__(
+        self,
+        hstate: Hstate,
+        subpool: HugepageSubpool | None = None,
+        on_evict: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`on_evict` is called when the inode is gone."""
+        self._on_evict = on_evict
         self.hstate = hstate
         self._account = HugetlbAccount(hstate, subpool)
         #: Bytes. Faults reach whole pages below it.
@@ -88,6 +96,7 @@ class HugetlbInode:
             raise ModelBug("a huge page file is dropped twice")
         if self.refs == 0:
             self._drop_from(0)
+            self._on_evict()
 
     def ftruncate(self, size: int) -> None:
         """Set the size in bytes; pages and promises from there on go. C: hugetlb_vmtruncate().

@@ -21,6 +21,7 @@ from kernelmodel.mm.shmem import (
 
 if TYPE_CHECKING:
     from kernelmodel.kernel import Kernel
+    from kernelmodel.mm.hugetlbfs_mount import HugetlbfsMount
 
 __all__ = [
     "MFD_ALLOW_SEALING",
@@ -28,6 +29,7 @@ __all__ = [
     "MFD_HUGETLB",
     "MFD_HUGE_SHIFT",
     "MFD_NOEXEC_SEAL",
+    "HugetlbFileOperations",
     "HugetlbMemfdInode",
     "check_memfd_flags",
     "hugetlb_memfd_file",
@@ -46,12 +48,22 @@ _ALL_FLAGS: Final = 0x1F
 
 
 class HugetlbMemfdInode(Inode):
-    """A hugetlb memfd: its books are `hugetlb`, its seals its own. C: fs/hugetlbfs/inode.c."""
+    """A hugetlb memfd: its books are `hugetlb`, its seals its own. C: fs/hugetlbfs/inode.c.
 
-    __slots__ = ("executable", "hugetlb", "kernel", "seals")
+    A file of a mounted hugetlbfs is the same thing with a `mount`.
+    """
 
-    def __init__(self, kernel: Kernel, hugetlb: HugetlbInode, seals: int) -> None:
+    __slots__ = ("executable", "hugetlb", "kernel", "mount", "seals")
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        hugetlb: HugetlbInode,
+        seals: int,
+        mount: HugetlbfsMount | None = None,
+    ) -> None:
         super().__init__(kernel.new_ino())
+        self.mount = mount
         self.kernel = kernel
         self.hugetlb = hugetlb
         self.seals: int | None = seals
