@@ -14,12 +14,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+from kernelmodel.abi.kexec_handover import KEXEC_METADATA_NODE, KHO_PROP_SUBTREE_DATA
 from kernelmodel.errors import ModelBug
 from kernelmodel.fs import File
 from kernelmodel.kernel import Kernel
-from kernelmodel.kho.block import KhoBlockSet
 from kernelmodel.luo.file import LuoFileSet
-from kernelmodel.luo.handler import FileHandler
 from kernelmodel.memory import PAGE_SHIFT
 from kernelmodel.mm.hugetlb import validate_hugetlb
 from kernelmodel.mm.hugetlbfs import HugetlbInode, validate_hugetlb_inode
@@ -28,9 +27,11 @@ from kernelmodel.mm.memfd import HugetlbMemfdInode
 from kernelmodel.mm.page_alloc import validate_page_alloc
 from kernelmodel.mm.ranges import RangeSet
 from kernelmodel.mm.shmem import ShmemInode
+from kernelmodel.owners import preserved_by_owner
 from kernelmodel.syscalls import Task
+from kernelmodel.validate_luo import validate_luo
 
-__all__ = ["validate_kernel"]
+__all__ = ["page_owners", "validate_kernel", "validate_nothing_leaked"]
 
 
 def validate_kernel(kernel: Kernel, tasks: Iterable[Task]) -> None:
@@ -45,7 +46,7 @@ def validate_kernel(kernel: Kernel, tasks: Iterable[Task]) -> None:
     validate_page_alloc(kernel.page_alloc)
     validate_hugetlb(kernel.hugetlb)
     _validate_references(kernel, tasks, files)
-    _validate_luo(kernel)
+    validate_luo(kernel, files)
     _validate_kho(kernel)
     _validate_huge_files(kernel, files)
     _validate_frames(kernel, files)
@@ -82,56 +83,42 @@ def _validate_references(kernel: Kernel, tasks: list[Task], files: list[File]) -
             raise ModelBug(f"a file counts {file.f_count} references, {holders[id(file)]} exist")
 
 
-def _validate_luo(kernel: Kernel) -> None:
-    luo = kernel.luo
-    preserved: list[tuple[FileHandler, int]] = []
-    users: Counter[int] = Counter()
-    for file_set in _outgoing(kernel):
-        _validate_capacity("files", len(file_set.files), file_set.block_set)
-        for luo_file in file_set.files:
-            assert luo_file.file is not None, "outgoing files hold a reference"
-            preserved.append((luo_file.handler, luo_file.handler.get_id(luo_file.file)))
-            users.update(id(flb) for flb in luo_file.handler.flbs)
-            if not _frozen(luo_file.file):
-                raise ModelBug("a preserved file is not frozen")
-    for file_set in _incoming(kernel):
-        preserved.extend(
-            (luo_file.handler, luo_file.handler.get_id(luo_file.file))
-            for luo_file in file_set.files
-            if luo_file.file is not None
-        )
-    if len(preserved) != len(set(preserved)) or set(preserved) != luo.preserved_ids:
-        raise ModelBug("the preserved objects are not those of the sessions")
-    for flb in luo.flbs.registered:
-        if flb.outgoing_count != users[id(flb)]:
-            raise ModelBug(f"FLB {flb.name} counts {flb.outgoing_count}, has {users[id(flb)]}")
-    # a create that is refused as a duplicate leaves the block that it made room with
-    sessions = luo.sessions
-    _validate_capacity("sessions", len(sessions.outgoing), sessions.outgoing_blocks, extra=1)
-
-
-def _validate_capacity(what: str, nr_entries: int, blocks: KhoBlockSet, extra: int = 0) -> None:
-    needed = -(-nr_entries // blocks.capacity)
-    if not needed <= len(blocks.blocks) <= needed + extra:
-        raise ModelBug(f"{nr_entries} {what} in {len(blocks.blocks)} blocks")
-
-
-def _frozen(file: File) -> bool:
-    inode = file.inode
-    if isinstance(inode, HugetlbMemfdInode):
-        return inode.hugetlb.frozen
-    return isinstance(inode, ShmemInode) and inode.frozen
-
-
 def _validate_kho(kernel: Kernel) -> None:
+    """The tree holds what its users believe to have preserved, and nothing else."""
     kho = kernel.kho
     runs = kho.outgoing_runs()
-    if sum(run.nr for run in runs) != kho.preserved_keys:
-        raise ModelBug(f"{kho.preserved_keys} keys counted in the tree")
     _disjoint("preserved entries", ((run.pfn, run.end_pfn) for run in runs))
     for run in runs:
         if not kernel.page_alloc.pfn_valid(run.pfn, run.end_pfn - run.pfn):
             raise ModelBug(f"preserved page frame {run.pfn:#x} does not exist")
+    if _keeps_other_books(kernel):
+        return
+    keys: dict[int, RangeSet] = {}
+    for run in runs:
+        low = run.pfn >> run.order
+        keys.setdefault(run.order, RangeSet()).add(low, low + run.nr)
+    for entry in preserved_by_owner(kernel):
+        left, low = keys.setdefault(entry.order, RangeSet()), entry.pfn >> entry.order
+        if next(left.gaps(low, low + entry.nr), None) is not None:
+            raise ModelBug(
+                f"{entry.owner}: {entry.pfn:#x}, {entry.nr} of order {entry.order}, "
+                "has no key in the tree"
+            )
+        left.remove(low, low + entry.nr)
+    for order, left in keys.items():
+        for reservation in kernel.reserve_mem.table:
+            first, nr_pages = reservation.pages
+            left.remove(first >> order, first + nr_pages >> order)
+        for low, high in left:
+            raise ModelBug(
+                f"preserved page frame {low << order:#x}, {high - low} of order {order}, "
+                "is nobody's: it has leaked, or its owner does not name it (kernelmodel.owners)"
+            )
+
+
+def _keeps_other_books(kernel: Kernel) -> bool:
+    """Whether the release runs a LUO whose lists `preserved_by_owner` does not know."""
+    return kernel.luo_v4 is not None
 
 
 def _validate_huge_files(kernel: Kernel, files: list[File]) -> None:
@@ -156,15 +143,21 @@ def _validate_huge_files(kernel: Kernel, files: list[File]) -> None:
 def _validate_frames(kernel: Kernel, files: list[File]) -> None:
     cached = _disjoint("page cache", _page_cache(files))
     pools = _disjoint("huge page pools", _pools(kernel))
+    cached = _union("page cache and struct pages", cached, kernel.hugetlb.vmemmap.extra)
     users = _union("page cache and pools", cached, pools)
     nodes = _disjoint(
         "radix nodes",
         ((pa >> PAGE_SHIFT, (pa >> PAGE_SHIFT) + 1) for _, pa in kernel.kho.outgoing_nodes()),
     )
-    # what is preserved and nobody's memory is KHO's and LUO's own: blocks, tables, blobs
-    own = RangeSet((run.pfn, run.end_pfn) for run in kernel.kho.outgoing_runs())
-    for low, high in users:
-        own.remove(low, high)
+    if _keeps_other_books(kernel):
+        own = RangeSet((run.pfn, run.end_pfn) for run in kernel.kho.outgoing_runs())
+        for low, high in users:
+            own.remove(low, high)
+    else:
+        own = _disjoint(
+            "KHO's pages",
+            ((entry.pfn, entry.end_pfn) for entry in preserved_by_owner(kernel) if entry.own),
+        )
     taken = _union("pages in use", users, _union("KHO's pages", nodes, own))
     waiting = RangeSet((low, high) for low, high, _ in kernel.kho.tags)
     static = _static(kernel)
@@ -208,6 +201,10 @@ def _static(kernel: Kernel) -> RangeSet:
             for ram in kernel.memblock.memory:
                 low, high = max(region.base, ram.base), min(region.end, ram.end)
                 static.add(low >> PAGE_SHIFT, -(-high >> PAGE_SHIFT))
+    for low, high in kernel.hugetlb.vmemmap.released:
+        static.remove(low, high)
+    for start, nr_pages in kernel.hugetlb.cma.areas.values():
+        static.remove(start, start + nr_pages)
     if kernel.kho.incoming is None:
         for area in kernel.kho.scratch:
             static.remove(area.addr >> PAGE_SHIFT, area.addr + area.size >> PAGE_SHIFT)
@@ -231,3 +228,65 @@ def _union(what: str, one: RangeSet, other: RangeSet) -> RangeSet:
             raise ModelBug(f"{what}: page frames {clash[0]:#x}-{clash[1]:#x} are in both")
         found.add(start, end)
     return found
+
+
+def page_owners(kernel: Kernel, tasks: Iterable[Task]) -> list[tuple[int, int, str]]:
+    """Every page frame's owner, as ascending (first pfn, pfn behind, name).
+
+    For looking at a kernel that `validate_kernel` accepts; costs as much as that.
+    """
+    files = _files(kernel, list(tasks))
+    named = [(low, high, "free") for low, high in kernel.page_alloc.free_ranges()]
+    for inode in {file.inode.ino: file.inode for file in files}.values():
+        if isinstance(inode, ShmemInode):
+            named += [
+                (low + delta, high + delta, f"page cache of inode {inode.ino}")
+                for low, high, (delta, _) in inode.pages
+            ]
+    for order, hstate in kernel.hugetlb.hstates.items():
+        for nid, node in hstate.nodes.items():
+            name = f"huge pages of order {order}, node {nid}"
+            named += [(low << order, high << order, name) for low, high in node.owned]
+    named += [
+        (pa >> PAGE_SHIFT, (pa >> PAGE_SHIFT) + 1, f"KHO: node of level {level}")
+        for level, pa in kernel.kho.outgoing_nodes()
+    ]
+    named += [(e.pfn, e.end_pfn, e.owner) for e in preserved_by_owner(kernel) if e.own]
+    named += [(low, high, "handed over, not restored") for low, high, _ in kernel.kho.tags]
+    named += [(low, high, "taken at boot") for low, high in _static(kernel)]
+    return sorted(named)
+
+
+def validate_nothing_leaked(kernel: Kernel, tasks: Iterable[Task], lost_pages: int = 0) -> None:
+    """After all sessions are closed, retrieved ones included: nothing of them is left.
+
+    What a kernel never gives back is the FDT, the metadata and the table of FLBs of the one
+    before it. `lost_pages` are those that were lost besides: of sessions that nobody retrieved,
+    or to a retrieve that failed before its folio table was read.
+
+    Raises:
+        ModelBug: something has leaked, or `validate_kernel` finds a fault.
+    """
+    validate_kernel(kernel, tasks)
+    for entry in preserved_by_owner(kernel):
+        if not entry.owner.startswith(("KHO: ", "LUO: header", "LUO: table of FLBs")):
+            raise ModelBug(f"{entry.owner}: page frame {entry.pfn:#x} is still preserved")
+    for flb in kernel.luo.flbs.registered:
+        if flb.outgoing_count:
+            raise ModelBug(f"FLB {flb.name} is still used")
+    kept = [pa >> PAGE_SHIFT for pa in _kept_for_good(kernel)]
+    waiting = sum(high - low for low, high, _ in kernel.kho.tags)
+    known = sum(low <= pfn < high for low, high, _ in kernel.kho.tags for pfn in kept)
+    if waiting != known + lost_pages:
+        raise ModelBug(f"{waiting - known} pages are lost, not {lost_pages}")
+
+
+def _kept_for_good(kernel: Kernel) -> Iterator[int]:
+    """What was handed over and is nobody's to restore."""
+    incoming = kernel.kho.incoming
+    if incoming is not None:
+        yield incoming.fdt_pa
+        metadata = incoming.fdt.root.subnode(KEXEC_METADATA_NODE)
+        if metadata is not None:
+            yield metadata.u64(KHO_PROP_SUBTREE_DATA) or 0
+        yield kernel.luo.flbs.incoming_pa

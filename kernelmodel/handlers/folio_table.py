@@ -6,6 +6,7 @@ preserves as an area. C: mm/memfd_luo.c, 7.3; hugemfd of the RFC of Dec 2025.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,8 +19,9 @@ from kernelmodel.abi.folio_table import (
 from kernelmodel.abi.kexec_handover import KhoVmalloc
 from kernelmodel.errors import KernelError, KernelPanic
 from kernelmodel.kho.vmalloc import preserve_vmalloc, restore_vmalloc, unpreserve_vmalloc
-from kernelmodel.memory import PAGE_SIZE
+from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE
 from kernelmodel.mm.vmalloc import VmallocArea, vfree, vmalloc
+from kernelmodel.owners import Preserved
 
 if TYPE_CHECKING:
     from kernelmodel.kernel import Kernel
@@ -86,6 +88,17 @@ class PreservedFolios:
     def nr_folios(self) -> int:
         """Folios of the file."""
         return sum(run.nr for run in self.runs)
+
+    def preserved_pages(self, kernel: Kernel) -> Iterator[Preserved]:
+        """The folios, which are the file's, the table and the chunks that list its pages."""
+        for run in self.runs:
+            yield Preserved("folios", run.pfn, self.order, run.nr, own=False)
+        for pfn, nr_pages in self.table.extents if self.table is not None else ():
+            yield Preserved("folio table", pfn, 0, nr_pages)
+        chunk = self.vmalloc.first
+        while chunk:
+            yield Preserved("chunk of the folio table", chunk >> PAGE_SHIFT)
+            chunk = kernel.memory.u64(chunk)
 
     def unpreserve(self, kernel: Kernel) -> None:
         """Take all keys back and free the table."""
