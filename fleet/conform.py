@@ -111,6 +111,10 @@ def _one(given: _Given, folder: Path | None, heading: bool, out: Console, err: C
                 _say(out, line)
     except KernelEnded as ending:
         _say(err, f"{given.path}: the trace ends here: {ending}")
+    except ScriptError as wrong:
+        for _, what in wrong.faults:
+            _say(err, f"{given.path}: {what}")
+        return _BAD_INPUT
     except ModelBug as bug:
         again = f"lufleet conform {'--fresh ' if folder else ''}{given.path}"
         _say(err, f"The simulator failed: {bug}. To see it again: {again}")
@@ -124,7 +128,7 @@ def _one(given: _Given, folder: Path | None, heading: bool, out: Console, err: C
 
 
 def _lines(given: _Given, folder: Path | None) -> Iterator[str]:
-    """The trace. Raises: KernelEnded, ModelBug."""
+    """The trace. Raises: KernelEnded, ScriptError, ModelBug."""
     if folder is not None:
         yield from play_fresh(given.text, given.path.stem, folder, given.handover)
         return

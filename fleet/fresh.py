@@ -18,8 +18,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from fleet.one_boot import KERNEL_ENDED
-from kernelmodel.conform import Script
+from fleet.one_boot import BAD_SCRIPT, KERNEL_ENDED
+from kernelmodel.conform import Script, ScriptError
 from kernelmodel.errors import ModelBug
 from kernelmodel.handover import Handover
 
@@ -46,7 +46,8 @@ def play_fresh(
     `given` is a handover to play on from, and its record's path.
 
     Raises:
-        KernelEnded: the trace ends early. ModelBug: the model failed. OSError: no process.
+        KernelEnded: the trace ends early. ScriptError: a jump is to corrupt what is not there.
+        ModelBug: the model failed. OSError: no process.
     """
     boots = len(Script.parse(text).boots)
     first = given[1].boot if given else 1
@@ -63,6 +64,8 @@ def play_fresh(
             yield from output.splitlines()
             if playing.returncode == KERNEL_ENDED:
                 raise KernelEnded(said)
+            if playing.returncode == BAD_SCRIPT:
+                raise ScriptError([(0, what) for what in said.splitlines()])
             if playing.returncode:
                 raise ModelBug(said.strip() or f"boot {boot} ended with {playing.returncode}")
 

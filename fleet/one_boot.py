@@ -4,8 +4,9 @@ On its command line are the number of the boot, the record of what it is given (
 power-on) and the record to leave (empty: none, it is the last boot); on standard input the rest of
 the script, in which earlier boots are empty. It writes the trace to standard output.
 
-Exit codes: 0 played, and the next boot may begin; 3 the kernel ended, standard error says how;
-4 the model failed. Imports are few: the process lives for some tenths of a second.
+Exit codes: 0 played, and the next boot may begin; 2 the script asks for what is not there; 3 the
+kernel ended; 4 the model failed. Standard error says more. Imports are few: the process lives for
+some tenths of a second.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from pathlib import Path
 from typing import Final
 
 from kernelmodel import handover
-from kernelmodel.conform import Host, Script, how_it_ended
+from kernelmodel.conform import Host, Script, ScriptError, how_it_ended
 from kernelmodel.errors import KernelError, KernelPanic, ModelBug
 
-__all__ = ["KERNEL_ENDED", "MODEL_FAILED", "main"]
+__all__ = ["BAD_SCRIPT", "KERNEL_ENDED", "MODEL_FAILED", "main"]
 
+BAD_SCRIPT: Final = 2
 KERNEL_ENDED: Final = 3
 MODEL_FAILED: Final = 4
 
@@ -37,6 +39,9 @@ def main(boot: int, given: str, leave: str) -> int:
     except (KernelPanic, KernelError) as ending:
         sys.stderr.write(how_it_ended(ending))
         return KERNEL_ENDED
+    except ScriptError as wrong:
+        sys.stderr.write("\n".join(what for _, what in wrong.faults))
+        return BAD_SCRIPT
     except ModelBug as bug:
         sys.stderr.write(str(bug))
         return MODEL_FAILED
