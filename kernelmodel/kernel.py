@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from kernelmodel.hugetlb_designs import HugetlbDesign, make_design
 from kernelmodel.kho.kexec_handover import Kho
+from kernelmodel.kho.reserve_mem import ReserveMem
 from kernelmodel.luo.core import Luo
 from kernelmodel.luo_v4.core import LuoV4
 from kernelmodel.luo_v4.kho import FinalizedKho
@@ -70,6 +71,7 @@ class Kernel:
         "page_alloc",
         "params",
         "release",
+        "reserve_mem",
         "tainted",
     )
 
@@ -101,6 +103,7 @@ class Kernel:
         self.hugetlb = HugetlbState(firmware.cmdline, sorted({r.nid for r in firmware.memory_map}))
         self.kexec_image: Kimage | None = None
         self.kho = Kho(self)
+        self.reserve_mem = ReserveMem(self)
         #: The merged LUO; off for good on a release that runs the other one.
         self.luo = Luo(self)
         self.luo_v4: LuoV4 | None = None
@@ -109,6 +112,11 @@ class Kernel:
             self.luo_v4 = LuoV4(self, kho)
         #: How this release preserves hugetlb's shared state, if it does.
         self.hugetlb_design: HugetlbDesign | None = make_design(self)
+
+    @property
+    def is_kdump(self) -> bool:
+        """Whether it runs to save what a crashed kernel left. C: is_kdump_kernel()."""
+        return bool(self.params.get("elfcorehdr"))
 
     @property
     def memory(self) -> PhysicalMemory:

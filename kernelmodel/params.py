@@ -33,9 +33,13 @@ class KernelParams:
         values = self._values.get(name)
         return values[-1] if values else None
 
+    def values(self, name: str) -> tuple[str, ...]:
+        """All values in their order."""
+        return tuple(self._values.get(name, ()))
+
     def flag(self, name: str, *, default: bool) -> bool:
         """A boolean; words that say neither leave what was there before."""
-        for value in self._values.get(name, ()):
+        for value in self.values(name):
             said = _kstrtobool(value)
             default = default if said is None else said
         return default

@@ -56,6 +56,7 @@ _CODES: Final[Mapping[int, grpc.StatusCode]] = {
     errno.EINVAL: grpc.StatusCode.INVALID_ARGUMENT,
     errno.EMFILE: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errno.ENOTTY: grpc.StatusCode.UNIMPLEMENTED,
+    errno.ERANGE: grpc.StatusCode.OUT_OF_RANGE,
     errno.EFBIG: grpc.StatusCode.OUT_OF_RANGE,
     errno.ENOSPC: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errno.ESPIPE: grpc.StatusCode.INVALID_ARGUMENT,

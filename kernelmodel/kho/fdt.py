@@ -12,7 +12,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field
 
-__all__ = ["FDT_MAGIC", "Fdt", "FdtError", "FdtNode"]
+__all__ = ["FDT_MAGIC", "Fdt", "FdtError", "FdtNode", "stringlist_contains"]
 
 FDT_MAGIC = 0xD00DFEED
 _BEGIN_NODE, _END_NODE, _PROP, _NOP, _END = 1, 2, 3, 4, 9
@@ -74,13 +74,27 @@ class Fdt:
         parent.subnodes.insert(0, node)
         return node
 
+    @property
+    def strings_block(self) -> bytes:
+        """The names of all properties, each ended by a zero."""
+        return b"".join(name.encode() + b"\0" for name in self.strings)
+
+    def built_page(self, size: int) -> bytes:
+        """A zeroed buffer of `size` bytes after a tree was written into it from nothing.
+
+        That writer builds the strings at the buffer's end and leaves them there.
+        """
+        strings = self.strings_block
+        return self.pack().ljust(size - len(strings), b"\0") + strings
+
     def pack(self) -> bytes:
         """The tree's bytes, packed."""
         offsets: dict[str, int] = {}
-        strings = b""
+        strings = self.strings_block
+        at = 0
         for name in self.strings:
-            offsets[name] = len(strings)
-            strings += name.encode() + b"\0"
+            offsets[name] = at
+            at += len(name.encode()) + 1
         out = bytearray()
         _write_node(out, self.root, offsets)
         out += struct.pack(">I", _END)
@@ -133,6 +147,11 @@ class Fdt:
             raise FdtError("structure block does not end")
         tree.strings = [s.decode("ascii", "replace") for s in reader.strings.split(b"\0")[:-1]]
         return tree
+
+
+def stringlist_contains(value: bytes, text: str) -> bool:
+    """Whether a property that lists strings, each ended by a zero, has this one among them."""
+    return text.encode() in value.split(b"\0")[:-1]
 
 
 def _write_node(out: bytearray, node: FdtNode, offsets: dict[str, int]) -> None:

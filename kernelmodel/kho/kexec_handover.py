@@ -20,52 +20,39 @@ What the kernel does page by page is done for runs here; a run of n costs what n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kernelmodel.abi.kexec_handover import (
-    KEXEC_METADATA_NODE,
-    KEXEC_METADATA_VERSION,
     KHO_PROP_MEMORY_MAP,
     KHO_PROP_SUBTREE_DATA,
     KHO_PROP_SUBTREE_SIZE,
     KhoKexecMetadata,
     KhoScratch,
 )
-from kernelmodel.abi.layout import cstring, to_cstring
 from kernelmodel.errors import (
     Exists,
     InvalidArgument,
     KernelError,
-    KernelPanic,
     NoEntry,
     NoMemory,
     TooBig,
 )
-from kernelmodel.kho.fdt import Fdt, FdtError
+from kernelmodel.kho.fdt import Fdt, FdtNode
+from kernelmodel.kho.incoming import KhoIn, deserialize, read_handover
+from kernelmodel.kho.metadata import add_metadata, incoming_metadata
 from kernelmodel.kho.radix_tree import KeyRun, KhoRadixTree
-from kernelmodel.kho.scratch import ScratchParam, reserve_scratch
+from kernelmodel.kho.scratch import ScratchParam, extend_scratch, reserve_scratch
+from kernelmodel.kho.tags import PageTags
 from kernelmodel.machine import Firmware
-from kernelmodel.memory import GIB, PAGE_SHIFT, PAGE_SIZE
+from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE
 from kernelmodel.mm.mmzone import MAX_PAGE_ORDER
-from kernelmodel.mm.ranges import RangeMap, RangeSet
 
 if TYPE_CHECKING:
     from kernelmodel.kernel import Kernel
 
 __all__ = ["Kho", "KhoIn"]
 
-_GIB_PFN_SHIFT = GIB.bit_length() - 1 - PAGE_SHIFT
 _TREE_LOCK = "kho_radix_tree"
-
-
-@dataclass(frozen=True, slots=True)
-class KhoIn:
-    """What this kernel was handed. C: struct kho_in."""
-
-    fdt_pa: int
-    fdt: Fdt
-    root_pa: int
 
 
 class Kho:
@@ -78,7 +65,6 @@ class Kho:
         "fdt_pa",
         "incoming",
         "kernel",
-        "preserved_keys",
         "scratch",
         "scratch_array_pa",
         "tags",
@@ -91,10 +77,8 @@ class Kho:
         self.scratch: list[KhoScratch] = []
         self.scratch_array_pa = 0
         self.fdt_pa = 0
-        #: Frames of preserved entries nobody has restored yet, with the order in their tag.
-        self.tags: RangeMap[int] = RangeMap()
-        #: Keys set in the outgoing tree.
-        self.preserved_keys = 0
+        #: Preserved entries that nobody has restored yet.
+        self.tags = PageTags()
         self._tree: KhoRadixTree | None = None
         self._fdt = Fdt()
 
@@ -102,103 +86,52 @@ class Kho:
 
     def populate(self, firmware: Firmware) -> None:
         """Look at what firmware hands over, before anything is allocated. C: kho_populate()."""
-        if firmware.fdt is None or firmware.scratch is None or self.kernel.release.kho is None:
-            return
-        memory, memblock = self.kernel.memory, self.kernel.memblock
-        self.kernel.charge("kho_populate")
-        fdt_pa = firmware.fdt[0]
-        scratch_pa, scratch_len = firmware.scratch
-        why = ""
-        try:
-            fdt = Fdt.parse(memory.read(fdt_pa, PAGE_SIZE))
-        except FdtError as error:
-            fdt, why = Fdt(), str(error)
-        compatible = cstring(fdt.root.props.get("compatible", b"")).decode("ascii", "replace")
-        root_pa = fdt.root.u64(KHO_PROP_MEMORY_MAP)
-        if not why and compatible != self.kernel.release.kho:
-            why = f"compatible is {compatible!r}, expected {self.kernel.release.kho!r}"
-        if not why and not root_pa:
-            why = f"no {KHO_PROP_MEMORY_MAP}"
-        if why:
-            self.kernel.printk(f"KHO: disabling KHO revival: {why}")
-            return
-        assert root_pa is not None
-        raw = memory.read(scratch_pa, scratch_len)
-        self.scratch = [
-            KhoScratch.unpack(raw, at)
-            for at in range(0, scratch_len - KhoScratch.SIZE + 1, KhoScratch.SIZE)
-        ]
-        for area in self.scratch:
-            if not memory.is_ram(area.addr, area.size):
-                # it would be taken for memory, and the first allocation in it would fault
-                raise KernelPanic(f"unable to handle page fault: scratch at {area.addr:#x}")
-            memblock.mark_kho_scratch(area.addr, area.size)
-        memblock.reserve(scratch_pa, scratch_len)
-        self.scratch_array_pa = scratch_pa
-        memblock.set_kho_scratch_only()
-        self.incoming = KhoIn(fdt_pa, fdt, root_pa)
+        self.incoming = read_handover(self.kernel, firmware)
+        if self.incoming is not None:
+            self.scratch = list(self.incoming.scratch)
+            self.scratch_array_pa = self.incoming.scratch_pa
 
     def memory_init_early(self) -> None:
-        """Let boot use every gigabyte that holds nothing preserved. C: kho_extend_scratch().
+        """Let boot use what holds nothing preserved. C: kho_memory_init_early().
 
-        A gigabyte counts as taken with its first preserved page or node of the tree.
+        Releases before 7.3 have no such thing: until the tree is read, scratch is all they have.
         """
-        if self.incoming is None:
+        if self.incoming is None or not self.kernel.release.kho_extends_scratch:
             return
         tree = KhoRadixTree(self.kernel.memory, self.incoming.root_pa)
-        busy = RangeSet()
-        keys = 0
-        for run in tree.runs():
-            keys += run.nr
-            busy.add(run.pfn >> _GIB_PFN_SHIFT, (run.end_pfn - 1 >> _GIB_PFN_SHIFT) + 1)
-        for _, pa in tree.nodes():
-            block = pa >> PAGE_SHIFT + _GIB_PFN_SHIFT
-            busy.add(block, block + 1)
-        top = max(region.end for region in self.kernel.memblock.memory)
-        for first, last in busy.gaps(0, -(-top // GIB)):
-            self.kernel.memblock.mark_kho_scratch(first * GIB, (last - first) * GIB)
+        try:
+            keys = extend_scratch(self.kernel.memblock, tree)
+        except NoMemory as error:
+            self.kernel.printk(f"KHO: scratch is not extended: {error}")
+            return
         self.kernel.charge("kho_extend_scratch", keys)
 
     def memory_init(self) -> None:
-        """Reserve what is preserved, or, on a cold boot, scratch. C: kho_memory_init()."""
-        if self.incoming is not None:
-            self._mem_deserialize(self.incoming)
+        """Reserve what is preserved, or, on a cold boot, scratch. C: kho_memory_init().
+
+        A kdump kernel (from 7.3 on) does neither: its memory is too small to share, and what was
+        preserved is not its own.
+        """
+        if self.kernel.is_kdump and self.kernel.release.kho_extends_scratch:
+            self.kernel.printk("KHO: disabled, this is a kdump kernel")
+            self.enabled = False
+        elif self.incoming is not None:
+            deserialize(self.kernel, self.incoming, self.tags)
         elif self.enabled:
             self._reserve_scratch()
 
-    def _mem_deserialize(self, incoming: KhoIn) -> None:
-        """One serial walk over all entries. C: kho_mem_deserialize()."""
-        kernel = self.kernel
-        for run in KhoRadixTree(kernel.memory, incoming.root_pa).runs():
-            nr_pages = run.nr << run.order
-            if not kernel.memory.is_ram(run.pfn << PAGE_SHIFT, nr_pages << PAGE_SHIFT):
-                # nobody looks before the struct pages of an entry are written
-                raise KernelPanic(f"unable to handle page fault: no memory map for {run.pfn:#x}")
-            kernel.memblock.reserve(run.pfn << PAGE_SHIFT, nr_pages << PAGE_SHIFT)
-            kernel.memblock.mark_noinit(run.pfn << PAGE_SHIFT, nr_pages << PAGE_SHIFT)
-            self._tag(run)
-            kernel.charge("kho_reserve_preserved", run.nr)
-            kernel.charge("kho_init_preserved_page", nr_pages)
-
-    def _tag(self, run: KeyRun) -> None:
-        start, end = run.pfn, run.end_pfn
-        before = self.tags.get(start - 1) if start else None
-        if before is not None and before[1] == start and before[2] == run.order:
-            start = before[0]
-        self.tags.put(start, end, run.order)
-
     def _reserve_scratch(self) -> None:
-        text = self.kernel.params.get("kho_scratch")
-        param = ScratchParam.parse(text) if text is not None else None
-        if text is not None and param is None:
-            self.kernel.printk(f"KHO: cannot parse kho_scratch={text}, keeping the default")
-        nids = sorted({region.nid for region in self.kernel.memblock.memory})
+        kernel = self.kernel
+        param, unreadable = ScratchParam.read(kernel.params.values("kho_scratch"))
+        for text in unreadable:
+            kernel.printk(f"KHO: cannot parse kho_scratch={text}, it changes nothing")
+        nids = sorted({region.nid for region in kernel.memblock.memory})
         try:
             self.scratch_array_pa, self.scratch = reserve_scratch(
-                self.kernel.memblock, param or ScratchParam(), nids
+                kernel.memblock, param, nids, with_hugetlb=not kernel.release.kho_extends_scratch
             )
         except NoMemory as error:
-            self.kernel.printk(f"KHO: failed to reserve scratch, disabling KHO: {error}")
+            kernel.printk(f"KHO: failed to reserve scratch, disabling KHO: {error}")
             self.enabled = False
 
     # The outgoing side.
@@ -215,7 +148,7 @@ class Kho:
             )
             self.fdt_pa = self.alloc_preserve(PAGE_SIZE)
             self._start_fdt(self._tree)
-            self._add_metadata()
+            add_metadata(self)
         except KernelError as error:
             kernel.printk(f"KHO: cannot initialise, disabling KHO: {error}")
             self._give_up()
@@ -237,39 +170,14 @@ class Kho:
         self._fdt.append_prop(self._fdt.root, "compatible", compatible)
         root = tree.root_pa.to_bytes(8, "little")
         self._fdt.append_prop(self._fdt.root, KHO_PROP_MEMORY_MAP, root)
-        # The sequential writer builds its strings at the end of the page and leaves them there.
-        strings = b"".join(name.encode() + b"\0" for name in self._fdt.strings)
+        # what building it leaves at the end of the page stays there
+        strings = self._fdt.strings_block
         kernel.memory.write(self.fdt_pa + PAGE_SIZE - len(strings), strings)
         self._write_fdt()
 
-    def _add_metadata(self) -> None:
-        """C: kho_out_kexec_metadata()."""
-        metadata = self.alloc_preserve(KhoKexecMetadata.SIZE)
-        try:
-            self.kernel.memory.write(metadata, self._next_metadata().pack())
-            self.add_subtree(KEXEC_METADATA_NODE, metadata, KhoKexecMetadata.SIZE)
-        except KernelError:
-            self.unpreserve_free(metadata)
-            raise
-
-    def _next_metadata(self) -> KhoKexecMetadata:
-        before = self.kexec_metadata()
-        return KhoKexecMetadata(
-            KEXEC_METADATA_VERSION,
-            to_cstring(self.kernel.release.utsname, 65),
-            1 if before is None else before.kexec_count + 1 & 0xFFFFFFFF,
-        )
-
     def kexec_metadata(self) -> KhoKexecMetadata | None:
         """What the previous kernel said of itself; None if it said nothing of use."""
-        try:
-            pa, size = self.retrieve_subtree(KEXEC_METADATA_NODE)
-        except KernelError:
-            return None
-        if size < KhoKexecMetadata.SIZE:
-            return None
-        found = KhoKexecMetadata.unpack(self.kernel.memory.read(pa, KhoKexecMetadata.SIZE))
-        return found if found.version == KEXEC_METADATA_VERSION else None
+        return incoming_metadata(self)
 
     def _write_fdt(self) -> None:
         self.kernel.memory.write(self.fdt_pa, self._fdt.pack())
@@ -286,12 +194,36 @@ class Kho:
         if self._fdt.root.subnode(name) is not None:
             raise Exists("subtree exists", name=name)
         node = self._fdt.add_subnode(self._fdt.root, name)
-        self._fdt.set_prop(node, KHO_PROP_SUBTREE_DATA, pa.to_bytes(8, "little"))
-        self._fdt.set_prop(node, KHO_PROP_SUBTREE_SIZE, size.to_bytes(8, "little"))
+        try:
+            self._fdt_step()
+            self._fdt.set_prop(node, KHO_PROP_SUBTREE_DATA, pa.to_bytes(8, "little"))
+            self._fdt_step()
+            self._fdt.set_prop(node, KHO_PROP_SUBTREE_SIZE, size.to_bytes(8, "little"))
+            self._fdt_step()
+        except NoMemory:
+            self.remove_subtree(name)
+            raise
+
+    def _fdt_step(self) -> None:
+        """The FDT is edited in place: each step leaves its bytes, also behind the FDT's end."""
         if len(self._fdt.pack()) > PAGE_SIZE:
-            self._fdt.root.subnodes.remove(node)
-            raise NoMemory("FDT is full", name=name)
+            raise NoMemory("FDT is full")
         self._write_fdt()
+
+    def remove_subtree(self, name: str) -> None:
+        """Take a blob out of the FDT; one that is not there is none. C: kho_remove_subtree().
+
+        The bytes that the shorter FDT no longer covers stay as they were.
+        """
+        node = self._fdt.root.subnode(name)
+        if node is not None:
+            self._fdt.root.subnodes.remove(node)
+            self._write_fdt()
+
+    @property
+    def outgoing_subtrees(self) -> dict[str, tuple[int, int]]:
+        """(address, size) of the blobs that the next kernel will find."""
+        return {node.name: _blob_of(node) for node in self._fdt.root.subnodes}
 
     def retrieve_subtree(self, name: str) -> tuple[int, int]:
         """(address, size) of an incoming blob. C: kho_retrieve_subtree().
@@ -303,10 +235,7 @@ class Kho:
         node = self.incoming.fdt.root.subnode(name) if self.incoming is not None else None
         if node is None:
             raise NoEntry("no such subtree", name=name)
-        pa, size = node.u64(KHO_PROP_SUBTREE_DATA), node.u64(KHO_PROP_SUBTREE_SIZE)
-        if pa is None or size is None:
-            raise InvalidArgument("malformed subtree", name=name)
-        return pa, size
+        return _blob_of(node)
 
     # Preserving.
 
@@ -314,28 +243,40 @@ class Kho:
         """Preserve `nr` adjacent folios of one order. C: kho_preserve_folio().
 
         Raises:
-            InvalidArgument: KHO has no tree, or, with CONFIG_KEXEC_HANDOVER_DEBUG, the folio
-                lies in scratch.
+            InvalidArgument: KHO has no tree, or, with CONFIG_KEXEC_HANDOVER_DEBUG, a folio lies
+                in scratch.
+            OutOfRange: no key can be made of so large an address.
             NoMemory: no page for a node of the tree.
         """
+        self.check_scratch(pfn, nr << order)
         if self._tree is None:
             raise InvalidArgument("KHO is not initialised")
-        if self.kernel.config.kexec_handover_debug and self.scratch_overlap(pfn, nr << order):
-            self.kernel.warn_on("preserving scratch memory")
-            raise InvalidArgument("scratch cannot be preserved", pfn=pfn)
         with self.kernel.clock.lock(_TREE_LOCK):
             self.kernel.charge("kho_radix_add_key", nr)
         self._tree.add_run(pfn, order, nr)
-        self.preserved_keys += nr
+
+    def check_scratch(self, pfn: int, nr_pages: int) -> None:
+        """Refuse scratch, which only a kernel with debug checks does.
+
+        Without them it is preserved, and the next kernel's image or first allocations may
+        overwrite it. Raises: InvalidArgument.
+        """
+        if self.kernel.config.kexec_handover_debug and self.scratch_overlap(pfn, nr_pages):
+            self.kernel.warn_on("preserving scratch memory")
+            raise InvalidArgument("scratch cannot be preserved", pfn=pfn)
 
     def unpreserve_folios(self, pfn: int, order: int, nr: int = 1) -> None:
-        """Take the keys back. C: kho_unpreserve_folio()."""
+        """Take the keys back; one that is not set is none. C: kho_unpreserve_folio()."""
         if self._tree is None:
             return
         with self.kernel.clock.lock(_TREE_LOCK):
             self.kernel.charge("kho_radix_del_key", nr)
         self._tree.del_run(pfn, order, nr)
-        self.preserved_keys -= nr
+
+    @property
+    def preserved_keys(self) -> int:
+        """Keys set in the outgoing tree."""
+        return self._tree.nr_keys if self._tree is not None else 0
 
     def scratch_overlap(self, pfn: int, nr_pages: int) -> bool:
         """Whether the frames meet a scratch area. C: kho_scratch_overlap()."""
@@ -373,40 +314,39 @@ class Kho:
         """Take back `nr` adjacent folios, each tagged with `order`; how many were there.
 
         Stops at the first that carries no tag of that order at its head. C: kho_restore_folio(),
-        which takes the order from the tag: callers that do not know it ask `tag_order` first.
+        which takes the order from the tag: callers that do not know it ask `restore_folio`.
         """
         kernel = self.kernel
-        restored = 0
-        while restored < nr:
-            at = pfn + (restored << order)
-            found = self.tags.get(at)
-            if found is None or found[2] != order or at - found[0] & (1 << order) - 1:
-                break
-            take = min(nr - restored, found[1] - at >> order)
-            if not kernel.page_alloc.pfn_valid(at, take << order):
-                break
-            self.tags.clear(at, at + (take << order))
-            kernel.page_alloc.adjust_managed(at, take << order)
-            restored += take
+        restored = self.tags.count(pfn, order, nr)
+        if restored:
+            self.tags.take(pfn, order, restored)
+            kernel.page_alloc.adjust_managed(pfn, restored << order)
         kernel.charge("kho_restore_page", restored << order)
         return restored
 
     def tag_order(self, pfn: int) -> int | None:
         """The order in the tag of this frame; None if it is not the head of a tagged entry."""
-        found = self.tags.get(pfn)
-        if found is None or pfn - found[0] & (1 << found[2]) - 1:
+        return self.tags.order(pfn)
+
+    def restore_folio(self, pa: int) -> int | None:
+        """Take back the entry at this address; its order, None with a warning if none is there.
+
+        C: kho_restore_page(), kho_restore_folio().
+        """
+        pfn = pa >> PAGE_SHIFT
+        order = self.tags.order(pfn)
+        if order is None or self.restore_folios(pfn, order) != 1:
+            self.kernel.warn_on(f"restoring {pa:#x}, which is not preserved")
             return None
-        return found[2]
+        return order
 
     def restore_free(self, pa: int) -> None:
         """Restore a block and give it to the page allocator. C: kho_restore_free()."""
-        pfn = pa >> PAGE_SHIFT
-        order = self.tag_order(pfn)
-        if order is None or self.restore_folios(pfn, order) != 1:
-            self.kernel.warn_on(f"restoring {pa:#x}, which is not preserved")
+        order = self.restore_folio(pa)
+        if order is None:
             return
         self.kernel.charge("kho_unpreserve_free")
-        self.kernel.page_alloc.free_pages(pfn, order)
+        self.kernel.page_alloc.free_pages(pa >> PAGE_SHIFT, order)
 
     # What was handed over, for those who look.
 
@@ -428,3 +368,11 @@ class Kho:
     def outgoing_nodes(self) -> list[tuple[int, int]]:
         """Pages of the outgoing tree as (level, address)."""
         return list(self._tree.nodes()) if self._tree is not None else []
+
+
+def _blob_of(node: FdtNode) -> tuple[int, int]:
+    """(address, size) as a subtree's node has them. Raises: InvalidArgument."""
+    pa, size = node.u64(KHO_PROP_SUBTREE_DATA), node.u64(KHO_PROP_SUBTREE_SIZE)
+    if pa is None or size is None:
+        raise InvalidArgument("malformed subtree", name=node.name)
+    return pa, size

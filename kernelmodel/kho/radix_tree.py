@@ -23,7 +23,7 @@ from kernelmodel.abi.kexec_handover import (
     KHO_TABLE_SIZE_LOG2,
     KHO_TREE_MAX_DEPTH,
 )
-from kernelmodel.errors import KernelPanic, NoMemory
+from kernelmodel.errors import KernelPanic, NoMemory, OutOfRange
 from kernelmodel.memory import PAGE_SIZE, PhysicalMemory
 
 __all__ = ["KeyRun", "KhoRadixTree", "decode_key", "encode_key"]
@@ -75,10 +75,12 @@ class KhoRadixTree:
     """The tree whose root page lies at `root_pa`.
 
     `alloc_page` yields the physical address of a zeroed page for a new node (or raises
-    `NoMemory`), `free_page` takes one back; a tree that is only read has neither.
+    `NoMemory`), `free_page` takes one back; a tree that is only read has neither. `nr_keys` counts
+    the keys that were set by this object: adding one twice or taking away what is not there is
+    silent, and changes nothing.
     """
 
-    __slots__ = ("_alloc_page", "_free_page", "memory", "root_pa")
+    __slots__ = ("_alloc_page", "_free_page", "memory", "nr_keys", "root_pa")
 
     def __init__(
         self,
@@ -89,6 +91,7 @@ class KhoRadixTree:
     ) -> None:
         self.memory = memory
         self.root_pa = root_pa
+        self.nr_keys = 0
         self._alloc_page = alloc_page
         self._free_page = free_page
 
@@ -96,9 +99,13 @@ class KhoRadixTree:
         """Set the keys of `nr` consecutive blocks. C: kho_radix_add_page().
 
         Raises:
-            NoMemory: no page for a node; none of the keys is set then.
+            OutOfRange: the last of the keys has more bits than a key of order 0.
+            NoMemory: no page for a node. None of the keys is set then, as if whoever adds them
+                had taken back those that were done.
         """
         key = encode_key(pfn, order)
+        if (key + nr - 1).bit_length() > KHO_ORDER_0_LOG2 + 1:
+            raise OutOfRange("key is too wide", pfn=pfn, order=order)
         done = self._change(key, nr, present=True)
         if done < nr:
             self._change(key, done, present=False)
@@ -131,7 +138,9 @@ class KhoRadixTree:
                 first, last = bit >> 3, (bit + take + 7) >> 3
                 bits = int.from_bytes(self.memory.read(leaf + first, last - first), "little")
                 mask = ((1 << take) - 1) << (bit & 7)
+                were = (bits & mask).bit_count()
                 bits = bits | mask if present else bits & ~mask
+                self.nr_keys += (take if present else 0) - were
                 self.memory.write(leaf + first, bits.to_bytes(last - first, "little"))
             key += take
             done += take

@@ -2,25 +2,34 @@
 
 Reserved once, on the cold boot, and handed from kernel to kernel unchanged. One area below
 4 GiB, one anywhere, one for each NUMA node with memory; sized by `kho_scratch=` or as a
-percentage of what this kernel itself has reserved by then, hugetlb left out.
+percentage of what this kernel itself has reserved by then. Up to 7.2 boot's huge pages counted as
+reserved too, which left no room for scratch where they took more than a fifth of memory; 7.3
+leaves them out.
 
-C: kernel/liveupdate/kexec_handover.c (kho_reserve_scratch and what it calls), 7.3.
+A KHO boot of 7.3 extends scratch, for itself: by every gigabyte in which nothing is preserved.
+
+C: kernel/liveupdate/kexec_handover.c (kho_reserve_scratch, kho_extend_scratch and what they call),
+7.3.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from kernelmodel.abi.kexec_handover import KhoScratch
+from kernelmodel.abi.kexec_handover import KHO_TREE_MAX_DEPTH, KhoScratch
 from kernelmodel.errors import NoMemory
+from kernelmodel.kho.radix_tree import KhoRadixTree
 from kernelmodel.memory import GIB, PAGE_SHIFT, PAGE_SIZE
 from kernelmodel.mm.memblock import NUMA_NO_NODE, Memblock
 from kernelmodel.mm.mmzone import MAX_ORDER_NR_PAGES
+from kernelmodel.mm.ranges import RangeSet
 
 __all__ = [
     "KHO_SCRATCH_ALIGN",
     "ScratchParam",
+    "extend_scratch",
     "memparse",
     "reserve_scratch",
 ]
@@ -30,18 +39,27 @@ KHO_SCRATCH_ALIGN = PAGE_SIZE * MAX_ORDER_NR_PAGES
 _LOWMEM_END = (1 << 32) - 1
 _SUFFIXES = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50, "E": 60}
 _SIZE = re.compile(r"(0[xX][0-9a-fA-F]+|[0-9]+)([KMGTPEkmgtpe]?)")
-_PERCENT = re.compile(r"([0-9]{1,10})%")
+_PERCENT = re.compile(r"(\+?[0-9]+)%")
+_PERCENT_DIGITS = 10
+_U64 = (1 << 64) - 1
+_GIB_PFN_SHIFT = GIB.bit_length() - 1 - PAGE_SHIFT
+#: Levels of the tree in which the extension notes gigabytes, and gigabytes to its leaves.
+_BUSY_LEVELS = KHO_TREE_MAX_DEPTH
+_BUSY_PER_LEAF = 1 << 15
 
 
 def memparse(text: str) -> int | None:
-    """A size such as `64M` in bytes; None if it is none. C: memparse()."""
+    """A size such as `64M` in bytes; None if it is none. C: memparse().
+
+    As there, what does not fit 64 bits is the largest number, and a suffix may shift bits out.
+    """
     match = _SIZE.fullmatch(text)
     if match is None:
         return None
     number, suffix = match.groups()
     base = 16 if number[:2].lower() == "0x" else 8 if number[0] == "0" else 10
     try:
-        return int(number, base) << _SUFFIXES[suffix.upper()]
+        return min(int(number, base), _U64) << _SUFFIXES[suffix.upper()] & _U64
     except ValueError:  # 09 and the like
         return None
 
@@ -56,6 +74,21 @@ class ScratchParam:
     pernode: int = 0
 
     @classmethod
+    def read(cls, values: Iterable[str]) -> tuple[ScratchParam, list[str]]:
+        """What all `kho_scratch=` of a command line come to, and those that say nothing.
+
+        The last that can be read counts.
+        """
+        param, unreadable = cls(), []
+        for text in values:
+            said = cls.parse(text)
+            if said is None:
+                unreadable.append(text)
+            else:
+                param = said
+        return param, unreadable
+
+    @classmethod
     def parse(cls, text: str) -> ScratchParam | None:
         """Read `N%` or `low,global,pernode`; None for anything else, which changes nothing.
 
@@ -64,35 +97,42 @@ class ScratchParam:
         match = _PERCENT.fullmatch(text)
         if match is not None:
             percent = int(match[1])
-            return cls(percent) if percent < 1 << 32 else None
+            fits = len(match[1]) <= _PERCENT_DIGITS and percent < 1 << 32
+            return cls(percent) if fits else None
         sizes = [memparse(part) for part in text.split(",")]
         if len(sizes) != 3 or None in sizes:
             return None
         lowmem, globl, pernode = (size or 0 for size in sizes)
-        if lowmem + globl + pernode == 0:
+        if lowmem + globl + pernode & _U64 == 0:
             return None
         return cls(None, lowmem, globl, pernode)
 
 
 def _round_up(size: int) -> int:
-    return -(-size // KHO_SCRATCH_ALIGN) * KHO_SCRATCH_ALIGN
+    return -(-size // KHO_SCRATCH_ALIGN) * KHO_SCRATCH_ALIGN & _U64
 
 
 def reserve_scratch(
-    memblock: Memblock, param: ScratchParam, nids: list[int]
+    memblock: Memblock, param: ScratchParam, nids: list[int], *, with_hugetlb: bool = False
 ) -> tuple[int, list[KhoScratch]]:
     """Reserve the array and all areas; returns the array's address and the areas in its order.
 
-    C: kho_reserve_scratch(). Areas come from the top of what is free.
+    C: kho_reserve_scratch(). Areas come from the top of what is free. `with_hugetlb` counts huge
+    pages as the kernel's own.
 
     Raises:
         NoMemory: one of them does not fit; what was reserved before it is free again.
     """
-    if param.percent is None:
-        lowmem, globl = param.lowmem, param.globl
-    else:
-        lowmem = memblock.reserved_kern_size(_LOWMEM_END) * param.percent // 100
-        globl = memblock.reserved_kern_size() * param.percent // 100 - lowmem
+
+    def percent_of(limit: int | None = None, nid: int = NUMA_NO_NODE) -> int:
+        assert param.percent is not None
+        reserved = memblock.reserved_kern_size(limit, nid, with_hugetlb=with_hugetlb)
+        return reserved * param.percent // 100
+
+    lowmem, globl = param.lowmem, param.globl
+    if param.percent is not None:
+        lowmem = percent_of(_LOWMEM_END)
+        globl = percent_of() - lowmem
     array_size = KhoScratch.SIZE * (2 + len(nids))
     array = memblock.alloc_range(-(-array_size // PAGE_SIZE) * PAGE_SIZE, PAGE_SIZE)
     areas: list[KhoScratch] = []
@@ -108,9 +148,7 @@ def reserve_scratch(
         area(lowmem, min(_LOWMEM_END, 4 * GIB), NUMA_NO_NODE)
         area(globl, None, NUMA_NO_NODE)
         for nid in nids:
-            size = param.pernode
-            if param.percent is not None:
-                size = memblock.reserved_kern_size(nid=nid) * param.percent // 100
+            size = param.pernode if param.percent is None else percent_of(nid=nid)
             area(size, None, nid)
     except NoMemory:
         for done in areas:
@@ -118,3 +156,42 @@ def reserve_scratch(
         memblock.free(array, -(-array_size // PAGE_SIZE) << PAGE_SHIFT)
         raise
     return array, areas
+
+
+def extend_scratch(memblock: Memblock, tree: KhoRadixTree) -> int:
+    """Mark every gigabyte without a preserved page or a node of the tree; keys that were seen.
+
+    C: kho_extend_scratch(). The areas handed over stay scratch, whatever lies beside them.
+
+    Raises:
+        NoMemory: no pages to note the gigabytes in; nothing is marked then.
+    """
+    busy = RangeSet()
+    keys = 0
+    for run in tree.runs():
+        keys += run.nr
+        busy.add(run.pfn >> _GIB_PFN_SHIFT, (run.end_pfn - 1 >> _GIB_PFN_SHIFT) + 1)
+    for _, pa in tree.nodes():
+        block = pa >> PAGE_SHIFT + _GIB_PFN_SHIFT
+        busy.add(block, block + 1)
+    top = -(-max(region.end for region in memblock.memory) // GIB)
+    _alloc_busy_tree(memblock, busy.within(0, top))
+    for first, last in busy.gaps(0, top):
+        memblock.mark_kho_scratch(first * GIB, (last - first) * GIB)
+    return keys
+
+
+def _alloc_busy_tree(memblock: Memblock, busy: Iterable[tuple[int, int]]) -> None:
+    """The kernel notes them in a tree of its own, from scratch, and frees that afterwards."""
+    leaves = RangeSet()
+    for first, end in busy:
+        leaves.add(first // _BUSY_PER_LEAF, (end - 1) // _BUSY_PER_LEAF + 1)
+    pages: list[int] = []
+    try:
+        pages.extend(
+            memblock.alloc_range(PAGE_SIZE, PAGE_SIZE)
+            for _ in range(_BUSY_LEVELS - 1 + leaves.total)
+        )
+    finally:
+        for page in pages:
+            memblock.free(page, PAGE_SIZE)

@@ -100,16 +100,19 @@ class Memblock:
         """Whether any of the range is taken. C: memblock_is_region_reserved()."""
         return next(self.reserved.within(base, base + size), None) is not None
 
-    def reserved_kern_size(self, limit: int | None = None, nid: int = NUMA_NO_NODE) -> int:
-        """Bytes that the kernel itself allocated below `limit` (on `nid`); hugetlb left out.
+    def reserved_kern_size(
+        self, limit: int | None = None, nid: int = NUMA_NO_NODE, *, with_hugetlb: bool = False
+    ) -> int:
+        """Bytes that the kernel itself allocated below `limit` (on `nid`).
 
-        C: memblock_reserved_kern_size(). The base of KHO's scratch size.
+        C: memblock_reserved_kern_size(). The base of KHO's scratch size; `with_hugetlb` as
+        releases before 7.3 reckon.
         """
         total = 0
         for base, end, region_nid, flags in self.reserved:
             if limit is not None and base > limit:
                 break
-            if not flags & _RSRV_KERN or flags & _RSRV_HUGETLB:
+            if not flags & _RSRV_KERN or (flags & _RSRV_HUGETLB and not with_hugetlb):
                 continue
             if nid in (NUMA_NO_NODE, region_nid):
                 total += (end if limit is None else min(end, limit)) - base

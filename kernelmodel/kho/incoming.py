@@ -1,0 +1,104 @@
+"""What the previous kernel handed over, as early boot sees it: FDT, scratch array, tree.
+
+Happy path: `read_handover` looks at what firmware names before anything is allocated, tells
+memblock of scratch and confines it to that; `deserialize` walks the tree much later, reserves
+every entry and tags its first page.
+
+Unhappy paths: an FDT that is none, of another format or without a tree is no handover, and boot
+is an ordinary one. Nobody checks what the tree says: an entry where there is no memory faults, one
+that covers what is in use already reserves it again.
+
+C: kernel/liveupdate/kexec_handover.c (kho_populate, kho_mem_deserialize), 7.3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kernelmodel.abi.kexec_handover import KHO_PROP_MEMORY_MAP, KhoScratch
+from kernelmodel.errors import KernelPanic
+from kernelmodel.kho.fdt import Fdt, FdtError, stringlist_contains
+from kernelmodel.kho.radix_tree import KhoRadixTree
+from kernelmodel.kho.tags import PageTags
+from kernelmodel.machine import Firmware
+from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE
+
+if TYPE_CHECKING:
+    from kernelmodel.kernel import Kernel
+
+__all__ = ["KhoIn", "deserialize", "read_handover"]
+
+
+@dataclass(frozen=True, slots=True)
+class KhoIn:
+    """What this kernel was handed. C: struct kho_in."""
+
+    fdt_pa: int
+    fdt: Fdt
+    root_pa: int
+    scratch_pa: int
+    scratch: tuple[KhoScratch, ...]
+
+
+def read_handover(kernel: Kernel, firmware: Firmware) -> KhoIn | None:
+    """What firmware points to, if this kernel can make something of it. C: kho_populate().
+
+    From a handover that is taken on, memblock allocates from scratch alone.
+    """
+    kho = kernel.release.kho
+    if firmware.fdt is None or firmware.scratch is None or kho is None:
+        return None
+    kernel.charge("kho_populate")
+    memory, memblock = kernel.memory, kernel.memblock
+    fdt_pa = firmware.fdt[0]
+    scratch_pa, scratch_len = firmware.scratch
+    try:
+        fdt = Fdt.parse(memory.read(fdt_pa, PAGE_SIZE))
+        root_pa = _tree_of(fdt, kho)
+    except FdtError as error:
+        kernel.printk(f"KHO: disabling KHO revival: {error}")
+        return None
+    raw = memory.read(scratch_pa, scratch_len)
+    scratch = tuple(
+        KhoScratch.unpack(raw, at)
+        for at in range(0, scratch_len - KhoScratch.SIZE + 1, KhoScratch.SIZE)
+    )
+    for area in scratch:
+        if not memory.is_ram(area.addr, area.size):
+            # it would be taken for memory, and the first allocation in it would fault
+            raise KernelPanic(f"unable to handle page fault: scratch at {area.addr:#x}")
+        memblock.mark_kho_scratch(area.addr, area.size)
+    memblock.reserve(scratch_pa, scratch_len)
+    memblock.set_kho_scratch_only()
+    return KhoIn(fdt_pa, fdt, root_pa, scratch_pa, scratch)
+
+
+def _tree_of(fdt: Fdt, kho: str) -> int:
+    """Address of the tree's root page. Raises: FdtError."""
+    compatible = fdt.root.props.get("compatible", b"")
+    if not stringlist_contains(compatible, kho):
+        said = compatible.rstrip(b"\0").decode("ascii", "replace")
+        raise FdtError(f"compatible is {said!r}, expected {kho!r}")
+    root_pa = fdt.root.u64(KHO_PROP_MEMORY_MAP)
+    if not root_pa:
+        raise FdtError(f"no {KHO_PROP_MEMORY_MAP}")
+    return root_pa
+
+
+def deserialize(kernel: Kernel, incoming: KhoIn, tags: PageTags) -> None:
+    """Reserve and tag all entries, in the tree's order. C: kho_mem_deserialize().
+
+    Raises:
+        KernelPanic: an entry lies where there is no memory.
+    """
+    for run in KhoRadixTree(kernel.memory, incoming.root_pa).runs():
+        nr_pages = run.nr << run.order
+        if not kernel.memory.is_ram(run.pfn << PAGE_SHIFT, nr_pages << PAGE_SHIFT):
+            # nobody looks before the struct pages of an entry are written
+            raise KernelPanic(f"unable to handle page fault: no memory map for {run.pfn:#x}")
+        kernel.memblock.reserve(run.pfn << PAGE_SHIFT, nr_pages << PAGE_SHIFT)
+        kernel.memblock.mark_noinit(run.pfn << PAGE_SHIFT, nr_pages << PAGE_SHIFT)
+        tags.put(run.pfn, run.order, run.nr)
+        kernel.charge("kho_reserve_preserved", run.nr)
+        kernel.charge("kho_init_preserved_page", nr_pages)
