@@ -69,6 +69,7 @@ _OPERATIONS: Final = {
     "name": "v",
     "same": "vv",
     "raw": "vii?*",
+    "read": "w",
     "fail": "fie",
     "tryreboot": "",
     "pool": "si?i",

@@ -30,6 +30,8 @@ __all__ = ["HugeProgram", "Program"]
 
 _NAMES: Final = {"@empty": "", "@full": "A" * 64, "@max": "B" * 63}
 _RAW_BYTES: Final = 4096
+#: Sizes of scratch areas.
+_SCRATCH_LEN: Final = "/sys/kernel/debug/kho/out/scratch_len"
 #: Descriptors that a first process may have.
 _RLIMIT_NOFILE: Final = 1024
 #: Bytes of a file that are hashed at a time.
@@ -144,6 +146,12 @@ class Program:
         for at, byte in zip(pokes[::2], pokes[1::2], strict=False):
             arg[number(at) % _RAW_BYTES] = number(byte) & 0xFF
         self.task.ioctl(self.fd(v), number(cmd), arg)
+
+    def _op_read(self, path: str) -> str:
+        kho = self.task.kernel.kho
+        if path != _SCRATCH_LEN or not kho.enabled:
+            raise NoEntry("no such file, or not one that is modelled", path=path)
+        return " ".join(f"{area.size:#x}" for area in kho.scratch)
 
     def _op_fail(self, function: str, call: str, error: str) -> None:
         self.failures.append(_Failure(FAILING[function], number(call), error))

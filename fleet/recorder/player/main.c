@@ -185,7 +185,9 @@ static void set_up(void)
 	cfmakeraw(&raw);
 	tcsetattr(TRACE_FD, TCSANOW, &raw);
 	trace = fdopen(TRACE_FD, "w");
+	mount("none", "/proc", "proc", 0, NULL);
 	mount("none", "/sys", "sysfs", 0, NULL);
+	mount("none", "/sys/kernel/debug", "debugfs", 0, NULL);
 	if (mount("none", "/tmp", "tmpfs", 0, NULL))
 		die("tmpfs: %m");
 	huge_set_up();

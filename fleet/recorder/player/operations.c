@@ -193,6 +193,24 @@ static int op_raw(void)
 	return ioctl(fd_of(1), number(2), &arg) < 0 ? -1 : 0;
 }
 
+static int op_read(void)
+{
+	FILE *file = fopen(words[1], "r");
+	size_t length;
+
+	if (!file)
+		return -1;
+	length = fread(extra, 1, sizeof(extra) - 1, file);
+	fclose(file);
+	while (length && extra[length - 1] == '\n')
+		length--;
+	extra[length] = 0;
+	for (char *c = extra; *c; c++)
+		if (*c == '\n')
+			*c = ' ';
+	return 0;
+}
+
 static int op_fail(void)
 {
 	char request[128];
@@ -229,6 +247,7 @@ const struct operation operations[] = {
 	{ "name", op_name, 1 },
 	{ "same", op_same, 2 },
 	{ "raw", op_raw, 3 },
+	{ "read", op_read, 1 },
 	{ "fail", op_fail, 3 },
 	{ "tryreboot", op_tryreboot, 0 },
 };
