@@ -20,6 +20,11 @@ _MACHINES: Final = (
     ("#! memory=1G hugepagesz=2M hugepages=32", ("2M",)),
     ("#! memory=1G hugepagesz=2M hugepages=32", ("2M",)),
     ("#! memory=6G hugepagesz=1G hugepages=3 hugepagesz=2M hugepages=32", ("1G", "2M", "2M")),
+    ("#! memory=4G hugepagesz=1G hugepages=1 hugepagesz=2M hugepages=20", ("1G", "2M", "2M")),
+    ("#! memory=6G default_hugepagesz=1G hugepages=2 hugepagesz=2M hugepages=5", ("1G", "2M")),
+    ("#! memory=2G hugepages=64", ("2M",)),
+    ("#! memory=1G", ("2M",)),
+    ("#! memory=2G nodes=2 hugepagesz=2M hugepages=0:4,1:3", ("2M",)),
 )
 _LENGTHS: Final = {"2M": (0, 1, 1, 2, 2, 3, 5, 8, 10, 20, 33, 40), "1G": (0, 1, 1, 2, 3, 5)}
 _POOLS: Final = {"2M": (0, 1, 5, 10, 20, _POOL, 40, 50, 64), "1G": (0, 1, 2, 3)}

@@ -24,6 +24,17 @@ _REQUESTS: Final = (
 )  # fmt: skip
 _RAW_SIZES: Final = (0, 4, 7, 8, 16, 24, 72, 80, 4096)
 _POKES: Final = ((), (), (20, 1), (100, 1), (200, 9))
+#: Machines that some scripts ask for: scratch of other sizes, no KHO, no live update.
+_MACHINES: Final = (
+    "memory=1G liveupdate=on kho_scratch=32M,128M,32M",
+    "memory=3G liveupdate=on kho_scratch=64M,128M,16M",
+    "memory=4G liveupdate=on kho_scratch=32M,128M,32M",
+    "memory=2G liveupdate=on kho_scratch=32M,64M,32M",
+    "memory=2G liveupdate=on kho_scratch=500%",
+    "memory=2G liveupdate=off kho_scratch=32M,128M,32M",
+    "memory=2G kho_scratch=32M,128M,32M",
+    "memory=2G kho=off liveupdate=on",
+)
 #: Files that are looked at last in each boot.
 _STATS: Final = 6
 _WEIGHTS: Final = {
@@ -64,6 +75,8 @@ class _Writer:
         self.lines.append(" ".join(map(str, words)))
 
     def write(self) -> str:
+        if self.odds(15):
+            self.add("#! plain", self.pick(_MACHINES))
         for boot in range(1, self.pick((2, 2, 2, 3, 3, 4)) + 1):
             self.boot = boot
             if boot > 1:
