@@ -2,11 +2,18 @@
 
 Happy path: `kexec_file_load` chooses a place for every segment, inside KHO's scratch when KHO is
 on, and keeps the image; `reboot` lets LUO freeze and serialise, `jump` shuts devices down, copies
-the segments to their places and enters the new kernel, which knows memory and `Firmware`.
+the segments to their places and enters the new kernel, which knows memory and `Firmware`. A second
+load replaces the first; KEXEC_FILE_UNLOAD drops it.
 
 Unhappy paths: segments that fit no scratch area are EADDRNOTAVAIL, an image that is no
-relocatable kernel ENOEXEC, a reboot without an image EINVAL; a freeze that fails returns its
-error from the reboot, and the old kernel goes on.
+relocatable kernel ENOEXEC, a reboot without an image EINVAL; a load that fails leaves the image
+that was there. A freeze that fails returns its error from the reboot, and the old kernel goes on.
+
+What the next kernel is told of scratch is fixed when it is loaded; what is preserved, it reads
+from memory after the jump.
+
+Simplification, *no crashkernel=*: no memory is ever kept for a crash kernel, so that loading one
+is EADDRNOTAVAIL, as it is on a kernel that was booted without that parameter.
 
 C: kernel/kexec_file.c, kernel/kexec_core.c, arch/x86/kernel/kexec-bzimage64.c, 7.3.
 """
@@ -14,19 +21,28 @@ C: kernel/kexec_file.c, kernel/kexec_core.c, arch/x86/kernel/kexec-bzimage64.c, 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from enum import IntFlag
 from hashlib import blake2b
 from typing import Final
 
-from kernelmodel.abi.kexec_handover import KhoScratch
 from kernelmodel.errors import AddressNotAvailable, InvalidArgument, KernelPanic, NoExec
 from kernelmodel.kernel import Kernel
 from kernelmodel.machine import Firmware, Machine
 from kernelmodel.memory import MIB, PAGE_SHIFT, PAGE_SIZE
 from kernelmodel.releases import Release
 
-__all__ = ["KernelImageContent", "Kimage", "Segment", "jump", "kernel_kexec", "kexec_file_load"]
+__all__ = [
+    "KernelImageContent",
+    "KexecFileFlags",
+    "Kimage",
+    "Segment",
+    "jump",
+    "kernel_kexec",
+    "kexec_file_load",
+]
 
-_COMMAND_LINE_SIZE: Final = 2048
+#: What a kernel takes, less the room that is left for `elfcorehdr=` even where none is added.
+_COMMAND_LINE_MAX: Final = 2047 - 30
 _MAGIC: Final = b"HdrS"
 #: Offsets in the first page of a bzImage's setup header. C: struct setup_header.
 _MAGIC_AT: Final = 0x202
@@ -69,6 +85,20 @@ def _sealed(code: bytes) -> bytes:
     return len(code).to_bytes(2, "little") + digest + code
 
 
+class KexecFileFlags(IntFlag):
+    """C: KEXEC_FILE_* of include/uapi/linux/kexec.h. The last three change nothing here."""
+
+    UNLOAD = 0x1
+    ON_CRASH = 0x2
+    NO_INITRAMFS = 0x4
+    DEBUG = 0x8
+    NO_CMA = 0x10
+    FORCE_DTB = 0x20
+
+
+_KNOWN_FLAGS: Final = sum(KexecFileFlags)
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """Where a piece of the image goes: [pa, pa + size)."""
@@ -80,52 +110,69 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Kimage:
-    """A loaded image. C: struct kimage."""
+    """A loaded image. C: struct kimage.
+
+    `scratch` is the array that the next kernel will find in the segment of that name.
+    """
 
     release: Release
     cmdline: str
     segments: tuple[Segment, ...]
+    scratch: bytes = b""
 
     def segment(self, what: str) -> Segment | None:
         """The segment of that name."""
         return next((s for s in self.segments if s.what == what), None)
 
 
-def kexec_file_load(kernel: Kernel, release: Release, cmdline: str) -> None:
+def kexec_file_load(kernel: Kernel, release: Release, cmdline: str, flags: int = 0) -> None:
     """kexec_file_load(2). C: kimage_file_alloc_init(), bzImage64_load().
 
     Raises:
-        NoExec: not a kernel that can be loaded. AddressNotAvailable: no room in scratch.
-        InvalidArgument: the command line is longer than a kernel takes.
+        InvalidArgument: unknown flags; the command line is longer than a kernel takes.
+        NoExec: not a kernel that can be loaded.
+        AddressNotAvailable: no room in scratch.
     """
+    if flags & ~_KNOWN_FLAGS:
+        raise InvalidArgument("unknown flags", flags=flags)
+    if flags & KexecFileFlags.UNLOAD:
+        kernel.kexec_image = None
+        return
     if not release.relocatable:
         raise NoExec("not a relocatable kernel", release=release.name)
     config = kernel.config
     kernel.charge("kexec_file_load", (config.kernel_bytes + config.initrd_bytes) // MIB)
     kernel.fail_function("kexec_file_load")
+    holes = _holes(kernel, flags)
     placed: list[Segment] = []
-    if kernel.kho.enabled:
-        size = KhoScratch.SIZE * len(kernel.kho.scratch)
-        _place(kernel, placed, "scratch", size, 64 << 10, 0)
-    if len(cmdline.encode()) >= _COMMAND_LINE_SIZE:
+    array = b"".join(area.pack() for area in kernel.kho.scratch)
+    if kernel.kho.enabled and not flags & KexecFileFlags.ON_CRASH:
+        _place(holes, placed, "scratch", len(array), 64 << 10, 0)
+    if len(cmdline.encode()) + 1 > _COMMAND_LINE_MAX:
         raise InvalidArgument("command line is too long", length=len(cmdline))
-    _place(kernel, placed, "purgatory", 5 * PAGE_SIZE, PAGE_SIZE, 0x3000)
-    _place(kernel, placed, "boot_params", 4 * PAGE_SIZE, PAGE_SIZE, 0x3000)
-    _place(kernel, placed, "kernel", config.kernel_bytes, 2 * MIB, 16 * MIB)
-    _place(kernel, placed, "initrd", config.initrd_bytes, PAGE_SIZE, 16 * MIB)
-    kernel.kexec_image = Kimage(release, cmdline, tuple(placed))
+    _place(holes, placed, "purgatory", 5 * PAGE_SIZE, PAGE_SIZE, 0x3000)
+    _place(holes, placed, "boot_params", 4 * PAGE_SIZE, PAGE_SIZE, 0x3000)
+    _place(holes, placed, "kernel", config.kernel_bytes, 2 * MIB, 16 * MIB)
+    if not flags & KexecFileFlags.NO_INITRAMFS:
+        _place(holes, placed, "initrd", config.initrd_bytes, PAGE_SIZE, 16 * MIB)
+    kernel.kexec_image = Kimage(release, cmdline, tuple(placed), array)
+
+
+def _holes(kernel: Kernel, flags: int) -> list[tuple[int, int]]:
+    """Where segments may go as (start, end), in the order in which it is tried."""
+    if flags & KexecFileFlags.ON_CRASH:
+        return []
+    if kernel.kho.enabled:
+        return [(area.addr, area.addr + area.size) for area in kernel.kho.scratch]
+    return [(ram.base, ram.end) for ram in kernel.firmware.memory_map]
 
 
 def _place(
-    kernel: Kernel, placed: list[Segment], what: str, size: int, align: int, low: int
+    holes: list[tuple[int, int]], placed: list[Segment], what: str, size: int, align: int, low: int
 ) -> None:
     """Find a hole and add the segment. C: kexec_locate_mem_hole(), kho_locate_mem_hole()."""
     size = -(-size // PAGE_SIZE) * PAGE_SIZE
-    if kernel.kho.enabled:
-        areas = [(area.addr, area.addr + area.size) for area in kernel.kho.scratch]
-    else:
-        areas = [(ram.base, ram.end) for ram in kernel.firmware.memory_map]
-    for start, end in areas:
+    for start, end in holes:
         floor = max(start, low)
         at = end - size & -align
         while at >= floor:
@@ -172,10 +219,9 @@ def jump(kernel: Kernel, image: Kimage) -> tuple[Release, Firmware]:
     scratch = image.segment("scratch")
     firmware = Firmware(image.cmdline, kernel.firmware.memory_map)
     if scratch is not None and kernel.kho.fdt_pa:
-        array = b"".join(area.pack() for area in kernel.kho.scratch)
-        memory.write(scratch.pa, array)
+        memory.write(scratch.pa, image.scratch)
         firmware = replace(
-            firmware, fdt=(kernel.kho.fdt_pa, PAGE_SIZE), scratch=(scratch.pa, len(array))
+            firmware, fdt=(kernel.kho.fdt_pa, PAGE_SIZE), scratch=(scratch.pa, len(image.scratch))
         )
     clock.charge("machine_kexec")
     if scratch is None:  # with KHO the purgatory skips its checksum
@@ -183,8 +229,9 @@ def jump(kernel: Kernel, image: Kimage) -> tuple[Release, Firmware]:
     clock.charge("decompress_kernel", kernel.config.kernel_bytes // MIB)
     entry, initrd = image.segment("kernel"), image.segment("initrd")
     assert entry is not None
-    assert initrd is not None
-    firmware = replace(firmware, kernel=(entry.pa, entry.size), initrd=(initrd.pa, initrd.size))
+    firmware = replace(firmware, kernel=(entry.pa, entry.size))
+    if initrd is not None:
+        firmware = replace(firmware, initrd=(initrd.pa, initrd.size))
     return release_at(kernel.machine, entry.pa), firmware
 
 

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from kernelmodel.abi.kexec_handover import KHO_PROP_SUBTREE_DATA, KHO_PROP_SUBTREE_SIZE
 from kernelmodel.abi.luo import LUO_SUBTREE
+from kernelmodel.abi.memblock import MEMBLOCK_KHO_NODE
 from kernelmodel.kho.fdt import Fdt
+from kernelmodel.kho.pages import blocks_by_node
 from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -63,6 +65,10 @@ def preserved_by_owner(kernel: Kernel) -> Iterator[Preserved]:
         return
     yield Preserved("KHO: FDT", kho.fdt_pa >> PAGE_SHIFT)
     yield from _subtrees(kernel)
+    if MEMBLOCK_KHO_NODE in kho.outgoing_subtrees:
+        for entry in kernel.reserve_mem.table:
+            for pfn, order in blocks_by_node(kho, *entry.pages):
+                yield Preserved(f"KHO: reserve_mem {entry.name}", pfn, order, own=False)
     if luo.flbs.outgoing_pa:
         yield Preserved("LUO: table of FLBs", luo.flbs.outgoing_pa >> PAGE_SHIFT)
     yield from _blocks("LUO: block of sessions", luo.sessions.outgoing_blocks)

@@ -220,6 +220,6 @@ class Task:
 
     # kexec.
 
-    def kexec_file_load(self, release: Release, cmdline: str) -> None:
+    def kexec_file_load(self, release: Release, cmdline: str, flags: int = 0) -> None:
         """kexec_file_load(2)."""
-        kexec.kexec_file_load(self.kernel, release, cmdline)
+        kexec.kexec_file_load(self.kernel, release, cmdline, flags)

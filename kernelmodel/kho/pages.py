@@ -18,7 +18,7 @@ from kernelmodel.errors import KernelError
 from kernelmodel.kho.kexec_handover import Kho
 from kernelmodel.memory import PAGE_SHIFT
 
-__all__ = ["blocks_of", "preserve_pages", "restore_pages", "unpreserve_pages"]
+__all__ = ["blocks_by_node", "blocks_of", "preserve_pages", "restore_pages", "unpreserve_pages"]
 
 
 def blocks_of(pfn: int, nr_pages: int) -> Iterator[tuple[int, int]]:
@@ -35,7 +35,8 @@ def _order(pfn: int, end: int) -> int:
     return min(fits, (pfn & -pfn).bit_length() - 1) if pfn else fits
 
 
-def _blocks_on_one_node(kho: Kho, pfn: int, nr_pages: int) -> Iterator[tuple[int, int]]:
+def blocks_by_node(kho: Kho, pfn: int, nr_pages: int) -> Iterator[tuple[int, int]]:
+    """The range as (first frame, order), each block on one node: what keys it is given."""
     pfn_to_nid = kho.kernel.page_alloc.pfn_to_nid
     end = pfn + nr_pages
     while pfn < end:
@@ -54,7 +55,7 @@ def preserve_pages(kho: Kho, pfn: int, nr_pages: int) -> None:
     kho.check_scratch(pfn, nr_pages)
     done: list[tuple[int, int]] = []
     try:
-        for block in _blocks_on_one_node(kho, pfn, nr_pages):
+        for block in blocks_by_node(kho, pfn, nr_pages):
             kho.preserve_folios(*block)
             done.append(block)
     except KernelError:
@@ -65,7 +66,7 @@ def preserve_pages(kho: Kho, pfn: int, nr_pages: int) -> None:
 
 def unpreserve_pages(kho: Kho, pfn: int, nr_pages: int) -> None:
     """Take back the keys of a range that was preserved as one. C: kho_unpreserve_pages()."""
-    for block in _blocks_on_one_node(kho, pfn, nr_pages):
+    for block in blocks_by_node(kho, pfn, nr_pages):
         kho.unpreserve_folios(*block)
 
 

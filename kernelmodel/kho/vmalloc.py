@@ -1,8 +1,15 @@
-"""Preserving vmalloc areas: the pages one by one, and a chain of chunks that lists them.
+"""Preserving vmalloc areas: the blocks one by one, and a chain of chunks that lists them.
 
 A chunk is a page {u64 next, u64 phys[511]}; its list ends at the first zero. When slot 511 has
 just been filled the next chunk is allocated at once, so a list of an exact multiple of 511
 entries is followed by an empty chunk.
+
+Unhappy paths: an area that is more than allocated memory (I/O, mapped for users) is EOPNOTSUPP,
+and a preserve that fails half way is undone. A restore that fails gives nothing back: what it has
+restored so far belongs to nobody from then on.
+
+Simplification, *blocks are whole*: a block whose page is tagged with another order than the area's
+fails the restore, where the kernel takes as many pages as the tag says.
 
 C: kernel/liveupdate/kexec_handover.c (kho_preserve_vmalloc and its counterparts), 7.3.
 """
@@ -10,54 +17,69 @@ C: kernel/liveupdate/kexec_handover.c (kho_preserve_vmalloc and its counterparts
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 import numpy as np
 
 from kernelmodel.abi.kexec_handover import (
     KHO_VMALLOC_ALLOC,
+    KHO_VMALLOC_HUGE_VMAP,
     KHO_VMALLOC_PHYS_PER_CHUNK,
     KhoVmalloc,
 )
-from kernelmodel.errors import KernelError
+from kernelmodel.errors import KernelError, NotSupported
 from kernelmodel.kho.kexec_handover import Kho
 from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE
-from kernelmodel.mm.vmalloc import VmallocArea
+from kernelmodel.mm.vmalloc import VmallocArea, VmFlags
 
 __all__ = ["preserve_vmalloc", "restore_vmalloc", "unpreserve_vmalloc"]
+
+#: Flags of an area and how they are handed over.
+_FLAGS: Final = {
+    VmFlags.ALLOC: KHO_VMALLOC_ALLOC,
+    VmFlags.ALLOW_HUGE_VMAP: KHO_VMALLOC_HUGE_VMAP,
+}
+_FLAGS_SUPPORTED: Final = sum(_FLAGS)
 
 
 def preserve_vmalloc(kho: Kho, area: VmallocArea) -> KhoVmalloc:
     """Preserve the pages and describe them. C: kho_preserve_vmalloc().
 
     Raises:
+        NotSupported: the area has flags that cannot be handed over.
         NoMemory: no page for a chunk or a node; nothing stays preserved.
     """
     kernel = kho.kernel
     kernel.fail_function("kho_preserve_vmalloc")
+    if area.flags & ~_FLAGS_SUPPORTED:
+        raise NotSupported("not just allocated memory", flags=area.flags)
     kernel.charge("kho_preserve_vmalloc", area.nr_pages)
+    order = area.order
     first = chunk = _alloc_chunk(kho)
     done: list[tuple[int, int]] = []
     slot = 0
     try:
-        for start, end in ((pfn, pfn + nr_pages) for pfn, nr_pages in area.extents):
-            pfn = start
+        for start, nr_pages in area.extents:
+            pfn, end = start, start + nr_pages
             while pfn < end:
-                take = min(end - pfn, KHO_VMALLOC_PHYS_PER_CHUNK - slot)
-                kho.preserve_folios(pfn, 0, take)
+                take = min(end - pfn >> order, KHO_VMALLOC_PHYS_PER_CHUNK - slot)
+                kho.preserve_folios(pfn, order, take)
                 done.append((pfn, take))
-                entries = np.arange(pfn, pfn + take, dtype="<u8") << np.uint64(PAGE_SHIFT)
+                stop = pfn + (take << order)
+                entries = np.arange(pfn, stop, 1 << order, dtype="<u8") << np.uint64(PAGE_SHIFT)
                 kernel.memory.write(chunk + 8 * (1 + slot), entries.tobytes())
-                pfn, slot = pfn + take, slot + take
+                pfn, slot = stop, slot + take
                 if slot == KHO_VMALLOC_PHYS_PER_CHUNK:
                     following = _alloc_chunk(kho)
                     kernel.memory.write_u64(chunk, following)
                     chunk, slot = following, 0
     except KernelError:
-        for pfn, nr_pages in done:
-            kho.unpreserve_folios(pfn, 0, nr_pages)
+        for pfn, blocks in done:
+            kho.unpreserve_folios(pfn, order, blocks)
         _drop_chunks(kho, first)
         raise
-    return KhoVmalloc(first, area.nr_pages, KHO_VMALLOC_ALLOC, area.order)
+    flags = sum(kept for flag, kept in _FLAGS.items() if area.flags & flag)
+    return KhoVmalloc(first, area.nr_pages, flags, order)
 
 
 def _alloc_chunk(kho: Kho) -> int:
@@ -82,14 +104,14 @@ def _drop_chunks(kho: Kho, chunk: int) -> None:
 def unpreserve_vmalloc(kho: Kho, ser: KhoVmalloc, area: VmallocArea) -> None:
     """Undo `preserve_vmalloc`; the area itself stays. C: kho_unpreserve_vmalloc()."""
     for pfn, nr_pages in area.extents:
-        kho.unpreserve_folios(pfn, 0, nr_pages)
+        kho.unpreserve_folios(pfn, area.order, nr_pages >> area.order)
     _drop_chunks(kho, ser.first)
 
 
 def restore_vmalloc(kho: Kho, ser: KhoVmalloc) -> VmallocArea | None:
     """Take back an area; None if its chunks do not describe one. C: kho_restore_vmalloc().
 
-    On failure nothing of what was restored so far is given back.
+    Flags that nobody knows are passed over.
     """
     kernel = kho.kernel
     extents: list[tuple[int, int]] = []
@@ -97,24 +119,27 @@ def restore_vmalloc(kho: Kho, ser: KhoVmalloc) -> VmallocArea | None:
     chunk = ser.first
     order = ser.order & 31  # an int is shifted, and x86 looks at five bits of the distance
     while chunk:
-        if kho.tag_order(chunk >> PAGE_SHIFT) is None:
-            kernel.warn_on(f"vmalloc chunk {chunk:#x} is not preserved")
-            return None
         for pfn, blocks in _chunk_entries(kho, chunk, order):
-            total += blocks << order
-            if total > ser.total_pages:
+            fits = min(blocks, ser.total_pages - total >> order)
+            restored = kho.restore_folios(pfn, order, fits)
+            total += restored << order
+            if restored != fits:
+                kernel.warn_on(f"vmalloc page {pfn + (restored << order):#x} is not preserved")
                 return None
-            if kho.restore_folios(pfn, order, blocks) != blocks:
-                kernel.warn_on(f"vmalloc page {pfn:#x} is not preserved")
+            if fits != blocks:
                 return None
             extents.append((pfn, blocks << order))
         following = kernel.memory.u64(chunk)
-        kho.restore_free(chunk)
+        if kho.restore_folio(chunk) is None:
+            return None
+        kernel.charge("kho_unpreserve_free")
+        kernel.page_alloc.free_pages(chunk >> PAGE_SHIFT, 0)
         chunk = following
     kernel.charge("kho_restore_vmalloc", total)
     if total != ser.total_pages or total == 0:  # an area of no pages cannot be mapped
         return None
-    return VmallocArea(tuple(extents), order)
+    flags = sum(flag for flag, kept in _FLAGS.items() if ser.flags & kept)
+    return VmallocArea(tuple(extents), order, flags)
 
 
 def _chunk_entries(kho: Kho, chunk: int, order: int) -> Iterator[tuple[int, int]]:

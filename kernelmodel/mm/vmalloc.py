@@ -7,11 +7,22 @@ order. C: mm/vmalloc.c, 7.3.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntFlag
 
 from kernelmodel.memory import PAGE_SIZE
 from kernelmodel.mm.page_alloc import PageAllocator
 
-__all__ = ["VmallocArea", "vfree", "vmalloc"]
+__all__ = ["VmFlags", "VmallocArea", "vfree", "vmalloc"]
+
+
+class VmFlags(IntFlag):
+    """What an area is. C: the VM_* of include/linux/vmalloc.h, as far as anybody asks."""
+
+    IOREMAP = 0x1
+    ALLOC = 0x2
+    MAP = 0x4
+    USERMAP = 0x8
+    ALLOW_HUGE_VMAP = 0x400
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +31,7 @@ class VmallocArea:
 
     extents: tuple[tuple[int, int], ...]
     order: int = 0
+    flags: int = VmFlags.ALLOC
 
     @property
     def nr_pages(self) -> int:

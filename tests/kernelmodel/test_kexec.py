@@ -46,11 +46,11 @@ def test_what_is_no_kernel_is_not_loaded() -> None:
         kexec.kexec_file_load(power_on(), fixed, CMDLINE)
 
 
-def test_a_command_line_has_2047_bytes() -> None:
+def test_a_command_line_has_2016_bytes() -> None:
     kernel = power_on()
-    load(kernel, "x" * 2047)
+    load(kernel, "x" * 2016)
     with pytest.raises(InvalidArgument):
-        load(kernel, "x" * 2048)
+        load(kernel, "x" * 2017)
 
 
 def test_every_segment_lies_in_one_scratch_area_and_none_overlaps() -> None:
