@@ -14,8 +14,9 @@ from typing import Annotated
 
 import typer
 
-from fleet.cli_conform import BootTimeout, conform
+from fleet.cli_conform import conform
 from fleet.cli_inspect import inspect
+from fleet.cli_record import record
 from fleet.cli_releases import releases
 
 __all__ = ["app", "main"]
@@ -283,33 +284,6 @@ def serve(
     raise typer.Exit(serve_fleet(options, Console(), Console(stderr=True, soft_wrap=True)))
 
 
-@app.command()
-def record(
-    script: Annotated[Path, typer.Argument(metavar="SCRIPT.scn", show_default=False)],
-    kernel: Annotated[
-        Path,
-        typer.Option(metavar="BZIMAGE", help="The kernel to ask; docs/recording.md has one built."),
-    ],
-    console_log: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Write what the kernels said of themselves.", show_default=False
-        ),
-    ] = None,
-    boot_timeout: BootTimeout = 60.0,
-) -> None:
-    """Run a script of live-update operations on a real kernel and print its trace.
-
-    The kernel runs under QEMU, emulated; it takes the Debian packages qemu-system-x86 and gcc.
-    """
-    from rich.console import Console
-
-    from fleet.recorder.commands import record as run_script
-
-    out, err = Console(), Console(stderr=True, soft_wrap=True)
-    raise typer.Exit(run_script(script, kernel, boot_timeout, console_log, out, err))
-
-
 def _host_file(text: str) -> tuple[str, str]:
     host, _, file = text.partition("=")
     if not host or not file:
@@ -335,6 +309,7 @@ def _check_backend(backend: BackendName, address: str | None) -> None:
 app.command()(inspect)
 app.command()(releases)
 app.command()(conform)
+app.command()(record)
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from typing import Final
 
 from rich.console import Console
 
-from fleet.bad_input import BadInput
+from fleet.bad_input import BadInput, InputFault
 from fleet.conform import read_script
 from fleet.console import mistakes
 from fleet.recorder.compare import Comparison, modelled, shrink
@@ -24,7 +24,7 @@ from fleet.recorder.huge_scripts import random_huge_script
 from fleet.recorder.record import Recorder, RecorderError
 from fleet.recorder.scripts import random_script
 
-__all__ = ["ConformOptions", "conform_many", "record"]
+__all__ = ["ConformOptions", "RecordOptions", "conform_many", "record"]
 
 _OK: Final = 0
 _BAD_INPUT: Final = 2
@@ -51,31 +51,44 @@ class ConformOptions:
     boot_timeout_s: float
 
 
-def record(
-    script: Path,
-    kernel: Path,
-    boot_timeout_s: float,
-    console_log: Path | None,
-    out: Console,
-    err: Console,
-) -> int:
+@dataclass(frozen=True, slots=True)
+class RecordOptions:
+    """The options of `lufleet record`."""
+
+    script: Path
+    kernel: Path
+    #: None: the one that belongs to the kernel.
+    system_map: Path | None
+    #: Files for what is handed over at the end of a boot, by boot.
+    dump: dict[int, Path]
+    console_log: Path | None
+    boot_timeout_s: float
+
+
+def record(options: RecordOptions, out: Console, err: Console) -> int:
     """Print what a real kernel answers; the exit code."""
+    script = options.script
     try:
-        read_script(script)
-        with _ended_by_sigterm(), Recorder(kernel, boot_timeout_s) as recorder:
-            recording = recorder.record(script.read_text(encoding="utf-8"))
+        last = len(read_script(script).boots)
+        for boot in sorted(options.dump):
+            if boot >= last:
+                why = f"boot {boot} does not end with a kexec, it hands nothing over"
+                raise BadInput([InputFault(str(script), 0, why)])
+        recorder = Recorder(options.kernel, options.boot_timeout_s, system_map=options.system_map)
+        with _ended_by_sigterm(), recorder:
+            recording = recorder.record(script.read_text(encoding="utf-8"), dump=options.dump)
     except BadInput as bad:
         err.print(mistakes(bad))
         return _BAD_INPUT
-    except RecorderError as error:
+    except (RecorderError, OSError) as error:
         err.print(f"{script}: {error}", markup=False, highlight=False)
         return _BAD_INPUT
     for line in recording.trace:
         out.print(line, markup=False, highlight=False, soft_wrap=True)
     if recording.ended_by:
         err.print(f"{script}: ended by: {recording.ended_by}", markup=False, highlight=False)
-    if console_log is not None:
-        console_log.write_text(recording.console, encoding="utf-8")
+    if options.console_log is not None:
+        options.console_log.write_text(recording.console, encoding="utf-8")
     return _OK
 
 
