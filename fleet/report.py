@@ -27,7 +27,6 @@ from fleet.report_notes import cost_notes, memory_notes, model_notes
 from fleet.report_trouble import trouble_notes
 from fleet.results import PhaseSummary, Result
 from fleet.units import counted
-from kernelmodel.releases import CATALOGUE
 from node.api import BLACKOUT_PHASES, UpdateResult, VmOutcome
 
 __all__ = ["own_version", "page_style", "render_report", "write_report"]
@@ -62,7 +61,6 @@ def write_report(record: RunRecord, result: Result, path: Path) -> None:
 
 def render_report(record: RunRecord, result: Result) -> str:
     """The whole page."""
-    target = CATALOGUE.get(result.target_release)
     domain = record.scenario.rollout.spread or "rack"
     template = Template((files("fleet") / "templates" / "report.html").read_text("utf-8"))
     return template.substitute(
@@ -72,7 +70,7 @@ def render_report(record: RunRecord, result: Result) -> str:
         state=text(result.rollout.state),
         state_style=_STATE_STYLE.get(record.state, "idle"),
         subtitle=text(
-            f"{', '.join(result.source_releases)} → {target.title if target else ''}"
+            f"{record.scenario.update_title}"
             f" · {counted(result.hosts.total, 'host')}, {counted(result.vms.total, 'VM')}"
             f" · seed {result.seed}"
             " · simulated, all times virtual"

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from fleet.bad_input import BadInput
+from fleet.cli import app
+from fleet.coordinator import Coordinator
 from fleet.own_releases import load_releases
+from fleet.plan import make_plan
 from fleet.scenario import load_scenario
+from fleet.snapshot import Books
 from kernelmodel.releases import CATALOGUE, Release
+from tests.fleet.rollouts import Log
 from tests.fleet.test_scenario import faults, write
 
 OWN = """\
@@ -165,8 +172,71 @@ def test_an_incompatible_target_is_refused_unless_it_is_allowed(tmp_path: Path) 
 
 
 def test_a_host_that_is_up_to_date_crosses_nothing(tmp_path: Path) -> None:
-    row = "h3,r2,z1,2,64GiB,16,7.3.2+hugetlb"
-    path = write(tmp_path, hosts=f"{row} -> {row.replace('7.3.2+hugetlb', '6.16')}")
+    row = "h3,r2,z1,2,64GiB,16,7.3.2+hugetlb,4096,16,"
+    path = write(tmp_path, hosts=f"{row} -> h3,r2,z1,2,64GiB,16,6.16,0,0,")
     (fault,) = faults(path)
     assert "7.3.4+hugetlb cannot take over from 6.16, which host h3 runs" in str(fault)
     assert not any("from 6.16" in str(fault) for fault in faults(path, "update.target=6.16"))
+
+
+ROLLOUT = """\
+[[release]]
+name = "7.3.5-ours"
+based_on = "7.3.4"
+[[release]]
+name = "7.4-rc1"
+based_on = "7.3.4"
+kho = "kho-v5"
+[[fleet.host_class]]
+name = "n"
+count = 2
+racks = 2
+memory = "4GiB"
+cpus = 2
+release = "7.3.4"
+[[fleet.vm_class]]
+name = "v"
+per_host = 1
+memory = "1GiB"
+backing = "memfd"
+vcpus = 2
+[update]
+target = "7.3.5-ours"
+[rollout]
+canary = 0
+wave_size = 2
+[rollout.gate]
+max_lost_vms = "100%"
+"""
+TITLE = "7.3.4 → 7.3.5-ours (made by the user from 7.3.4)"
+
+
+def test_a_rollout_to_ones_own_release_says_so_wherever_it_is_shown(tmp_path: Path) -> None:
+    path = tmp_path / "s.toml"
+    path.write_text(ROLLOUT)
+    command = ["run", str(path), "--backend", "local", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert TITLE in " ".join(result.output.split())
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert TITLE in page
+    assert "from 7.3.4, by the user" in page
+    checked = CliRunner().invoke(app, ["check", str(path)])
+    assert TITLE in " ".join(checked.output.split())
+    scenario = load_scenario(path)
+    plan = make_plan(scenario)
+    shown = Books(scenario).snapshot(0, Coordinator(plan, scenario.rollout.gate, Log()))
+    assert shown.proposal == "made by the user from 7.3.4", "the label of the info metric"
+
+
+def test_a_rollout_over_a_border_loses_what_the_kernel_loses(tmp_path: Path) -> None:
+    path = tmp_path / "s.toml"
+    path.write_text(ROLLOUT)
+    options = ["--set", "update.target=7.4-rc1", "--set", "update.allow_incompatible=true"]
+    checked = CliRunner().invoke(app, ["check", str(path), *options])
+    assert "not live from 7.3.4 (2 hosts, 2 VMs of theirs): loses-memory" in checked.output
+    out = ["--backend", "local", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, ["run", str(path), *options, *out])
+    assert "KHO: disabling KHO revival" in result.output
+    said = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert said["hosts"]["updated"] == said["vms"]["lost"] == 2

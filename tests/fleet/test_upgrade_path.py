@@ -24,6 +24,7 @@ from node.api import (
 )
 from node.host import Host
 from node.live_update import update_host
+from node.vm import VmState
 
 PLAIN, HUGE = CATALOGUE["7.3.4"], CATALOGUE["7.3.4+hugetlb"]
 OWN = (
@@ -91,7 +92,12 @@ def test_every_verdict_is_what_happens(backings: tuple[Backing, ...]) -> None:
     for at, to in itertools.product(KNOWN, repeat=2):
         step = judge(KNOWN[at], KNOWN[to], backings)
         host, result = update(at, to, backings)
-        if happened(host, result) is not step.verdict:
+        # What EIO leaves reserved may be missing when a VM is to start again.
+        again = all(
+            host.vm(vm.name).state is VmState.RUNNING or "cannot start again: ENOMEM" in vm.reason
+            for vm in result.vms
+        )
+        if happened(host, result) is not step.verdict or not again:
             wrong[at, to] = (step, result.outcome, result.reason, result.detail)
     assert not wrong
 
