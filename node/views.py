@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from kernelmodel.kernel import Kernel
-from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE
+from kernelmodel.kho.debugfs import debugfs_files
+from kernelmodel.memory import PAGE_SHIFT
 from node.api import Backing, HostGauges
 from node.vm import Vm, VmState
 
@@ -63,16 +65,20 @@ def gauges(kernel: Kernel | None, vms: Iterable[Vm]) -> HostGauges:
 def debugfs(kernel: Kernel) -> dict[str, Callable[[], str]]:
     """Files that a kernel shows, by path, each made when it is read.
 
-    Below kho/out: the FDT's page in hex, the scratch areas' addresses and sizes. Of /proc the
+    What KHO shows below /sys/kernel/debug, with bytes that are no text in hex. Of /proc the
     hugetlb lines of meminfo, buddyinfo and cmdline. The kernel's log is `dmesg`.
     """
-    areas = kernel.kho.scratch
     return {
-        "kho/out/fdt": lambda: kernel.memory.read(kernel.kho.fdt_pa, PAGE_SIZE).hex(),
-        "kho/out/scratch_phys": lambda: "".join(f"{area.addr:#x}\n" for area in areas),
-        "kho/out/scratch_len": lambda: "".join(f"{area.size:#x}\n" for area in areas),
+        **{path: partial(_text, content) for path, content in debugfs_files(kernel).items()},
         "proc/meminfo": kernel.hugetlb.meminfo,
         "proc/buddyinfo": kernel.page_alloc.buddyinfo,
         "proc/cmdline": lambda: kernel.params.cmdline + "\n",
         "dmesg": lambda: "".join(f"{line}\n" for line in kernel.messages),
     }
+
+
+def _text(content: Callable[[], bytes]) -> str:
+    raw = content()
+    if all(byte in b"\t\n" or 32 <= byte < 127 for byte in raw):
+        return raw.decode()
+    return raw.hex()

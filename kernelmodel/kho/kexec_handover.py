@@ -61,6 +61,7 @@ class Kho:
     __slots__ = (
         "_fdt",
         "_tree",
+        "debugfs_fdt_size",
         "enabled",
         "fdt_pa",
         "incoming",
@@ -81,6 +82,8 @@ class Kho:
         self.tags = PageTags()
         self._tree: KhoRadixTree | None = None
         self._fdt = Fdt()
+        #: Bytes of the FDT that debugfs shows, 0 if it does not.
+        self.debugfs_fdt_size = 0
 
     # The incoming side, in the order of boot.
 
@@ -149,6 +152,8 @@ class Kho:
             self.fdt_pa = self.alloc_preserve(PAGE_SIZE)
             self._start_fdt(self._tree)
             add_metadata(self)
+            if self.incoming is None:
+                self.debugfs_fdt_size = len(self._fdt.pack())
         except KernelError as error:
             kernel.printk(f"KHO: cannot initialise, disabling KHO: {error}")
             self._give_up()

@@ -73,10 +73,15 @@ def test_the_name_of_a_session_need_not_be_ascii() -> None:
 
 def test_the_files_of_debugfs() -> None:
     host = make_host()
-    page = bytes.fromhex(host.debugfs("kho/out/fdt"))
-    assert len(page) == PAGE_SIZE
-    fdt = Fdt.parse(page)
-    assert {node.name for node in fdt.root.subnodes} == {"kexec-metadata", "LUO"}
+    fdt = Fdt.parse(host.kernel.memory.read(host.kernel.kho.fdt_pa, PAGE_SIZE))
+    names = {node.name for node in fdt.root.subnodes}
+    assert names == {"kexec-metadata", "LUO"}
+    # as long as the FDT was when KHO came up, without LUO's blob
+    shown = bytes.fromhex(host.debugfs("kho/out/fdt"))
+    assert shown == host.kernel.memory.read(host.kernel.kho.fdt_pa, len(shown))
+    assert len(shown) == 233
+    assert bytes.fromhex(host.debugfs("kho/out/sub_fdts/LUO")).startswith(b"luo-v5\0\0\1")
+    assert len(host.debugfs("kho/out/sub_fdts/kexec-metadata")) == 2 * 73
     addresses = [int(line, 16) for line in host.debugfs("kho/out/scratch_phys").splitlines()]
     sizes = [int(line, 16) for line in host.debugfs("kho/out/scratch_len").splitlines()]
     areas = [KhoScratch(*area) for area in zip(addresses, sizes, strict=True)]
@@ -85,6 +90,19 @@ def test_the_files_of_debugfs() -> None:
     assert "Node 0, zone   Normal" in host.debugfs("proc/buddyinfo")
     assert host.debugfs("proc/cmdline").startswith("kho=on liveupdate=on hugepagesz=2M ")
     assert host.debugfs("dmesg") == ""
+
+
+def test_an_updated_host_shows_what_it_was_handed_as_well() -> None:
+    host = make_host(vms=())
+    before = host.debugfs("kho/out/scratch_phys")
+    handed = host.debugfs("kho/out/sub_fdts/kexec-metadata")
+    assert not any(path.startswith("kho/in") for path in views.debugfs(host.kernel))
+    update(host, NEW)
+    assert host.debugfs("kho/out/scratch_phys") == before
+    assert host.debugfs("kho/in/sub_fdts/kexec-metadata") == handed
+    assert "kho/out/fdt" not in views.debugfs(host.kernel)
+    fdt = Fdt.parse(bytes.fromhex(host.debugfs("kho/in/fdt")))
+    assert [node.name for node in fdt.root.subnodes] == ["LUO", "kexec-metadata"]
 
 
 def test_the_kernels_log_tells_why_a_handover_was_ignored() -> None:
