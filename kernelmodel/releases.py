@@ -3,8 +3,9 @@
 Known from the sources: 6.16 carries `kho-v1` and no LUO; 6.19 `kho-v1`, `luo-v1`, `memfd-v1`;
 7.2 and 7.3 `kho-v4`, `luo-v5`, `memfd-v2`. A name with `+hugetlb` is that release with a
 proposal on top: preservation of hugetlb memfds with counts per page size in an FLB (`flb-counts`,
-the RFC of December 2025), which no released kernel has. Users make releases of their own from
-these; a release is told apart by its name and knows another's data by exact strings alone.
+the RFC of December 2025), which no released kernel has; one with `+guest-memfd` has guest_memfd
+besides. Users make releases of their own from these; a release is told apart by its name and knows
+another's data by exact strings alone.
 
 Simplification: whatever a release calls its formats, it writes those of 7.3. What differs between
 `kho-v1` and `kho-v4` is never read, since kernels that disagree on the string stop there.
@@ -30,11 +31,12 @@ class Release:
     `kho`, `luo` and `memfd` are compatible strings, None where the part is absent, as `memfd` is
     from a kernel built without CONFIG_LIVEUPDATE_MEMFD. `luo_design` says which of the two LUOs
     it runs. `hugetlb` and `hugemfd` name the shared state and the files of a proposal to preserve
-    hugetlb memfds, `hugetlb_design` how the proposal keeps that state. `kho_extends_scratch`: on a
-    KHO boot scratch is extended, and huge pages of early boot stay out of it (new in 7.3).
-    `relocatable`: it can be loaded by kexec (CONFIG_RELOCATABLE). `proposal` names what is
-    carried beyond the release, None for the kernel as it was released; `based_on` the release
-    that a user made this one from, "" for those of the catalogue.
+    hugetlb memfds, `hugetlb_design` how the proposal keeps that state; `kvm_vm`, `guest_memfd` and
+    `guest_hugetlb` the files of proposals for VMs and their memory, on huge pages too.
+    `kho_extends_scratch`: on a KHO boot scratch is extended, and huge pages of early boot stay out
+    of it (new in 7.3). `relocatable`: it can be loaded by kexec (CONFIG_RELOCATABLE). `proposal`
+    names what is carried beyond the release, None for the kernel as it was released; `based_on`
+    the release that a user made this one from, "" for those of the catalogue.
     """
 
     name: str
@@ -44,6 +46,9 @@ class Release:
     hugetlb: str | None = None
     hugemfd: str | None = None
     hugetlb_design: str | None = None
+    kvm_vm: str | None = None
+    guest_memfd: str | None = None
+    guest_hugetlb: str | None = None
     proposal: str | None = None
     luo_design: LuoDesign = "sessions"
     kho_extends_scratch: bool = True
@@ -96,6 +101,18 @@ def _with_hugetlb(release: Release) -> Release:
     )
 
 
+def _with_guest_memfd(release: Release) -> Release:
+    return replace(
+        _with_hugetlb(release),
+        name=f"{release.name}+guest-memfd",
+        kvm_vm="kvm-vm-v1",
+        guest_memfd="guest-memfd-v1",
+        guest_hugetlb="guest-hugetlb-v1",
+        proposal="with the proposals flb-counts, RFC of Dec 2025, and guest_memfd, v4 of Jul 2026, "
+        "and ours for guest_memfd on huge pages",
+    )
+
+
 _LUO_V4 = Release(
     "6.18+luo-v4",
     "kho-v1",
@@ -114,6 +131,7 @@ CATALOGUE: dict[str, Release] = {
         *_RELEASED,
         _LUO_V4,
         *(_with_hugetlb(release) for release in _RELEASED if release.name.startswith("7.3")),
+        *(_with_guest_memfd(release) for release in _RELEASED if release.name.startswith("7.3")),
     )
 }
 

@@ -19,7 +19,7 @@ from kernelmodel.abi.luo import (
     LIVEUPDATE_SESSION_PRESERVE_FD,
     LIVEUPDATE_SESSION_RETRIEVE_FD,
 )
-from kernelmodel.errors import IllegalSeek, InvalidArgument, NoEntry
+from kernelmodel.errors import IllegalSeek, InvalidArgument, NoEntry, NotTty
 from kernelmodel.fs import (
     ANON_INO,
     NULL_INO,
@@ -32,6 +32,13 @@ from kernelmodel.fs import (
     check_size,
     null_file,
 )
+from kernelmodel.mm.guest_memfd import (
+    GuestHugetlbInode,
+    GuestMemfdInode,
+    KvmVmInode,
+    guest_memfd_file,
+    kvm_vm_file,
+)
 from kernelmodel.mm.memfd import HugetlbMemfdInode, check_memfd_flags, memfd_create
 from kernelmodel.mm.shmem import ShmemInode, add_seals, tmpfs_file
 
@@ -43,6 +50,10 @@ __all__ = ["DEV_LIVEUPDATE", "DEV_NULL", "Task"]
 
 DEV_LIVEUPDATE: Final = "/dev/liveupdate"
 DEV_NULL: Final = "/dev/null"
+
+
+#: Inodes of files that consist of memory.
+_Memory = ShmemInode | HugetlbMemfdInode | GuestMemfdInode | GuestHugetlbInode
 
 
 class Task:
@@ -151,16 +162,15 @@ class Task:
         """ftruncate(2)."""
         check_size(size)
         inode = self.files.fget(fd).inode
-        if not isinstance(inode, ShmemInode | HugetlbMemfdInode):
+        if not isinstance(inode, _Memory):
             raise InvalidArgument("not a file of memory", fd=fd)
         inode.truncate(size)
 
     def fallocate(self, fd: int, mode: int, offset: int, length: int) -> None:
         """fallocate(2). What is no regular file is ENODEV."""
         inode = self.files.fget(fd).inode
-        is_file = isinstance(inode, ShmemInode | HugetlbMemfdInode)
-        check_fallocate(mode, offset, length, is_file=is_file)
-        assert isinstance(inode, ShmemInode | HugetlbMemfdInode)
+        check_fallocate(mode, offset, length, is_file=isinstance(inode, _Memory))
+        assert isinstance(inode, _Memory)
         inode.fallocate(mode, offset, length)
 
     def pwrite(self, fd: int, data: bytes, offset: int) -> int:
@@ -217,6 +227,19 @@ class Task:
         if not isinstance(inode, ShmemInode | HugetlbMemfdInode) or inode.seals is None:
             raise InvalidArgument("nothing that can be sealed", fd=fd)
         return inode.seals
+
+    # KVM.
+
+    def kvm_create_vm(self, vm_type: int = 0) -> int:
+        """KVM_CREATE_VM on /dev/kvm; the VM's descriptor."""
+        return self.files.install_new(lambda: kvm_vm_file(self.kernel, vm_type))
+
+    def kvm_create_guest_memfd(self, vm: int, size: int, flags: int) -> int:
+        """KVM_CREATE_GUEST_MEMFD on a VM; the descriptor of its memory."""
+        inode = self.files.fget(vm).inode
+        if not isinstance(inode, KvmVmInode):
+            raise NotTty("not a VM", fd=vm)
+        return self.files.install_new(lambda: guest_memfd_file(self.kernel, inode.kvm, size, flags))
 
     # kexec.
 

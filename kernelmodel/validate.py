@@ -20,6 +20,7 @@ from kernelmodel.fs import File
 from kernelmodel.kernel import Kernel
 from kernelmodel.luo.file import LuoFileSet
 from kernelmodel.memory import PAGE_SHIFT
+from kernelmodel.mm.guest_memfd import GuestHugetlbInode, GuestMemfdInode
 from kernelmodel.mm.hugetlb import validate_hugetlb
 from kernelmodel.mm.hugetlbfs import HugetlbInode, validate_hugetlb_inode
 from kernelmodel.mm.memblock import MemblockFlags, validate_memblock
@@ -125,7 +126,7 @@ def _validate_huge_files(kernel: Kernel, files: list[File]) -> None:
     """The pools' used pages and promises are those of the open files."""
     inodes: dict[int, HugetlbInode] = {}
     for file in files:
-        if isinstance(file.inode, HugetlbMemfdInode):
+        if isinstance(file.inode, HugetlbMemfdInode | GuestHugetlbInode):
             inodes[file.inode.ino] = file.inode.hugetlb
     used: Counter[int] = Counter()
     promised: Counter[int] = Counter()
@@ -182,6 +183,9 @@ def _page_cache(files: list[File]) -> Iterator[tuple[int, int]]:
     for inode in inodes.values():
         if isinstance(inode, ShmemInode):
             for low, high, (delta, _) in inode.pages:
+                yield low + delta, high + delta
+        elif isinstance(inode, GuestMemfdInode):
+            for low, high, delta in inode.pages:
                 yield low + delta, high + delta
 
 

@@ -1,14 +1,21 @@
 """File handlers: which files a kernel can preserve, one file each.
 
-Linux 7.3 has one, for plain memfds. A release with the hugetlb proposal has a second.
+Linux 7.3 has one, for plain memfds. A release with the hugetlb proposal has a second, one with
+guest_memfd three more: VMs, their memory on 4 KiB pages and on huge pages.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kernelmodel.handlers.guest_memfd import (
+    GuestHugetlbHandler,
+    GuestMemfdHandler,
+    KvmVmHandler,
+)
 from kernelmodel.handlers.hugetlb_memfd import HugetlbMemfdHandler
 from kernelmodel.handlers.memfd import MemfdHandler
+from kernelmodel.luo.handler import FileHandler
 from kernelmodel.luo_v4.memfd import MemfdV4Handler
 
 if TYPE_CHECKING:
@@ -30,8 +37,17 @@ def register_handlers(kernel: Kernel) -> None:
         return
     if release.memfd is not None:
         kernel.luo.register_file_handler(MemfdHandler(kernel, release.memfd))
+    if release.kvm_vm is not None:
+        kernel.luo.register_file_handler(KvmVmHandler(kernel, release.kvm_vm))
+    if release.guest_memfd is not None:
+        kernel.luo.register_file_handler(GuestMemfdHandler(kernel, release.guest_memfd))
     design = kernel.hugetlb_design
-    if design is not None and release.hugemfd is not None:
-        huge = HugetlbMemfdHandler(kernel, release.hugemfd, design)
-        kernel.luo.register_file_handler(huge)
-        design.register([huge])
+    if design is not None:
+        huge: list[FileHandler] = []
+        if release.hugemfd is not None:
+            huge.append(HugetlbMemfdHandler(kernel, release.hugemfd, design))
+        if release.guest_hugetlb is not None:
+            huge.append(GuestHugetlbHandler(kernel, release.guest_hugetlb, design))
+        for handler in huge:
+            kernel.luo.register_file_handler(handler)
+        design.register(huge)
