@@ -160,7 +160,10 @@ def _validate_frames(kernel: Kernel, files: list[File]) -> None:
             ((entry.pfn, entry.end_pfn) for entry in preserved_by_owner(kernel) if entry.own),
         )
     taken = _union("pages in use", users, _union("KHO's pages", nodes, own))
+    taken = _union("pages in use and leaked", taken, kernel.kho.leaked)
     waiting = RangeSet((low, high) for low, high, _ in kernel.kho.tags)
+    for low, high in kernel.kho.tags.untagged:
+        waiting.add(low, high)
     static = _static(kernel)
     free = kernel.page_alloc.free_ranges()
     managed = _union("free and used", free, taken)
@@ -171,7 +174,8 @@ def _validate_frames(kernel: Kernel, files: list[File]) -> None:
     everything = _union("managed and reserved", managed, _union("reserved", static, waiting))
     ram = RangeSet()
     for region in kernel.memblock.memory:
-        ram.add(region.base >> PAGE_SHIFT, region.end >> PAGE_SHIFT)
+        # a page that the border of a region cuts is never freed to anybody
+        ram.add(-(-region.base >> PAGE_SHIFT), region.end >> PAGE_SHIFT)
     for start, end in ram:
         lost = next(everything.gaps(start, end), None)
         if lost is not None:

@@ -118,7 +118,7 @@ class HandedOver:
     def spare_frames(self, nr: int) -> list[int]:
         """Frames that belong to nobody: not preserved, no scratch, no node of the tree."""
         taken = [(node.pa >> PAGE_SHIFT, (node.pa >> PAGE_SHIFT) + 1) for node in self.nodes()]
-        taken += [(pfn, pfn + (1 << order)) for pfn, order in self.keys()]
+        taken += [(pfn, pfn + (1 << order)) for pfn, order in self.preserved()]
         for area in self.scratch_areas():
             end = area.ser.addr + area.ser.size
             taken.append((area.ser.addr >> PAGE_SHIFT, end >> PAGE_SHIFT))
@@ -203,7 +203,7 @@ class HandedOver:
             found += tables
         return found
 
-    def keys(self) -> Iterator[tuple[int, int]]:
+    def preserved(self) -> Iterator[tuple[int, int]]:
         """(pfn, order) of everything that is preserved."""
         for node in self.nodes():
             if node.level == 0:

@@ -46,6 +46,7 @@ from kernelmodel.kho.tags import PageTags
 from kernelmodel.machine import Firmware
 from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE
 from kernelmodel.mm.mmzone import MAX_PAGE_ORDER
+from kernelmodel.mm.ranges import RangeSet
 
 if TYPE_CHECKING:
     from kernelmodel.kernel import Kernel
@@ -66,6 +67,7 @@ class Kho:
         "fdt_pa",
         "incoming",
         "kernel",
+        "leaked",
         "scratch",
         "scratch_array_pa",
         "tags",
@@ -80,6 +82,8 @@ class Kho:
         self.fdt_pa = 0
         #: Preserved entries that nobody has restored yet.
         self.tags = PageTags()
+        #: Frames that a restore took back and lost when it failed: in use, and nobody's.
+        self.leaked = RangeSet()
         self._tree: KhoRadixTree | None = None
         self._fdt = Fdt()
         #: Bytes of the FDT that debugfs shows, 0 if it does not.

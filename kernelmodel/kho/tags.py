@@ -24,9 +24,11 @@ __all__ = ["PageTags"]
 class PageTags:
     """Tags of entries that nobody has restored yet; entries come and go in runs of one order."""
 
-    __slots__ = ("_by_order",)
+    __slots__ = ("_by_order", "untagged")
 
     def __init__(self) -> None:
+        #: Frames of entries that lost their tag to one they overlap: reserved for ever.
+        self.untagged = RangeSet()
         #: Entries of each order as numbers (pfn >> order).
         self._by_order: dict[int, RangeSet] = {}
 
@@ -41,8 +43,13 @@ class PageTags:
         end = pfn + (nr << order)
         for larger, entries in self._by_order.items():
             if larger > order:  # smaller ones come later
-                entries.remove(-(-pfn >> larger), -(-end >> larger))
+                self._lose(larger, entries, -(-pfn >> larger), -(-end >> larger))
         self._by_order.setdefault(order, RangeSet()).add(pfn >> order, end >> order)
+
+    def _lose(self, order: int, entries: RangeSet, first: int, last: int) -> None:
+        for low, high in entries.within(first, last):
+            self.untagged.add(low << order, high << order)
+        entries.remove(first, last)
 
     def order(self, pfn: int) -> int | None:
         """The order in the tag of this page; None if it has none."""
@@ -64,4 +71,5 @@ class PageTags:
         """Clear the tags of `nr` entries, and of all that share pages with them."""
         end = pfn + (nr << order)
         for other, entries in self._by_order.items():
-            entries.remove(pfn >> other, -(-end >> other))
+            self._lose(other, entries, pfn >> other, -(-end >> other))
+        self.untagged.remove(pfn, end)

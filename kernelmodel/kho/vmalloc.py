@@ -115,31 +115,53 @@ def restore_vmalloc(kho: Kho, ser: KhoVmalloc) -> VmallocArea | None:
     """
     kernel = kho.kernel
     extents: list[tuple[int, int]] = []
-    total = 0
-    chunk = ser.first
     order = ser.order & 31  # an int is shifted, and x86 looks at five bits of the distance
-    while chunk:
-        for pfn, blocks in _chunk_entries(kho, chunk, order):
-            fits = min(blocks, ser.total_pages - total >> order)
-            restored = kho.restore_folios(pfn, order, fits)
-            total += restored << order
-            if restored != fits:
-                kernel.warn_on(f"vmalloc page {pfn + (restored << order):#x} is not preserved")
-                return None
-            if fits != blocks:
-                return None
-            extents.append((pfn, blocks << order))
-        following = kernel.memory.u64(chunk)
-        if kho.restore_folio(chunk) is None:
-            return None
-        kernel.charge("kho_unpreserve_free")
-        kernel.page_alloc.free_pages(chunk >> PAGE_SHIFT, 0)
-        chunk = following
-    kernel.charge("kho_restore_vmalloc", total)
+    total = _restore_chunks(kho, ser, order, extents)
+    if total >= 0:
+        kernel.charge("kho_restore_vmalloc", total)
     if total != ser.total_pages or total == 0:  # an area of no pages cannot be mapped
+        for pfn, nr_pages in extents:
+            kho.leaked.add(pfn, pfn + nr_pages)
         return None
     flags = sum(flag for flag, kept in _FLAGS.items() if ser.flags & kept)
     return VmallocArea(tuple(extents), order, flags)
+
+
+def _restore_chunks(kho: Kho, ser: KhoVmalloc, order: int, extents: list[tuple[int, int]]) -> int:
+    """Restore what the chunks list into `extents`; how many pages, -1 if something is wrong.
+
+    A chunk is read before anybody knows whether it was preserved.
+    """
+    total = 0
+    chunk = ser.first
+    while chunk:
+        for pfn, blocks in _chunk_entries(kho, chunk, order):
+            fit = min(blocks, ser.total_pages - total >> order)
+            restored = kho.restore_folios(pfn, order, fit)
+            if restored:
+                extents.append((pfn, restored << order))
+            if restored != fit:
+                missing = pfn + (restored << order)
+                kho.kernel.warn_on(f"vmalloc page {missing:#x} is not preserved")
+            if restored != blocks:
+                return -1
+            total += blocks << order
+        following = kho.kernel.memory.u64(chunk)
+        if not _restore_free_page(kho, chunk):
+            return -1
+        chunk = following
+    return total
+
+
+def _restore_free_page(kho: Kho, pa: int) -> bool:
+    """Restore a chunk's page and free it; of a larger entry the rest is lost."""
+    order, pfn = kho.restore_folio(pa), pa >> PAGE_SHIFT
+    if order is None:
+        return False
+    kho.kernel.charge("kho_unpreserve_free")
+    kho.kernel.page_alloc.free_pages(pfn, 0)
+    kho.leaked.add(pfn + 1, pfn + (1 << order))
+    return True
 
 
 def _chunk_entries(kho: Kho, chunk: int, order: int) -> Iterator[tuple[int, int]]:
