@@ -34,7 +34,10 @@ __all__ = ["load_releases", "parse_release", "read_releases"]
 _RIGHT: Final = '[[release]] with name = "7.4-rc1", based_on = "7.3.4" and what differs'
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,63}")  # struct new_utsname, 65 bytes
 #: Key -> the longest string, without its NUL, that the kernel's structure holds.
-_LONGEST: Final = {"kho": 63, "luo": 7, "memfd": 47, "hugetlb": 47, "hugemfd": 47}
+_LONGEST: Final = {"kho": 63, "luo": 7, "hugetlb": 47}
+_LONGEST_HANDLER: Final = 47
+#: File handlers, which need a LUO.
+_HANDLERS: Final = ("memfd", "hugemfd", "kvm_vm", "guest_memfd", "guest_hugetlb")
 _LONGEST_PROPOSAL: Final = 100
 
 
@@ -107,13 +110,10 @@ def _parse_name(value: object) -> str:
 
 def _read_one(fields: Fields, base: Release) -> Release:
     """What a table says beyond its name and base."""
+    strings = {key: _string(fields, key, base) for key in (*_LONGEST, *_HANDLERS)}
     made = replace(
         base,
-        kho=_string(fields, "kho", base.kho),
-        luo=_string(fields, "luo", base.luo),
-        memfd=_string(fields, "memfd", base.memfd),
-        hugetlb=_string(fields, "hugetlb", base.hugetlb),
-        hugemfd=_string(fields, "hugemfd", base.hugemfd),
+        **strings,  # type: ignore[arg-type] # they are the fields of this type
         kho_extends_scratch=fields.boolean("kho_extends_scratch", base.kho_extends_scratch),
         relocatable=fields.boolean("relocatable", base.relocatable),
         proposal=_proposal(fields, base),
@@ -124,9 +124,16 @@ def _read_one(fields: Fields, base: Release) -> Release:
         _without(fields, "luo", "KHO")
         made = replace(made, luo=None)
     if made.luo is None:
-        for key in ("memfd", "hugetlb", "hugemfd", "hugetlb_design"):
+        needing = (*_HANDLERS, "hugetlb", "hugetlb_design")
+        for key in needing:
             _without(fields, key, "LUO")
-        made = replace(made, memfd=None, hugetlb=None, hugemfd=None, hugetlb_design=None)
+        made = replace(made, **dict.fromkeys(needing))  # type: ignore[arg-type] # as above
+    _check_together(fields, base, made)
+    return made
+
+
+def _check_together(fields: Fields, base: Release, made: Release) -> None:
+    """Find what goes with something that is not there, or clashes with it."""
     together = {key: getattr(made, key) for key in ("hugetlb", "hugemfd", "hugetlb_design")}
     for key, value in together.items():
         if value is None and any(together.values()):
@@ -135,26 +142,32 @@ def _read_one(fields: Fields, base: Release) -> Release:
         what = f"{made.hugetlb} is the state of the design {base.hugetlb_design}"
         if base.hugetlb is not None:
             fields.complain("hugetlb", what, "another design needs a string of its own")
-    if made.memfd is not None and made.memfd == made.hugemfd:
-        fields.complain("hugemfd", f'"{made.hugemfd}" is the name of the memfd handler')
-    return made
+    if made.guest_hugetlb is not None and made.hugetlb is None:
+        fields.missing("hugetlb", "guest_hugetlb goes with it")
+    handlers: dict[str, str] = {}
+    for key in _HANDLERS:
+        name = getattr(made, key)
+        if name is not None and (other := handlers.setdefault(name, key)) != key:
+            fields.complain(key, f'"{name}" is the name of the {other} handler')
 
 
-def _string(fields: Fields, key: str, base: str | None) -> str | None:
+def _string(fields: Fields, key: str, base: Release) -> str | None:
     """A compatible string; false for a kernel without the part."""
+    longest = _LONGEST.get(key, _LONGEST_HANDLER)
+    inherited: str | None = getattr(base, key)
 
     def parse(value: object) -> str | None:
         if value is False:
             return None
         if not isinstance(value, str) or not value.isascii() or not value.isprintable():
             raise Unfit(f"{shown(value)} is no compatible string", 'text like "luo-v6", or false')
-        if not 0 < len(value) <= _LONGEST[key]:
-            raise Unfit(f"{shown(value)} has {len(value)} bytes", f"1 to {_LONGEST[key]}")
+        if not 0 < len(value) <= longest:
+            raise Unfit(f"{shown(value)} has {len(value)} bytes", f"1 to {longest}")
         return value
 
     if not fields.given(key):
-        return base
-    return fields.parsed(key, parse, base, "a compatible string")
+        return inherited
+    return fields.parsed(key, parse, inherited, "a compatible string")
 
 
 def _proposal(fields: Fields, base: Release) -> str | None:

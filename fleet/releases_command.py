@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from msgspec import Struct
@@ -24,22 +25,6 @@ from kernelmodel.releases import Release, catalogue_with
 from node.api import Backing
 
 __all__ = ["ReleasesOptions", "releases"]
-
-_FIELDS = (
-    "name",
-    "title",
-    "kho",
-    "luo",
-    "luo_design",
-    "memfd",
-    "hugemfd",
-    "hugetlb",
-    "hugetlb_design",
-    "kho_extends_scratch",
-    "relocatable",
-    "proposal",
-    "based_on",
-)
 
 
 class ReleasesOptions(Struct, frozen=True):
@@ -64,9 +49,7 @@ def releases(options: ReleasesOptions, console: Console, errors: Console) -> Exi
         errors.print(Text("\n".join(wrong)))
         return ExitCode.BAD_INPUT
     if not options.path and not options.at:
-        shown: list[object] = [
-            {name: getattr(one, name) for name in _FIELDS} for one in known.values()
-        ]
+        shown: list[object] = [asdict(one) | {"title": one.title} for one in known.values()]
         _print(console, shown if options.json else _catalogue(list(known.values())))
         return ExitCode.DONE
     backings = [Backing(name) for name in options.vms]
@@ -119,11 +102,12 @@ def _print(console: Console, what: RenderableType | list[object] | dict[str, obj
 def _catalogue(known: Collection[Release]) -> RenderableType:
     """A row for each release; what is no released kernel is said in a line of its own."""
     table = Table(title="Kernel releases and what they call their formats", title_justify="left")
-    for name in ("release", "KHO", "LUO", "memfd", "hugetlb memfd", "status"):
+    for name in ("release", "KHO", "LUO", "memfd", "proposed", "status"):
         table.add_column(name, no_wrap=True)
     for one in known:
-        huge = "\n".join(filter(None, (one.hugemfd, one.hugetlb)))
-        parts = (part or "–" for part in (one.kho, one.luo, one.memfd, huge))
+        beyond = (one.hugemfd, one.hugetlb, one.kvm_vm, one.guest_memfd, one.guest_hugetlb)
+        proposed = "\n".join(filter(None, beyond))
+        parts = (part or "–" for part in (one.kho, one.luo, one.memfd, proposed))
         table.add_row(one.name, *parts, _status(one))
     remarks = [f"{one.name}: {one.remark}" for one in known if one.remark]
     return Group(table, Text("\n".join(remarks)))
