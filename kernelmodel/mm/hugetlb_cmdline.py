@@ -28,6 +28,7 @@ HPAGE_ORDER: Final = 9
 GIGANTIC_ORDER: Final = 18
 #: What the kernel takes for yes.
 TRUE: Final = frozenset({"1", "y", "Y", "t", "T", "on", "oN", "On", "ON"})
+_NUMBER: Final = re.compile("[0-9]+")
 _SUFFIX: Final = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50, "E": 60}
 
 
@@ -126,19 +127,33 @@ class _Parser:
         if target is self.last_filled:
             self.warnings.append(f"hugepages={value} given twice for one size, ignored")
             return
-        self.last_filled = target
-        if re.fullmatch(r"[0-9]+", value):
-            target.nr = int(value)
-        elif re.fullmatch(r"[0-9]+:[0-9]+(,[0-9]+:[0-9]+)*", value):
-            pairs = (part.split(":") for part in value.split(","))
-            by_node = {int(nid): int(n) for nid, n in pairs}
-            unknown = sorted(set(by_node) - self.nids)
-            if unknown:
-                self.warnings.append(f"hugepages={value} names unknown node {unknown[0]}, ignored")
-                return
-            target.by_node, target.nr = by_node, sum(by_node.values())
-        else:
+        counts = self.counts(value)
+        if counts is None:
             self.warnings.append(f"hugepages={value} is no number and no list of nodes, ignored")
+            return
+        self.last_filled = target
+        target.nr, target.by_node = counts.nr, counts.by_node
+
+    def counts(self, value: str) -> HugepagesRequest | None:
+        """How many pages a value says; what follows the last number is passed over."""
+        at = 0
+        by_node: dict[int, int] = {}
+        while at < len(value):
+            number = _NUMBER.match(value, at)
+            if number is None:
+                return None
+            at = number.end()
+            if not value.startswith(":", at):
+                return None if by_node else HugepagesRequest(-1, int(number[0]))
+            count = _NUMBER.match(value, at + 1)
+            if int(number[0]) not in self.nids or count is None:
+                return None
+            by_node[int(number[0])] = int(count[0])
+            at = count.end()
+            if not value.startswith(",", at):
+                break
+            at += 1
+        return HugepagesRequest(-1, sum(by_node.values()), by_node)
 
     def result(self) -> HugetlbRequest:
         """What stands after the last parameter.
@@ -150,8 +165,8 @@ class _Parser:
         if self.default is None:
             self.default = self.size(self.default_order)
             if self.early.nr and self.default.nr:
-                self.warnings.append(f"hugepages={self.early.nr} without a size, ignored")
-            elif self.early.nr:
+                self.warnings.append(f"hugepages={self.default.nr} of the default size, ignored")
+            if self.early.nr:
                 self.default.nr, self.default.by_node = self.early.nr, self.early.by_node
         return HugetlbRequest(
             tuple(self.sizes),
