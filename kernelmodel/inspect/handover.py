@@ -74,10 +74,13 @@ def _root(reader: Reader, fdt_pa: int) -> FdtNode | None:
     if page is None:
         return None
     try:
-        return Fdt.parse(page).root
+        tree = Fdt.follow(page)
     except FdtError as error:
         reader.faults.add(f"the FDT at {fdt_pa:#x} cannot be read: {error}")
         return None
+    if tree.broken:
+        reader.faults.add(f"the FDT at {fdt_pa:#x} cannot be read to its end: {tree.broken}")
+    return tree.root
 
 
 def _read(reader: Reader, fdt_pa: int, said: dict[str, Any], *, hashes: bool) -> None:

@@ -49,6 +49,8 @@ class Fdt:
 
     root: FdtNode = field(default_factory=lambda: FdtNode(""))
     strings: list[str] = field(default_factory=list)
+    #: Why a tree that was read could not be read to its end.
+    broken: str = ""
 
     def append_prop(self, node: FdtNode, name: str, value: bytes) -> None:
         """Write a property behind the others, as a tree under construction does.
@@ -123,6 +125,20 @@ class Fdt:
         Raises:
             FdtError: the header, the bounds or the structure are wrong.
         """
+        tree = cls.follow(data)
+        if tree.broken:
+            raise FdtError(tree.broken)
+        return tree
+
+    @classmethod
+    def follow(cls, data: bytes) -> Fdt:
+        """Read a tree, as far as its structure can be followed: `broken` says why not further.
+
+        A reader of the kernel's checks the header and then looks for what it wants.
+
+        Raises:
+            FdtError: the header or the bounds are wrong, or there is no root node.
+        """
         if len(data) < _HEADER.size:
             raise FdtError("shorter than a header")
         header = _HEADER.unpack_from(data)
@@ -133,8 +149,13 @@ class Fdt:
             raise FdtError(f"bad magic {magic:#x}")
         if version < _LAST_COMPATIBLE or compatible > _VERSION:
             raise FdtError(f"version {version}, compatible to {compatible}")
-        if total > len(data) or off_struct + n_struct > total or off_strings + n_strings > total:
+        if (
+            not _HEADER.size <= total < 1 << 31
+            or max(off_struct + n_struct, off_strings + n_strings) > total
+        ):
             raise FdtError("a block reaches beyond the tree")
+        if max(off_struct + n_struct, off_strings + n_strings) > len(data):
+            raise FdtError("a block reaches beyond what there is")
         if off_struct % 4:
             raise FdtError("structure block is not aligned")
         reader = _Reader(
@@ -142,9 +163,13 @@ class Fdt:
         )
         if reader.token() != _BEGIN_NODE:
             raise FdtError("no root node")
-        tree = cls(root=reader.node(0))
-        if reader.token() != _END:
-            raise FdtError("structure block does not end")
+        tree = cls()
+        try:
+            reader.node(tree.root, 0)
+            if reader.token() != _END:
+                raise FdtError("structure block does not end")
+        except FdtError as error:
+            tree.broken = str(error)
         tree.strings = [s.decode("ascii", "replace") for s in reader.strings.split(b"\0")[:-1]]
         return tree
 
@@ -195,12 +220,13 @@ class _Reader:
             raise FdtError("unterminated string")
         return block[at:end]
 
-    def node(self, depth: int) -> FdtNode:
+    def node(self, node: FdtNode, depth: int) -> None:
+        """Read a node into `node`, which has what was found even if the rest cannot be read."""
         if depth > _MAX_DEPTH:
             raise FdtError("nested too deeply")
         raw = self.cstring(self.block, self.at)
         self.at += (len(raw) + 4) & ~3
-        node = FdtNode(raw.decode("ascii", "replace"))
+        node.name = raw.decode("ascii", "replace")
         while True:
             token = self.token()
             if token == _PROP:
@@ -211,8 +237,9 @@ class _Reader:
                 node.props.setdefault(name, self.block[self.at : self.at + size])
                 self.at += (size + 3) & ~3
             elif token == _BEGIN_NODE:
-                node.subnodes.append(self.node(depth + 1))
+                node.subnodes.append(FdtNode(""))
+                self.node(node.subnodes[-1], depth + 1)
             elif token == _END_NODE:
-                return node
+                return
             else:
                 raise FdtError(f"unknown token {token:#x}")

@@ -54,10 +54,15 @@ def read_handover(kernel: Kernel, firmware: Firmware) -> KhoIn | None:
     fdt_pa = firmware.fdt[0]
     scratch_pa, scratch_len = firmware.scratch
     try:
-        fdt = Fdt.parse(memory.read(fdt_pa, PAGE_SIZE))
+        if not memory.is_ram(fdt_pa, PAGE_SIZE):
+            raise FdtError("nothing can be read where it should be")
+        fdt = Fdt.follow(memory.read(fdt_pa, PAGE_SIZE))
         root_pa = _tree_of(fdt, kho)
     except FdtError as error:
         kernel.printk(f"KHO: disabling KHO revival: {error}")
+        return None
+    if not scratch_len:
+        kernel.printk("KHO: disabling KHO revival: an array of no bytes cannot be mapped")
         return None
     raw = memory.read(scratch_pa, scratch_len)
     scratch = tuple(
