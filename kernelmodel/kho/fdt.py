@@ -18,6 +18,8 @@ FDT_MAGIC = 0xD00DFEED
 _BEGIN_NODE, _END_NODE, _PROP, _NOP, _END = 1, 2, 3, 4, 9
 _VERSION, _LAST_COMPATIBLE = 17, 16
 _HEADER = struct.Struct(">10I")
+#: A tree written from nothing has its header filled up to whole entries of the reserve map.
+_BUILT_RSVMAP = 48
 _MAX_DEPTH = 8
 
 
@@ -81,16 +83,22 @@ class Fdt:
         """The names of all properties, each ended by a zero."""
         return b"".join(name.encode() + b"\0" for name in self.strings)
 
-    def built_page(self, size: int) -> bytes:
+    def built(self, size: int) -> tuple[bytes, int]:
         """A zeroed buffer of `size` bytes after a tree was written into it from nothing.
 
-        That writer builds the strings at the buffer's end and leaves them there.
+        The writer builds the strings at the buffer's end and leaves them there; the tree itself
+        is a little longer than a packed one. Returns (the buffer, bytes of the tree).
         """
         strings = self.strings_block
-        return self.pack().ljust(size - len(strings), b"\0") + strings
+        tree = self._at(_BUILT_RSVMAP)
+        return tree.ljust(size - len(strings), b"\0") + strings, len(tree)
 
     def pack(self) -> bytes:
         """The tree's bytes, packed."""
+        return self._at(_HEADER.size)
+
+    def _at(self, off_rsvmap: int) -> bytes:
+        """The tree's bytes, the reserve map at this offset and all else close behind it."""
         offsets: dict[str, int] = {}
         strings = self.strings_block
         at = 0
@@ -100,7 +108,6 @@ class Fdt:
         out = bytearray()
         _write_node(out, self.root, offsets)
         out += struct.pack(">I", _END)
-        off_rsvmap = _HEADER.size
         off_struct = off_rsvmap + 16
         off_strings = off_struct + len(out)
         total = off_strings + len(strings)
@@ -116,7 +123,7 @@ class Fdt:
             len(strings),
             len(out),
         )
-        return header + bytes(16) + bytes(out) + strings
+        return header.ljust(off_struct, b"\0") + bytes(out) + strings
 
     @classmethod
     def parse(cls, data: bytes) -> Fdt:

@@ -142,9 +142,9 @@ class ReserveMem:
             for entry in self.table:
                 preserve_pages(kho, *entry.pages)
                 done.append(entry)
-            tree = self._describe()
-            self._kernel.memory.write(fdt_pa, tree.built_page(PAGE_SIZE))
-            kho.add_subtree(MEMBLOCK_KHO_NODE, fdt_pa, len(tree.pack()))
+            page, size = self._describe().built(PAGE_SIZE)
+            self._kernel.memory.write(fdt_pa, page)
+            kho.add_subtree(MEMBLOCK_KHO_NODE, fdt_pa, size)
         except KernelError as error:
             for entry in done:
                 unpreserve_pages(kho, *entry.pages)

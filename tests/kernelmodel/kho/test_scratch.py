@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from kernelmodel.errors import AddressNotAvailable, NoEntry
+from kernelmodel.errors import AddressNotAvailable, NoEntry, NoMemory
 from kernelmodel.kexec import kexec_file_load
-from kernelmodel.kho.scratch import KHO_SCRATCH_ALIGN, ScratchParam, memparse, reserve_scratch
-from kernelmodel.memory import GIB, KIB, MIB
+from kernelmodel.kho.radix_tree import KhoRadixTree
+from kernelmodel.kho.scratch import (
+    KHO_SCRATCH_ALIGN,
+    ScratchParam,
+    extend_scratch,
+    memparse,
+    reserve_scratch,
+)
+from kernelmodel.memory import GIB, KIB, MIB, PAGE_SHIFT, MemoryRange, PhysicalMemory
 from kernelmodel.mm.memblock import Memblock, MemblockFlags
-from tests.kernelmodel.kernels import Agent, power_on, reboot
+from tests.kernelmodel.kernels import CONFIG, Agent, power_on, reboot
 
 KERN = MemblockFlags.RSRV_KERN
 
@@ -27,6 +34,10 @@ KERN = MemblockFlags.RSRV_KERN
         ("09", None),
         ("1MB", None),
         ("-1", None),
+        ("0x", None),
+        ("017M", 15 * MIB),
+        ("99999999999999999999", (1 << 64) - 1),  # more than 64 bits is as much as they hold
+        ("18446744073709551615K", (1 << 64) - KIB),  # and a suffix shifts bits out
     ],
 )
 def test_sizes_are_read_as_the_kernel_reads_them(text: str, size: int | None) -> None:
@@ -41,6 +52,24 @@ def test_sizes_are_read_as_the_kernel_reads_them(text: str, size: int | None) ->
         ("4294967295%", ScratchParam(4294967295)),
         ("32M,128M,16M", ScratchParam(None, 32 * MIB, 128 * MIB, 16 * MIB)),
         ("0,0,1", ScratchParam(None, 0, 0, 1)),
+        ("+5%", ScratchParam(5)),
+        ("0000000050%", ScratchParam(50)),
+        ("+000000050%", ScratchParam(50)),
+        ("0x800000,8M,8k", ScratchParam(None, 8 * MIB, 8 * MIB, 8 * KIB)),
+        ("18446744073709551615,1,8M", ScratchParam(None, (1 << 64) - 1, 1, 8 * MIB)),
+        ("18446744073709551615,1,0", None),  # the sum is 0, in 64 bits
+        ("00000000050%", None),  # eleven characters are too many
+        ("+0000000050%", None),
+        ("0x10%", None),
+        ("%", None),
+        ("200%x", None),
+        ("8M,,4M", None),
+        ("8M,4M,", None),
+        ("8M, 4M,4M", None),
+        ("8M,8M,-8M", None),
+        ("M,8M,8M", None),
+        ("08M,8M,8M", None),
+        ("1M", None),
         ("4294967296%", None),
         ("99999999999%", None),
         ("-5%", None),
@@ -121,6 +150,90 @@ def test_a_parameter_that_cannot_be_read_leaves_the_default() -> None:
     default = power_on("", node_bytes=(GIB,))
     assert kernel.kho.scratch == default.kho.scratch
     assert any("kho_scratch=lots" in line for line in kernel.messages)
+
+
+@pytest.mark.parametrize(
+    ("words", "sizes"),
+    [
+        ("kho_scratch=8M,8M,8M kho_scratch=bad", [8, 8, 8]),
+        ("kho_scratch=20% kho_scratch=8M,8M,8M", [8, 8, 8]),
+        ("kho_scratch=1,1,1", [4, 4, 4]),
+        ("kho_scratch=0,0,1", [0, 0, 4]),
+        # rounding up what is nearly 2**64 gives nothing
+        ("kho_scratch=18446744073709551615,1,8M", [0, 4, 8]),
+    ],
+)
+def test_the_last_word_that_can_be_read_counts(words: str, sizes: list[int]) -> None:
+    kernel = power_on(f"liveupdate=on {words}")
+    assert [area.size // MIB for area in kernel.kho.scratch] == sizes
+
+
+def test_a_percentage_after_sizes_counts_too() -> None:
+    sizes = power_on("kho_scratch=64M,64M,64M kho_scratch=20%", node_bytes=(GIB,)).kho.scratch
+    assert sizes == power_on("kho_scratch=20%", node_bytes=(GIB,)).kho.scratch
+
+
+@pytest.mark.parametrize("percent", [50, 100, 200])
+def test_the_default_is_200_percent_of_what_boot_took_and_of_each_nodes_share(
+    percent: int,
+) -> None:
+    """Most of it is struct pages, a 64th of memory, and that is the node's: 400 % in all."""
+    kernel = power_on(
+        "" if percent == 200 else f"kho_scratch={percent}%", node_bytes=(8 * GIB, 24 * GIB)
+    )
+    low, globl, *per_node = [area.size for area in kernel.kho.scratch]
+    memmap = 32 * GIB // 64
+    nodeless = CONFIG.kernel_bytes + 3 * MIB  # the image; page tables, CPUs' areas
+    assert low + globl == pytest.approx((memmap + nodeless) * percent / 100, abs=9 * MIB)
+    for size, node_bytes in zip(per_node, (8 * GIB, 24 * GIB), strict=True):
+        assert size == pytest.approx(node_bytes / 64 * percent / 100, abs=5 * MIB)
+        assert size % KHO_SCRATCH_ALIGN == 0
+
+
+def test_the_array_has_low_global_and_the_nodes_in_their_order_each_on_its_own() -> None:
+    kernel = power_on("kho_scratch=16M,64M,8M", node_bytes=(6 * GIB, 2 * GIB, 2 * GIB))
+    low, globl, *per_node = kernel.kho.scratch
+    assert low.addr + low.size <= 4 * GIB
+    assert kernel.page_alloc.pfn_to_nid(globl.addr >> PAGE_SHIFT) == 2  # as high as can be
+    assert [kernel.page_alloc.pfn_to_nid(area.addr >> PAGE_SHIFT) for area in per_node] == [0, 1, 2]
+    array = kernel.memory.read
+    fresh = reboot(kernel)
+    raw = array(fresh.kho.scratch_array_pa, 16 * 5)
+    assert raw == b"".join(area.pack() for area in kernel.kho.scratch)
+
+
+def test_a_node_without_memory_has_no_area() -> None:
+    kernel = power_on("kho_scratch=16M,64M,8M", node_bytes=(GIB, 0, GIB))
+    assert len(kernel.kho.scratch) == 4
+    assert len(reboot(kernel).kho.scratch) == 4
+
+
+def test_a_kho_boot_computes_nothing_whatever_the_command_line_says() -> None:
+    kernel = power_on("liveupdate=on kho_scratch=16M,64M,8M", node_bytes=(GIB,))
+    before = kernel.kho.scratch
+    for words in ("kho_scratch=900M,900M,900M", "kho_scratch=0%", "kho_scratch=junk", ""):
+        kernel = reboot(kernel, cmdline=f"liveupdate=on {words}")
+        assert kernel.kho.scratch == before
+        assert kernel.kho.enabled
+        assert kernel.messages == []
+
+
+def test_an_extension_that_finds_no_page_to_note_in_is_given_up() -> None:
+    memblock = Memblock()
+    memblock.add(MIB, 4 * GIB, 0)
+    memory = PhysicalMemory((MemoryRange(0, 5 * GIB, 0),))
+    tree = KhoRadixTree(memory, 2 * GIB)  # an empty tree: one node
+    memblock.mark_kho_scratch(GIB, 5 * 4096)
+    memblock.set_kho_scratch_only()
+    with pytest.raises(NoMemory):
+        extend_scratch(memblock, tree)
+    assert list(memblock.kho_scratch()) == [(GIB, GIB + 5 * 4096)]
+    assert not memblock.is_reserved(GIB, 5 * 4096)
+    memblock.mark_kho_scratch(GIB, 6 * 4096)
+    assert extend_scratch(memblock, tree) == 0
+    # all but the node's gigabyte; what was scratch before still is
+    assert list(memblock.kho_scratch()) == [(MIB, 2 * GIB), (3 * GIB, 4 * GIB + MIB)]
+    assert not memblock.is_reserved(MIB, 4 * GIB)
 
 
 def test_areas_of_no_size_take_no_image() -> None:
