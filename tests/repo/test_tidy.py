@@ -24,7 +24,6 @@ LONGER = {
     "kernelmodel/kho/kexec_handover.py": 383,
     "node/host.py": 466,
     "tests/kernelmodel/handlers/test_memfd.py": 390,
-    "tests/model/test_kernel_machine.py": 421,
 }
 
 #: As for files, for functions.
