@@ -1,8 +1,9 @@
 """Whether two handovers are the same but for where things lie.
 
 Everything that can be reached from the root FDT is compared byte by byte. Where the two differ,
-there must be addresses (or frame numbers) of preserved pages, and one address must always stand for
-the same other. The pages of the radix tree, whose bits are addresses, are compared by what they say.
+there must be addresses (or frame numbers) of preserved pages, and one must always stand for
+the same other. The pages of the radix tree, whose bits are addresses, are compared by what
+they say.
 
 The two must have been made at different addresses: where both say the same, that is no address.
 """
