@@ -64,7 +64,10 @@ def preserved_by_owner(kernel: Kernel) -> Iterator[Preserved]:
     if not kho.fdt_pa:
         return
     yield Preserved("KHO: FDT", kho.fdt_pa >> PAGE_SHIFT)
-    yield from _subtrees(kernel)
+    if kernel.luo_v4 is not None:
+        yield from kernel.luo_v4.preserved_pages(kernel)
+    else:
+        yield from _subtrees(kernel)
     if MEMBLOCK_KHO_NODE in kho.outgoing_subtrees:
         for entry in kernel.reserve_mem.table:
             for pfn, order in blocks_by_node(kho, *entry.pages):

@@ -92,8 +92,6 @@ def _validate_kho(kernel: Kernel) -> None:
     for run in runs:
         if not kernel.page_alloc.pfn_valid(run.pfn, run.end_pfn - run.pfn):
             raise ModelBug(f"preserved page frame {run.pfn:#x} does not exist")
-    if _keeps_other_books(kernel):
-        return
     keys: dict[int, RangeSet] = {}
     for run in runs:
         low = run.pfn >> run.order
@@ -115,11 +113,6 @@ def _validate_kho(kernel: Kernel) -> None:
                 f"preserved page frame {low << order:#x}, {high - low} of order {order}, "
                 "is nobody's: it has leaked, or its owner does not name it (kernelmodel.owners)"
             )
-
-
-def _keeps_other_books(kernel: Kernel) -> bool:
-    """Whether the release runs a LUO whose lists `preserved_by_owner` does not know."""
-    return kernel.luo_v4 is not None
 
 
 def _validate_huge_files(kernel: Kernel, files: list[File]) -> None:
@@ -150,15 +143,10 @@ def _validate_frames(kernel: Kernel, files: list[File]) -> None:
         "radix nodes",
         ((pa >> PAGE_SHIFT, (pa >> PAGE_SHIFT) + 1) for _, pa in kernel.kho.outgoing_nodes()),
     )
-    if _keeps_other_books(kernel):
-        own = RangeSet((run.pfn, run.end_pfn) for run in kernel.kho.outgoing_runs())
-        for low, high in users:
-            own.remove(low, high)
-    else:
-        own = _disjoint(
-            "KHO's pages",
-            ((entry.pfn, entry.end_pfn) for entry in preserved_by_owner(kernel) if entry.own),
-        )
+    own = _disjoint(
+        "KHO's pages",
+        ((entry.pfn, entry.end_pfn) for entry in preserved_by_owner(kernel) if entry.own),
+    )
     taken = _union("pages in use", users, _union("KHO's pages", nodes, own))
     taken = _union("pages in use and leaked", taken, kernel.kho.leaked)
     waiting = RangeSet((low, high) for low, high, _ in kernel.kho.tags)

@@ -58,8 +58,10 @@ from kernelmodel.luo_v4.global_state import FhGlobalStates
 from kernelmodel.luo_v4.handler import FileHandler
 from kernelmodel.luo_v4.handler_subsystem import HandlerSubsystems
 from kernelmodel.luo_v4.kho import FinalizedKho
+from kernelmodel.luo_v4.owners import preserved_pages
 from kernelmodel.luo_v4.session import LuoSessions
 from kernelmodel.luo_v4.subsystems import LuoSubsystems
+from kernelmodel.owners import Preserved
 
 if TYPE_CHECKING:
     from kernelmodel.kernel import Kernel
@@ -292,6 +294,10 @@ class LuoV4:
         self.sessions.deserialize()
         self.in_use = True
         return File(Inode(self.kernel.new_ino()), LiveupdateDevice(self))
+
+    def preserved_pages(self, kernel: Kernel) -> Iterator[Preserved]:
+        """What sessions, files, subsystems and states have preserved, by owner."""
+        return preserved_pages(self)
 
     def held_files(self) -> Iterator[File]:
         """Every file that a session holds a reference to."""

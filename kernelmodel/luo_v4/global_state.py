@@ -80,7 +80,7 @@ class _State:
 class FhGlobalStates(SubsystemOps):
     """The global states of one kernel; a subsystem of its own."""
 
-    __slots__ = ("_array", "_incoming", "_incoming_data", "_outgoing", "luo", "subsystem")
+    __slots__ = ("_incoming", "_incoming_data", "_outgoing", "array", "luo", "subsystem")
 
     def __init__(self, luo: LuoV4) -> None:
         self.luo = luo
@@ -88,7 +88,7 @@ class FhGlobalStates(SubsystemOps):
         self._outgoing: dict[str, _State] = {}
         self._incoming: dict[str, _State] = {}
         self._incoming_data: dict[str, int] = {}
-        self._array: SerArray = NO_ARRAY
+        self.array: SerArray = NO_ARRAY
 
     def handler_registered(self, handler: FileHandler) -> None:
         """The first handler with such state brings the subsystem along."""
@@ -120,6 +120,10 @@ class FhGlobalStates(SubsystemOps):
                 state.obj = state.ops.global_state_restore(h, state.data)
                 state.restored = True
             yield state.obj
+
+    def outgoing(self) -> Iterator[tuple[str, GlobalStateOps, int]]:
+        """(handler's compatible string, operations, data) of every state on the way out."""
+        return ((name, state.ops, state.data) for name, state in self._outgoing.items())
 
     # For LUO, file by file.
 
@@ -167,9 +171,9 @@ class FhGlobalStates(SubsystemOps):
         if not self._outgoing:
             return 0
         size = _HEADER.size + len(self._outgoing) * LuoFhStateSer.SIZE
-        self._array = alloc_array(self.luo.kernel, size)
+        self.array = alloc_array(self.luo.kernel, size)
         self._write()
-        return self._array.pa
+        return self.array.pa
 
     def freeze(self, h: Subsystem, data: int) -> int:
         """Write it anew: a session may have been closed since PREPARE."""
@@ -178,10 +182,10 @@ class FhGlobalStates(SubsystemOps):
 
     def _write(self) -> None:
         kernel = self.luo.kernel
-        if self._array.pgcnt:
+        if self.array.pgcnt:
             kernel.charge("luo_flb_serialize", len(self._outgoing))
-            kernel.memory.write(self._array.pa, _HEADER.pack(len(self._outgoing)))
-            behind = SerArray(self._array.pa + _HEADER.size, self._array.pgcnt)
+            kernel.memory.write(self.array.pa, _HEADER.pack(len(self._outgoing)))
+            behind = SerArray(self.array.pa + _HEADER.size, self.array.pgcnt)
             behind.write(
                 kernel,
                 (
@@ -192,8 +196,8 @@ class FhGlobalStates(SubsystemOps):
 
     def cancel(self, h: Subsystem, data: int) -> None:
         """Free the array; the states live on with their files."""
-        self._array.free(self.luo.kernel)
-        self._array = NO_ARRAY
+        self.array.free(self.luo.kernel)
+        self.array = NO_ARRAY
 
     def boot(self, h: Subsystem, data: int) -> None:
         """Remember what came over, until its handlers register."""

@@ -70,10 +70,3 @@ class FinalizedKho(Kho):
         if self.finalized:
             raise Busy("KHO is finalised", name=name)
         super().add_subtree(name, pa, size)
-
-    def remove_subtree(self, name: str) -> None:
-        """Take a blob out of the FDT; one that is not there is none. C: kho_remove_subtree()."""
-        node = self._fdt.root.subnode(name)
-        if node is not None:
-            self._fdt.root.subnodes.remove(node)
-            self._write_fdt()

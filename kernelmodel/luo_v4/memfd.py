@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["MemfdV4Handler"]
 
+#: What a file keeps to itself once somebody tried to retrieve it.
+_TRIED = "tried"
+
 
 class MemfdV4Handler(FileHandler):
     """C: memfd_luo_file_ops of the proposal."""
@@ -51,36 +54,33 @@ class MemfdV4Handler(FileHandler):
             raise Busy("prepared already through another descriptor", token=luo_file.token)
         same = merged.LuoFile(self._merged, luo_file.token, luo_file.file)
         self._merged.preserve(same)
-        luo_file.private = same
+        luo_file.private = same.private
         return same.data
 
     def freeze(self, luo_file: LuoFile) -> int:
         """The position as it is now."""
-        self._merged.freeze(_same(luo_file))
+        self._merged.freeze(self._same(luo_file))
         return luo_file.data
 
     def cancel(self, luo_file: LuoFile) -> None:
         """Thaw, unpin, free the table."""
-        self._merged.unpreserve(_same(luo_file))
+        self._merged.unpreserve(self._same(luo_file))
         luo_file.private = None
 
     def retrieve(self, luo_file: LuoFile) -> File:
         """A memfd with the preserved folios. Raises: IoError after a failure; the merged one's."""
         if luo_file.private is not None:
             raise IoError("an earlier attempt failed", token=luo_file.token)
-        luo_file.private = same = self._incoming(luo_file)
-        return self._merged.retrieve(same)
+        luo_file.private = _TRIED
+        return self._merged.retrieve(self._same(luo_file))
 
     def finish(self, luo_file: LuoFile, *, reclaimed: bool) -> None:
         """Free what nobody asked for; a retrieve that failed has left nothing to free."""
         if luo_file.private is None:
-            self._merged.finish(self._incoming(luo_file))
+            self._merged.finish(self._same(luo_file))
 
-    def _incoming(self, luo_file: LuoFile) -> merged.LuoFile:
-        return merged.LuoFile(self._merged, luo_file.token, data=luo_file.data)
-
-
-def _same(luo_file: LuoFile) -> merged.LuoFile:
-    same = luo_file.private
-    assert isinstance(same, merged.LuoFile), "prepare left it"
-    return same
+    def _same(self, luo_file: LuoFile) -> merged.LuoFile:
+        """The file as the merged handler knows it."""
+        return merged.LuoFile(
+            self._merged, luo_file.token, luo_file.file, luo_file.data, luo_file.private
+        )

@@ -114,13 +114,13 @@ class LuoSession:
 class LuoSessions(SubsystemOps):
     """All sessions of one kernel, created and incoming. C: struct luo_session_global."""
 
-    __slots__ = ("_array", "_deserialized", "luo", "sessions", "subsystem")
+    __slots__ = ("_deserialized", "array", "luo", "sessions", "subsystem")
 
     def __init__(self, luo: LuoV4) -> None:
         self.luo = luo
         self.sessions: list[LuoSession] = []
         self.subsystem = Subsystem(LUO_SESSION_NODE, self)
-        self._array: SerArray = NO_ARRAY
+        self.array: SerArray = NO_ARRAY
         self._deserialized = False
 
     def _named(self, name: bytes) -> LuoSession | None:
@@ -216,7 +216,7 @@ class LuoSessions(SubsystemOps):
         """Prepare every session, write the array and its node; the array's address."""
         kernel = self.luo.kernel
         self._free_array()  # of a freeze that another subsystem made fail
-        self._array = alloc_array(kernel, len(self.sessions) * LuoSessionSer.SIZE)
+        self.array = alloc_array(kernel, len(self.sessions) * LuoSessionSer.SIZE)
         done: list[LuoSession] = []
         try:
             for session in self.sessions:
@@ -229,7 +229,7 @@ class LuoSessions(SubsystemOps):
                 session.cancel()
             self._free_array()
             raise
-        return self._array.pa
+        return self.array.pa
 
     def freeze(self, h: Subsystem, data: int) -> int:
         """Freeze every session and write the array anew."""
@@ -246,7 +246,7 @@ class LuoSessions(SubsystemOps):
     def _write(self) -> None:
         for _ in self.sessions:
             self.luo.kernel.charge("luo_session_serialize")
-        self._array.write(
+        self.array.write(
             self.luo.kernel,
             (
                 LuoSessionSer(
@@ -258,7 +258,7 @@ class LuoSessions(SubsystemOps):
                 for session in self.sessions
             ),
         )
-        self.luo.fdt.set_sessions(self._array.pa, self._array.pgcnt, len(self.sessions))
+        self.luo.fdt.set_sessions(self.array.pa, self.array.pgcnt, len(self.sessions))
 
     def cancel(self, h: Subsystem, data: int) -> None:
         """Every session back to NORMAL."""
@@ -267,8 +267,8 @@ class LuoSessions(SubsystemOps):
         self._free_array()
 
     def _free_array(self) -> None:
-        self._array.free(self.luo.kernel)
-        self._array = NO_ARRAY
+        self.array.free(self.luo.kernel)
+        self.array = NO_ARRAY
 
     def deserialize(self) -> None:
         """Read what came over, once. C: luo_session_deserialize(). Raises: KernelPanic."""

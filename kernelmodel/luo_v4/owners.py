@@ -1,0 +1,78 @@
+"""Who owns what is preserved under LUO v4, by name: the other half of `kernelmodel.owners`.
+
+Sessions, files, subsystems and global states are asked what they believe to have preserved. A
+subsystem's operations, those of a global state or a file's `private` that preserve more than the
+one page at their data say so by being `KeepsPages`. A subsystem that got no cancel when another
+one's freeze failed is still asked: what it preserved is still there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from kernelmodel.luo_v4.array import SerArray
+from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE
+from kernelmodel.owners import KeepsPages, Preserved
+
+if TYPE_CHECKING:
+    from kernelmodel.kernel import Kernel
+    from kernelmodel.luo_v4.core import LuoV4
+    from kernelmodel.luo_v4.session import LuoSession
+
+__all__ = ["preserved_pages"]
+
+
+def preserved_pages(luo: LuoV4) -> Iterator[Preserved]:
+    """Everything in the outgoing tree but KHO's own FDT and radix nodes."""
+    kernel = luo.kernel
+    for name, (pa, size) in kernel.kho.outgoing_subtrees.items():
+        owner = "LUO: header" if pa == luo.fdt.pa else f"KHO: subtree {name}"
+        yield from _array(owner, SerArray(pa, -(-size // PAGE_SIZE)))
+    yield from _array("LUO: array of sessions", luo.sessions.array)
+    for session in luo.sessions.sessions:
+        yield from _session(kernel, session)
+    yield from _array("LUO: array of global states", luo.global_states.array)
+    for name, ops, data in luo.global_states.outgoing():
+        yield from _kept(kernel, f"global state {name}", ops, data)
+    for h in luo.subsystems.registered:
+        if h.prepared and h.ops not in (luo.sessions, luo.global_states):
+            yield from _kept(kernel, f"subsystem {h.name}", h.ops, h.data)
+
+
+def _session(kernel: Kernel, session: LuoSession) -> Iterator[Preserved]:
+    name = session.name.decode(errors="replace")
+    yield from _array(f"session {name}: array of files", session.files.array)
+    for luo_file in session.files.files.values():
+        if luo_file.file is not None:
+            yield from _page_at(
+                kernel, f"session {name}, token {luo_file.token}: entry", luo_file.data
+            )
+        if isinstance(luo_file.private, KeepsPages):
+            for preserved in luo_file.private.preserved_pages(kernel):
+                owner = f"session {name}, token {luo_file.token}: {preserved.owner}"
+                yield replace(preserved, owner=owner)
+
+
+def _kept(kernel: Kernel, owner: str, keeper: object, data: int) -> Iterator[Preserved]:
+    if isinstance(keeper, KeepsPages):
+        for preserved in keeper.preserved_pages(kernel):
+            yield replace(preserved, owner=f"{owner}: {preserved.owner}")
+    else:
+        yield from _page_at(kernel, owner, data)
+
+
+def _array(owner: str, array: SerArray) -> Iterator[Preserved]:
+    if array.pgcnt:
+        yield Preserved(owner, array.pa >> PAGE_SHIFT, array.pgcnt.bit_length() - 1)
+
+
+def _page_at(kernel: Kernel, owner: str, data: int) -> Iterator[Preserved]:
+    """The page whose address a u64 is, if it is one: anything may be kept there."""
+    tree = kernel.kho.outgoing_tree
+    pfn = data >> PAGE_SHIFT
+    if tree is None or not data or data % PAGE_SIZE or not kernel.page_alloc.pfn_valid(pfn):
+        return
+    if tree.has(pfn, 0):
+        yield Preserved(owner, pfn)
