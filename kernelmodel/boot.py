@@ -148,8 +148,11 @@ def _mm_core_init(kernel: Kernel) -> None:
     """Struct pages of early memory, KHO, the page allocator. C: sparse_init(), mm_core_init()."""
     memblock = kernel.memblock
     for nid, node in kernel.page_alloc.nodes.items():
-        saved = kernel.hugetlb.boot_vmemmap_saved(nid)
-        _alloc_vmemmap(kernel, node.spans.total * STRUCT_PAGE_SIZE - saved, nid)
+        left_out, heads = kernel.hugetlb.boot_hvo(nid)
+        _alloc_vmemmap(kernel, node.spans.total * STRUCT_PAGE_SIZE - left_out * PAGE_SIZE, nid)
+        if heads:
+            pa = _alloc(kernel, heads * PAGE_SIZE, PAGE_SIZE, nid)
+            kernel.hugetlb.vmemmap.add_home(nid, pa >> PAGE_SHIFT, heads)
     _alloc(kernel, _PERCPU_BYTES * kernel.machine.spec.cpus, PAGE_SIZE)
     kernel.reserve_mem.setup()
     kernel.charge("memmap_init_page", _early_pages(kernel))

@@ -25,6 +25,9 @@ the hooks below and do not know which design answers.
 The hooks of the base do what no design can do without: the folio itself is preserved by its file,
 returns to its pool as used, or as free when nobody took it. A design adds what it shares.
 
+A design whose FLB preserves more than the one page at its `data` lists them in `preserved_pages`
+(`kernelmodel.owners.KeepsPages`), so that leaks are found.
+
 Happy path: `preserve_folios` for each file, the jump, `early_boot`, `retrieve_folios`.
 
 Unhappy paths: a hook of the outgoing side may raise any KernelError before it has changed
@@ -39,6 +42,7 @@ from typing import TYPE_CHECKING, ClassVar
 from kernelmodel.abi.folio_table import FolioRun
 from kernelmodel.handlers.folio_table import PlainFolios
 from kernelmodel.luo.handler import FileHandler, Flb
+from kernelmodel.mm.hugetlb_vmemmap import vmemmap_frames
 
 if TYPE_CHECKING:
     from kernelmodel.kernel import Kernel
@@ -110,9 +114,12 @@ class HugetlbDesign:
         Returns how many, from the first on, were preserved; their file takes all of them or, if
         some are missing, none: those that came back are lost on purpose.
         """
-        restored = self.kernel.kho.restore_folios(pfn, order, nr)
+        kernel = self.kernel
+        restored = kernel.kho.restore_folios(pfn, order, nr)
         if restored == nr:
-            self.kernel.hugetlb.hstate(order).add_preserved([(pfn, nr)])
+            kernel.hugetlb.hstate(order).add_preserved([(pfn, nr)])
+            if kernel.hugetlb.vmemmap.enabled:  # their struct pages are given up once more
+                kernel.charge("kho_unpreserve_free", nr * vmemmap_frames(order))
         return restored
 
     def discard_folios(self, order: int, pfn: int, nr: int) -> int:

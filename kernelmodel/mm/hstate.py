@@ -229,16 +229,15 @@ class Hstate(HstatePool):
             for other, take in zip(nids, turned, strict=True):
                 self.nodes[other].surplus -= take
             self.grow(enter, nids)
+        # Whoever keeps the door decides over the whole wish to shrink.
+        fewer = max(0, self.persistent_huge_pages - count)
+        count += fewer - self.door.remove(self.order, fewer)
         # Shrinking leaves what is in use or promised, counted among the persistent pages.
         free = self.free_huge_pages
         if free > self.persistent_huge_pages:
             free = max(0, free - self.surplus_huge_pages)
         floor = max(count, self.resv_huge_pages + self.persistent_huge_pages - free)
-        excess = max(0, self.persistent_huge_pages - floor)
-        allowed = self.door.remove(self.order, excess)
-        self._shrink(allowed, nids)
-        if allowed < excess:  # what is kept back stays persistent
-            count = self.persistent_huge_pages
+        self._shrink(max(0, self.persistent_huge_pages - floor), nids)
         # What stays beyond the new size becomes surplus, whatever overcommit says.
         rest = max(0, self.persistent_huge_pages - count)
         room = [self.nodes[other].nr_huge_pages - self.nodes[other].surplus for other in nids]

@@ -225,10 +225,14 @@ class HstatePool:
 
         Those whose struct pages cannot be had stay in the pool, off its free list.
         """
-        gone = self.restore_vmemmap(nid, folio, n)
-        self.nodes[nid].disown(folio, gone)
-        if gone:
-            self.allocator.free_run(folio << self.order, gone << self.order)
+        gone = 0
+        while gone < n:  # what leaves is memory for the struct pages of the next
+            ready = self.restore_vmemmap(nid, folio + gone, n - gone)
+            if not ready:
+                break
+            self.nodes[nid].disown(folio + gone, ready)
+            self.allocator.free_run(folio + gone << self.order, ready << self.order)
+            gone += ready
         return gone
 
     def dequeue(self, n: int, nids: Iterable[int]) -> Runs:

@@ -24,7 +24,6 @@ from kernelmodel.mm.hugetlb_cma import HugetlbCma
 from kernelmodel.mm.hugetlb_cmdline import GIGANTIC_ORDER, HPAGE_ORDER, parse_cmdline
 from kernelmodel.mm.hugetlb_vmemmap import HugetlbVmemmap, vmemmap_frames
 from kernelmodel.mm.memblock import Memblock
-from kernelmodel.mm.mmzone import PAGE_SHIFT
 from kernelmodel.mm.page_alloc import PageAllocator
 from kernelmodel.mm.ranges import RangeSet
 
@@ -123,15 +122,19 @@ class HugetlbState:
             total += got
         return total
 
-    def boot_vmemmap_saved(self, nid: int) -> int:
-        """Bytes of a node's memory map that need not be allocated: gigantic pages with HVO."""
+    def boot_hvo(self, nid: int) -> tuple[int, int]:
+        """What gigantic pages of boot are to a node's memory map with HVO.
+
+        Returns (frames of the map that are left out, frames that take the place of them).
+        """
         if not self.vmemmap.enabled:
-            return 0
-        return sum(
-            n * (vmemmap_frames(hstate.order) - 1) << PAGE_SHIFT
+            return 0, 0
+        runs = [
+            (n, vmemmap_frames(hstate.order))
             for hstate in self.hstates.values()
             for _, n in hstate.bootmem_runs().get(nid, ())
-        )
+        ]
+        return sum(n * frames for n, frames in runs), sum(n for n, _ in runs)
 
     def meminfo(self) -> str:
         """The hugetlb lines of /proc/meminfo."""

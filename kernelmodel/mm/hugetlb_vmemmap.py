@@ -79,10 +79,14 @@ class HugetlbVmemmap:
     def _free(self, allocator: PageAllocator, nid: int, nr: int, folios: tuple[int, int]) -> None:
         """Give up the frames behind some folios, from where those are."""
         if self.moved.contains(*folios):
-            for start, count in _take(self.extra, nr, allocator.nodes[nid].spans):
+            extra = _take(self.extra, nr, allocator.nodes[nid].spans)
+            for start, count in extra:
                 allocator.free_run(start, count)
-            return
-        for start, count in _take(self._home.get(nid, RangeSet()), nr):
+            nr -= sum(count for _, count in extra)  # a frame that boot did allocate is left
+        home = _take(self._home.get(nid, RangeSet()), nr)
+        if sum(count for _, count in home) < nr:
+            raise ModelBug("more frames of the memory map were given up than there are")
+        for start, count in home:
             allocator.free_range(start, count)
             self.released.add(start, start + count)
         self.moved.add(*folios)
@@ -105,7 +109,7 @@ class HugetlbVmemmap:
 
 
 def _take(frames: RangeSet, nr: int, within: RangeSet | None = None) -> list[tuple[int, int]]:
-    """Take `nr` frames out, highest first, as runs; only those in `within` if it is given."""
+    """Take up to `nr` frames out, highest first, as runs; only those in `within` if it is given."""
     taken: list[tuple[int, int]] = []
     for low, high in reversed(frames):
         parts = [(low, high)] if within is None else list(within.within(low, high))[::-1]
@@ -114,8 +118,6 @@ def _take(frames: RangeSet, nr: int, within: RangeSet | None = None) -> list[tup
             if count:
                 taken.append((end - count, count))
                 nr -= count
-    if nr:
-        raise ModelBug(f"{nr} more frames of the memory map were given up than there are")
     for start, count in taken:
         frames.remove(start, start + count)
     return taken
