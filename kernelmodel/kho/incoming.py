@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from kernelmodel.abi.kexec_handover import KHO_PROP_MEMORY_MAP, KhoScratch
 from kernelmodel.errors import KernelPanic
 from kernelmodel.kho.fdt import Fdt, FdtError, stringlist_contains
-from kernelmodel.kho.radix_tree import KhoRadixTree
+from kernelmodel.kho.radix_walk import IncomingTree
 from kernelmodel.kho.tags import PageTags
 from kernelmodel.machine import Firmware
 from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE
@@ -27,7 +27,7 @@ from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE
 if TYPE_CHECKING:
     from kernelmodel.kernel import Kernel
 
-__all__ = ["KhoIn", "deserialize", "read_handover"]
+__all__ = ["KhoIn", "deserialize", "incoming_tree", "read_handover"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +91,19 @@ def _tree_of(fdt: Fdt, kho: str) -> int:
     return root_pa
 
 
+def incoming_tree(kernel: Kernel, incoming: KhoIn) -> IncomingTree:
+    """The tree as it is now. Raises: KernelPanic, if it cannot be walked."""
+    end_pfn = max(ram.end for ram in kernel.firmware.memory_map) >> PAGE_SHIFT
+    return IncomingTree(kernel.memory, incoming.root_pa, end_pfn)
+
+
 def deserialize(kernel: Kernel, incoming: KhoIn, tags: PageTags) -> None:
     """Reserve and tag all entries, in the tree's order. C: kho_mem_deserialize().
 
     Raises:
         KernelPanic: an entry lies where there is no memory.
     """
-    for run in KhoRadixTree(kernel.memory, incoming.root_pa).runs():
+    for run in incoming_tree(kernel, incoming).runs():
         nr_pages = run.nr << run.order
         if not kernel.memory.is_ram(run.pfn << PAGE_SHIFT, nr_pages << PAGE_SHIFT):
             # nobody looks before the struct pages of an entry are written

@@ -38,7 +38,7 @@ from kernelmodel.errors import (
     TooBig,
 )
 from kernelmodel.kho.fdt import Fdt, FdtNode
-from kernelmodel.kho.incoming import KhoIn, deserialize, read_handover
+from kernelmodel.kho.incoming import KhoIn, deserialize, incoming_tree, read_handover
 from kernelmodel.kho.metadata import add_metadata, incoming_metadata
 from kernelmodel.kho.radix_tree import KeyRun, KhoRadixTree
 from kernelmodel.kho.scratch import ScratchParam, extend_scratch, reserve_scratch
@@ -105,7 +105,7 @@ class Kho:
         """
         if self.incoming is None or not self.kernel.release.kho_extends_scratch:
             return
-        tree = KhoRadixTree(self.kernel.memory, self.incoming.root_pa)
+        tree = incoming_tree(self.kernel, self.incoming)
         try:
             keys = extend_scratch(self.kernel.memblock, tree)
         except NoMemory as error:

@@ -26,14 +26,12 @@ from kernelmodel.abi.kexec_handover import (
 from kernelmodel.errors import KernelPanic, NoMemory, OutOfRange
 from kernelmodel.memory import PAGE_SIZE, PhysicalMemory
 
-__all__ = ["KeyRun", "KhoRadixTree", "decode_key", "encode_key"]
+__all__ = ["BITMAP_LOG2", "KeyRun", "KhoRadixTree", "decode_key", "encode_key", "leaf_runs"]
 
-_BITMAP_LOG2 = 15
-_BITMAP_BITS = 1 << _BITMAP_LOG2
+BITMAP_LOG2 = 15
+_BITMAP_BITS = 1 << BITMAP_LOG2
 _TABLE_MASK = (1 << KHO_TABLE_SIZE_LOG2) - 1
 _FULL_PAGE = b"\xff" * PAGE_SIZE
-#: More node pages than this is no tree that a kernel wrote: walking on would take for ever.
-_MAX_NODES = 1 << 17
 #: Above so many runs in one bitmap, unpacking all its bits at once is faster.
 _FEW_RUNS = 48
 
@@ -152,7 +150,7 @@ class KhoRadixTree:
         anchor = 0
         new: list[int] = []
         for level in range(KHO_TREE_MAX_DEPTH - 1, 0, -1):
-            index = key >> (_BITMAP_LOG2 + KHO_TABLE_SIZE_LOG2 * (level - 1)) & _TABLE_MASK
+            index = key >> (BITMAP_LOG2 + KHO_TABLE_SIZE_LOG2 * (level - 1)) & _TABLE_MASK
             slot = node + 8 * index
             node = self.memory.u64(slot)
             if node == 0:
@@ -180,12 +178,8 @@ class KhoRadixTree:
     def nodes(self) -> Iterator[tuple[int, int]]:
         """All node pages as (level, physical address), parents first, ascending by key."""
         stack = [(KHO_TREE_MAX_DEPTH - 1, self.root_pa)]
-        seen = 0
         while stack:
             level, pa = stack.pop()
-            seen += 1
-            if seen > _MAX_NODES:
-                raise KernelPanic("soft lockup: radix tree of preserved memory never ends")
             yield level, pa
             if level:
                 table = np.frombuffer(self.memory.read(pa, PAGE_SIZE), dtype="<u8")
@@ -198,24 +192,20 @@ class KhoRadixTree:
         C: kho_radix_walk_tree(); runs are cut where a bitmap ends.
         """
         stack = [(KHO_TREE_MAX_DEPTH - 1, self.root_pa, 0)]
-        seen = 0
         while stack:
             level, pa, prefix = stack.pop()
-            seen += 1
-            if seen > _MAX_NODES:
-                raise KernelPanic("soft lockup: radix tree of preserved memory never ends")
             if level == 0:
-                yield from _leaf_runs(self.memory.read(pa, PAGE_SIZE), prefix)
+                yield from leaf_runs(self.memory.read(pa, PAGE_SIZE), prefix)
                 continue
             table = np.frombuffer(self.memory.read(pa, PAGE_SIZE), dtype="<u8")
-            shift = _BITMAP_LOG2 + KHO_TABLE_SIZE_LOG2 * (level - 1)
+            shift = BITMAP_LOG2 + KHO_TABLE_SIZE_LOG2 * (level - 1)
             stack.extend(
                 (level - 1, int(table[index]), prefix | index << shift)
                 for index in reversed(np.flatnonzero(table).tolist())
             )
 
 
-def _leaf_runs(bitmap: bytes, prefix: int) -> Iterator[KeyRun]:
+def leaf_runs(bitmap: bytes, prefix: int) -> Iterator[KeyRun]:
     """The runs of set bits of one bitmap whose first key is `prefix`."""
     for first, last in _bit_runs(bitmap):
         key, end = prefix | first, prefix | (last - 1)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from kernelmodel.abi.kexec_handover import KHO_TREE_MAX_DEPTH, KhoScratch
 from kernelmodel.errors import NoMemory
-from kernelmodel.kho.radix_tree import KhoRadixTree
+from kernelmodel.kho.radix_walk import IncomingTree
 from kernelmodel.memory import GIB, PAGE_SHIFT, PAGE_SIZE
 from kernelmodel.mm.memblock import NUMA_NO_NODE, Memblock
 from kernelmodel.mm.mmzone import MAX_ORDER_NR_PAGES
@@ -158,7 +158,7 @@ def reserve_scratch(
     return array, areas
 
 
-def extend_scratch(memblock: Memblock, tree: KhoRadixTree) -> int:
+def extend_scratch(memblock: Memblock, tree: IncomingTree) -> int:
     """Mark every gigabyte without a preserved page or a node of the tree; keys that were seen.
 
     C: kho_extend_scratch(). The areas handed over stay scratch, whatever lies beside them.
@@ -171,9 +171,8 @@ def extend_scratch(memblock: Memblock, tree: KhoRadixTree) -> int:
     for run in tree.runs():
         keys += run.nr
         busy.add(run.pfn >> _GIB_PFN_SHIFT, (run.end_pfn - 1 >> _GIB_PFN_SHIFT) + 1)
-    for _, pa in tree.nodes():
-        block = pa >> PAGE_SHIFT + _GIB_PFN_SHIFT
-        busy.add(block, block + 1)
+    for pfn in tree.node_frames():
+        busy.add(pfn >> _GIB_PFN_SHIFT, (pfn >> _GIB_PFN_SHIFT) + 1)
     top = -(-max(region.end for region in memblock.memory) // GIB)
     _alloc_busy_tree(memblock, busy.within(0, top))
     for first, last in busy.gaps(0, top):
