@@ -76,10 +76,14 @@ class FileRules(RuleBasedStateMachine):
         """The errno of a call that needs a descriptor, or that of what comes after."""
         return "EMFILE" if len(self.task.files) >= self.task.files.limit else why
 
+    def has(self, kind: type[File]) -> bool:
+        """Whether such a file is open."""
+        return any(isinstance(file, kind) for file in self.files.values())
+
     def pick_file(self, pick: int, kind: type[File] | None = None) -> int:
-        """A descriptor of a file, or one that is not open."""
+        """A descriptor of a file, or now and then one that is not open."""
         fds = [fd for fd, file in self.files.items() if kind is None or isinstance(file, kind)]
-        return fds[pick % len(fds)] if fds else NOT_OPEN
+        return fds[pick % len(fds)] if fds and pick < 49 else NOT_OPEN
 
     def plain(self, pick: int) -> tuple[int, Plain | None]:
         """A plain file, or a descriptor that is not open and None."""
@@ -94,7 +98,7 @@ class FileRules(RuleBasedStateMachine):
         """The next call's allocation number `at` fails."""
         self.armed = at
 
-    @rule(left=st.integers(0, 3))
+    @rule(left=st.integers(0, 6))
     def limit_descriptors(self, left: int) -> None:
         """RLIMIT_NOFILE."""
         self.task.files.limit = len(self.task.files) + left if left < 3 else 1024
@@ -157,6 +161,7 @@ class FileRules(RuleBasedStateMachine):
             inode.guest_write(page, 1, GuestContent("vm", self.version), page << 9)
             file.pages[page] = self.version
 
+    @precondition(lambda self: self.has(Huge))
     @rule(pick=PICK, page=st.integers(0, 2))
     def huge_store(self, pick: int, page: int) -> None:
         fd = self.pick_file(pick, Huge)
@@ -164,6 +169,7 @@ class FileRules(RuleBasedStateMachine):
         if isinstance(file, Huge) and page < len(file.pages):
             self._store(fd, file, page)
 
+    @precondition(lambda self: self.has(Plain))
     @rule(pick=PICK, offset=OFFSETS, size=SIZES, byte=st.integers(1, 255))
     def pwrite(self, pick: int, offset: int, size: int, byte: int) -> None:
         fd, file = self.plain(pick)
@@ -173,6 +179,7 @@ class FileRules(RuleBasedStateMachine):
         if done is not None and file is not None:
             file.write(offset, data[:done])
 
+    @precondition(lambda self: self.has(Plain))
     @rule(pick=PICK, size=SIZES)
     def ftruncate(self, pick: int, size: int) -> None:
         fd, file = self.plain(pick)
@@ -181,6 +188,7 @@ class FileRules(RuleBasedStateMachine):
         if file is not None and not why:
             file.resize(size)
 
+    @precondition(lambda self: self.has(Plain))
     @rule(pick=PICK, mode=st.sampled_from([0, 1, 2, 3]), offset=OFFSETS, size=SIZES)
     def fallocate(self, pick: int, mode: int, offset: int, size: int) -> None:
         fd, file = self.plain(pick)
@@ -201,6 +209,7 @@ class FileRules(RuleBasedStateMachine):
         elif mode == 0:
             file.resize(max(end, len(file.content)))
 
+    @precondition(lambda self: self.has(Plain))
     @rule(pick=PICK, seals=SEALS)
     def add_seals(self, pick: int, seals: int) -> None:
         fd, file = self.plain(pick)
@@ -211,6 +220,7 @@ class FileRules(RuleBasedStateMachine):
             if seals & F_SEAL_EXEC and file.executable:
                 file.seals |= CONTENT_SEALS
 
+    @precondition(lambda self: self.files)
     @rule(pick=PICK, position=OFFSETS)
     def lseek(self, pick: int, position: int) -> None:
         fd = self.pick_file(pick)
@@ -221,6 +231,7 @@ class FileRules(RuleBasedStateMachine):
 
     # Descriptors.
 
+    @precondition(lambda self: self.files)
     @rule(pick=PICK)
     def dup(self, pick: int) -> None:
         fd = self.pick_file(pick)
@@ -232,12 +243,15 @@ class FileRules(RuleBasedStateMachine):
     @precondition(lambda self: self.files)
     @rule(pick=PICK)
     def send_to_another_process(self, pick: int) -> None:
-        self.task.send_fd(self.pick_file(pick), self.other)
+        fd = self.pick_file(pick)
+        if fd in self.files:
+            self.task.send_fd(fd, self.other)
 
     @rule()
     def another_process_dies(self) -> None:
         self.other.exit()
 
+    @precondition(lambda self: self.files)
     @rule(pick=PICK)
     def close_file(self, pick: int) -> None:
         fd = self.pick_file(pick)

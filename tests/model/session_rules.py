@@ -17,6 +17,7 @@ from kernelmodel.abi.luo import (
 )
 from kernelmodel.errors import KernelError
 from kernelmodel.fs import UserBuffer
+from kernelmodel.validate import validate_kernel
 from tests.model.file_rules import NOT_OPEN, FileRules
 from tests.model.known import NAMES, PICK, TOKENS, File, Huge, Session
 
@@ -78,9 +79,38 @@ class SessionRules(FileRules):
         if fd is not None and fd >= 0:
             self.sessions[fd] = Session(name)
 
+    @precondition(lambda self: self.files and self.sessions)
     @rule(pick=PICK, file=PICK, token=TOKENS, read_only=READ_ONLY)
     def preserve(self, pick: int, file: int, token: int, read_only: bool) -> None:
-        fd, session = self.pick_file(file), self.pick_session(pick)
+        self._preserve(self.pick_session(pick), self.pick_file(file), token, read_only=read_only)
+
+    @precondition(lambda self: self.device is not None)
+    @rule(name=NAMES)
+    def preserve_everything(self, name: str) -> None:
+        """As an agent does before a live update, with one file at a time and no token twice."""
+        if name not in {session.name for session in self.sessions.values()}:
+            self.create_session(name, read_only=False)
+        for session, known in self.sessions.items():
+            if known.name == name:
+                for fd in sorted(self.files):
+                    self._preserve(session, fd, 100 + fd, read_only=False)
+
+    @precondition(lambda self: self.files and self.sessions and self.hog is None)
+    @rule(pick=PICK, file=PICK, token=TOKENS)
+    def preserve_at_last(self, pick: int, file: int, token: int) -> None:
+        """Its first, second, third, … allocation fails, until none does."""
+        session, fd = self.pick_session(pick), self.pick_file(file)
+        if self._why_no_preserve(session, fd, token):
+            return
+        for at in range(60):
+            self.armed = at
+            self._preserve(session, fd, token, read_only=False)
+            validate_kernel(self.kernel, [self.task, self.other])
+            if token in self.sessions[session].files:
+                return
+        assert isinstance(self.files[fd], Huge), "never succeeds"  # the pool is exhausted
+
+    def _preserve(self, session: int, fd: int, token: int, *, read_only: bool) -> None:
         arg = struct.pack("<IiQ", 16, fd, token)
         done = self.attempt(
             lambda: self.request(session, LIVEUPDATE_SESSION_PRESERVE_FD, arg, read_only=read_only),
@@ -143,9 +173,13 @@ class SessionRules(FileRules):
                 self.retrieved[fd] = session
 
     @precondition(lambda self: self.retrieved)
-    @rule(pick=PICK, token=TOKENS, read_only=READ_ONLY)
-    def retrieve_fd(self, pick: int, token: int, read_only: bool) -> None:
-        self._retrieve_fd(self.pick_session(pick, "retrieved"), token, read_only=read_only)
+    @rule(pick=PICK, token=TOKENS, known=PICK, read_only=READ_ONLY)
+    def retrieve_fd(self, pick: int, token: int, known: int, read_only: bool) -> None:
+        fd = self.pick_session(pick, "retrieved")
+        tokens = sorted(self.retrieved[fd].files) if fd in self.retrieved else []
+        if tokens and known % 4:
+            token = tokens[known % len(tokens)]
+        self._retrieve_fd(fd, token, read_only=read_only)
 
     def _retrieve_fd(self, fd: int, token: int, *, read_only: bool) -> None:
         """What failed once for want of memory fails for ever, and may have lost pages."""

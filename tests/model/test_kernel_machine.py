@@ -32,7 +32,7 @@ from kernelmodel.syscalls import DEV_LIVEUPDATE, Task
 from kernelmodel.validate import validate_kernel, validate_nothing_leaked
 from tests.kernelmodel.failing import Failing
 from tests.model.file_rules import POOL
-from tests.model.known import HUGE, Huge, Plain
+from tests.model.known import HUGE, NAMES, Huge, Plain
 from tests.model.session_rules import SessionRules
 
 FIRST = "7.3.4+hugetlb"
@@ -45,16 +45,16 @@ CONFIG = KernelConfig(
 
 
 class KernelMachine(SessionRules):
-    @initialize()
-    def power_on(self) -> None:
+    @initialize(updated=st.booleans())
+    def power_on(self, updated: bool) -> None:
         self.machine = Machine(MachineSpec((160 * MIB, 96 * MIB), 2))
         self.clock = Clock(CostModel.load(), 2, 0)
         self.version = 0
         self.start(self.boot(CATALOGUE[FIRST], self.machine.cold_firmware(CMDLINE)))
         self.open_device()
-        self.create_session("a", read_only=False)
-        self.new_memfd(MFD_ALLOW_SEALING, PAGE_SIZE + 1)
-        self.new_huge_memfd(2, {0})
+        self.populate()
+        if updated:
+            self.live_update(FIRST, "b", take=False)
 
     def boot(self, release: Release, firmware: Firmware) -> Kernel:
         return boot(self.machine, release, firmware, self.clock, config=CONFIG)
@@ -81,7 +81,16 @@ class KernelMachine(SessionRules):
 
     # From kernel to kernel.
 
-    @precondition(lambda self: self.sessions or not self.files)
+    @precondition(lambda self: self.device is not None)
+    @rule(release=RELEASES, name=NAMES, take=st.booleans())
+    def live_update(self, release: str, name: str, take: bool) -> None:
+        """All that an agent does, of which other rules do a part each."""
+        self.preserve_everything(name)
+        self.kexec(release)
+        if take:
+            self.retrieve_everything()
+
+    @precondition(lambda self: self.held_files() or not self.files)
     @rule(release=RELEASES)
     def kexec(self, release: str) -> None:
         self.armed = None
@@ -104,7 +113,15 @@ class KernelMachine(SessionRules):
             self.open_device(why)  # the answer stays
         if crossed and not why:
             self.incoming = {session.name: session for session in handed_over}
-        self.losses = self.losses or why == "EIO"
+        self.losses = why == "EIO"
+        self.populate()
+
+    def populate(self) -> None:
+        """So that there is something to do things with."""
+        if self.device is not None:
+            self.create_session("a", read_only=False)
+        self.new_memfd(MFD_ALLOW_SEALING, PAGE_SIZE + 1)
+        self.new_huge_memfd(2, {0})
 
     @precondition(lambda self: self.device is not None)
     @rule(fail_at=st.integers(0, 3))
