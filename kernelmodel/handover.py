@@ -104,8 +104,10 @@ def _firmware(fields: dict[str, Any], faults: list[str]) -> Firmware:
             memory_map.append(ram)
         else:
             faults.append(f"'firmware.memory_map' has {entry!r}; whole pages, ascending, are right")
-    if not memory_map:
-        faults.append("'firmware.memory_map' has no memory; a list of {base, size, nid} is right")
+    if not any(ram.nid == 0 for ram in memory_map):
+        faults.append(
+            "'firmware.memory_map' has no memory on node 0; [{base, size, nid}, …] is right"
+        )
     places: dict[str, tuple[int, int] | None] = {}
     for what in _PLACES:
         place = fields.get(what)
