@@ -29,6 +29,8 @@ _MACHINES: Final = (
 _LENGTHS: Final = {"2M": (0, 1, 1, 2, 2, 3, 5, 8, 10, 20, 33, 40), "1G": (0, 1, 1, 2, 3, 5)}
 _POOLS: Final = {"2M": (0, 1, 5, 10, 20, _POOL, 40, 50, 64), "1G": (0, 1, 2, 3)}
 _OVERCOMMIT: Final = {"2M": (0, 1, 2, 8, 20), "1G": (0, 0, 0, 1)}
+#: Bytes that make a length no multiple, mostly none.
+_ODD: Final = ("",) * 9 + (" 1", " 4096")
 _WEIGHTS: Final = {
     "pool": 6, "overcommit": 6, "hmem": 12, "map": 16, "pmap": 10, "touch": 20, "unmap": 8,
     "fallocate": 12, "truncate": 8, "close": 6,
@@ -80,8 +82,7 @@ class _Writer:
     def op_hmem(self) -> tuple[str, str]:
         size, file = self.pick(self.sizes), f"f{self.count}"
         self.files.append((file, size))
-        odd = self.pick(("",) * 9 + (" 1", " 4096"))
-        return f"hmem {file} {size} {self.pick(_LENGTHS[size])}{odd}", size
+        return f"hmem {file} {size} {self.pick(_LENGTHS[size])}{self.pick(_ODD)}", size
 
     def op_map(self) -> tuple[str, str]:
         (file, size), mapping = self.file(), f"m{self.count}"
@@ -111,7 +112,7 @@ class _Writer:
 
     def op_truncate(self) -> tuple[str, str]:
         file, size = self.file()
-        return f"truncate {file} {self.pick(_LENGTHS[size])}", size
+        return f"truncate {file} {self.pick(_LENGTHS[size])}{self.pick(_ODD)}", size
 
     def op_close(self) -> tuple[str, str]:
         file, size = self.file()
