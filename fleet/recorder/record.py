@@ -10,8 +10,8 @@ a jump can be tampered with, and dumped.
 
 Unhappy paths: a missing program or kernel image, a kernel that takes no handover, an emulator that
 ends or hangs are `RecorderError`s that say what would help. A kernel that panics is a result: the
-trace ends there, as does one whose reboot is refused, or one that hangs over a handover that the
-script has corrupted.
+trace ends there, as does one whose reboot is refused, or one that hangs or goes off over a handover
+that the script has corrupted.
 """
 
 from __future__ import annotations
@@ -158,9 +158,11 @@ class Recorder:
         trace = tuple(line for line in lines if not line.startswith("#"))
         panics = [line[line.index(_PANIC) :] for line in console.splitlines() if _PANIC in line]
         ended_by = "; ".join(notes or panics[:1])
-        if why_stopped == TOO_LATE and stops is not None and stops.tampered:
-            why_stopped, ended_by = "", ended_by or "the kernel hangs"
-        if why_stopped or not (ended_by or trace[-1:] == (f"T end {nr_boots}",)):
+        played = trace[-1:] == (f"T end {nr_boots}",)
+        if stops is not None and stops.tampered and why_stopped in {"", TOO_LATE} and not played:
+            silent = "the kernel hangs" if why_stopped else "the machine resets without a word"
+            why_stopped, ended_by = "", ended_by or silent
+        if why_stopped or not (ended_by or played):
             last = "\n".join(console.splitlines()[-_CONSOLE_LINES_SHOWN:])
             raise RecorderError(
                 f"{why_stopped or 'the machine stopped'} after {len(trace)} lines of the trace. "

@@ -16,7 +16,11 @@ from fleet.recorder.record import Recorder
 from fleet.recorder.scripts import random_script
 
 KERNEL = os.environ.get("LUFLEET_KERNEL", "")
-RECORDINGS = sorted((Path(__file__).parent / "traces").glob("*.scn"))
+RECORDINGS = [
+    path
+    for folder in ("traces", "corrupted")
+    for path in sorted((Path(__file__).parent / folder).glob("*.scn"))
+]
 SEED = 1
 NUMBER = 10
 
