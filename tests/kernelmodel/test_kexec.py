@@ -17,7 +17,7 @@ from kernelmodel.errors import (
     NoExec,
 )
 from kernelmodel.kernel import Kernel
-from kernelmodel.kexec import KernelImageContent
+from kernelmodel.kexec import KernelImageContent, KexecFileFlags
 from kernelmodel.memory import MIB, PAGE_SHIFT, PAGE_SIZE
 from kernelmodel.releases import CATALOGUE, Release
 from kernelmodel.validate import validate_kernel
@@ -82,6 +82,99 @@ def test_segments_that_fit_no_area(kernel_mib: int, initrd_mib: int, missing: st
         load(kernel)
     assert caught.value.context["segment"] == missing
     assert kernel.kexec_image is None
+
+
+def test_segments_are_tried_in_the_order_of_the_areas_from_the_top_of_each() -> None:
+    """What the low area cannot hold goes into the global one, and the next segment low again."""
+    config = replace(CONFIG, kernel_bytes=20 * MIB, initrd_bytes=2 * MIB)
+    kernel = power_on("liveupdate=on kho_scratch=16M,32M,8M", config=config)
+    low, globl, _ = kernel.kho.scratch
+    segments = load(kernel)
+    top = low.addr + low.size
+    assert segments["scratch"].pa == top - 64 * 1024  # aligned to 64 KiB
+    # the smaller ones fill up what is left above it and go on below
+    assert segments["purgatory"].pa == top - 5 * PAGE_SIZE
+    assert segments["boot_params"].pa == top - 9 * PAGE_SIZE
+    assert segments["kernel"].pa == globl.addr + 12 * MIB
+    assert segments["initrd"].pa + 2 * MIB == segments["scratch"].pa
+
+
+def test_unknown_flags_are_refused_before_anything_is_looked_at() -> None:
+    kernel = power_on()
+    with pytest.raises(InvalidArgument):
+        kexec.kexec_file_load(kernel, replace(kernel.release, relocatable=False), "", 0x100)
+
+
+@pytest.mark.parametrize("flags", [8, 0x10, 0x20, 0x38])
+def test_flags_that_change_nothing(flags: int) -> None:
+    kernel = power_on()
+    kexec.kexec_file_load(kernel, kernel.release, CMDLINE, flags)
+    assert kernel.kexec_image is not None
+
+
+def test_an_image_is_replaced_by_the_next_and_stays_when_that_fails() -> None:
+    kernel = power_on()
+    load(kernel, "one")
+    load(kernel, "two")
+    for release, cmdline in (
+        (replace(kernel.release, relocatable=False), "three"),
+        (kernel.release, "x" * 3000),
+    ):
+        with pytest.raises((NoExec, InvalidArgument)):
+            kexec.kexec_file_load(kernel, release, cmdline)
+    assert kexec.kernel_kexec(kernel).cmdline == "two"
+
+
+def test_no_kernel_is_found_out_before_a_command_line_that_is_too_long() -> None:
+    kernel = power_on()
+    with pytest.raises(NoExec):
+        kexec.kexec_file_load(kernel, replace(kernel.release, relocatable=False), "x" * 3000)
+
+
+def test_no_room_for_the_scratch_array_is_found_out_before_the_command_line() -> None:
+    kernel = power_on("liveupdate=on kho_scratch=0%")
+    with pytest.raises(AddressNotAvailable) as caught:
+        kexec.kexec_file_load(kernel, kernel.release, "x" * 3000)
+    assert caught.value.context["segment"] == "scratch"
+
+
+def test_an_unloaded_image_is_gone() -> None:
+    kernel = power_on()
+    load(kernel)
+    for _ in range(2):  # there need be none
+        kexec.kexec_file_load(kernel, kernel.release, "x" * 3000, KexecFileFlags.UNLOAD)
+    with pytest.raises(InvalidArgument):
+        kexec.kernel_kexec(kernel)
+    Agent(kernel).session("nothing is frozen")
+
+
+def test_a_kernel_without_an_initrd() -> None:
+    kernel = power_on()
+    kexec.kexec_file_load(kernel, kernel.release, CMDLINE, KexecFileFlags.NO_INITRAMFS)
+    given = kexec.jump(kernel, kexec.kernel_kexec(kernel))
+    assert given[1].initrd is None
+    fresh = boot(kernel.machine, *given, kernel.clock, config=CONFIG)
+    assert fresh.kho.incoming is not None
+    validate_kernel(fresh, [])
+
+
+def test_no_memory_is_kept_for_a_crash_kernel() -> None:
+    kernel = power_on()
+    load(kernel)
+    with pytest.raises(AddressNotAvailable):
+        kexec.kexec_file_load(kernel, kernel.release, CMDLINE, KexecFileFlags.ON_CRASH)
+    assert kernel.kexec_image is not None
+
+
+def test_the_scratch_array_is_that_of_the_load() -> None:
+    kernel = power_on()
+    areas = list(kernel.kho.scratch)
+    load(kernel)
+    kernel.kho.scratch.reverse()
+    _, firmware = kexec.jump(kernel, kexec.kernel_kexec(kernel))
+    assert firmware.scratch is not None
+    pa, size = firmware.scratch
+    assert kernel.memory.read(pa, size) == b"".join(area.pack() for area in areas)
 
 
 def test_without_kho_segments_go_anywhere_and_nothing_is_handed_over() -> None:

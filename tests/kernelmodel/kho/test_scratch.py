@@ -6,7 +6,7 @@ import pytest
 
 from kernelmodel.errors import AddressNotAvailable, NoEntry, NoMemory
 from kernelmodel.kexec import kexec_file_load
-from kernelmodel.kho.radix_tree import KhoRadixTree
+from kernelmodel.kho.radix_walk import IncomingTree
 from kernelmodel.kho.scratch import (
     KHO_SCRATCH_ALIGN,
     ScratchParam,
@@ -222,7 +222,7 @@ def test_an_extension_that_finds_no_page_to_note_in_is_given_up() -> None:
     memblock = Memblock()
     memblock.add(MIB, 4 * GIB, 0)
     memory = PhysicalMemory((MemoryRange(0, 5 * GIB, 0),))
-    tree = KhoRadixTree(memory, 2 * GIB)  # an empty tree: one node
+    tree = IncomingTree(memory, 2 * GIB, 5 * GIB >> PAGE_SHIFT)  # an empty tree: one node
     memblock.mark_kho_scratch(GIB, 5 * 4096)
     memblock.set_kho_scratch_only()
     with pytest.raises(NoMemory):

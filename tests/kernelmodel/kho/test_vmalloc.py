@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 
 from kernelmodel.abi.kexec_handover import KhoVmalloc
-from kernelmodel.errors import NoMemory
+from kernelmodel.errors import KernelPanic, NoMemory, NotSupported
 from kernelmodel.kernel import Kernel
 from kernelmodel.kho.kexec_handover import Kho
 from kernelmodel.kho.vmalloc import preserve_vmalloc, restore_vmalloc, unpreserve_vmalloc
 from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE
-from kernelmodel.mm.vmalloc import vfree, vmalloc
+from kernelmodel.mm.vmalloc import VmallocArea, VmFlags, vfree, vmalloc
 from kernelmodel.validate import validate_kernel
 from tests.conformance.kho_reader import vmalloc_bytes
 from tests.kernelmodel.kernels import power_on, reboot
@@ -129,6 +129,60 @@ def test_a_chain_that_is_not_what_it_says_restores_nothing(broken: str) -> None:
         kernel.memory.write_u64(second, second)
     fresh = reboot(kernel)
     assert restore_vmalloc(fresh.kho, ser) is None
+
+
+def test_a_chunk_that_is_lost_costs_the_pages_that_it_names() -> None:
+    """They are restored before the chunk itself is found to be nobody's, and leak."""
+    kernel, ser = preserved(3)
+    pages = [word >> PAGE_SHIFT for word in page_words(kernel, ser.first)[1:4]]
+    kernel.kho.unpreserve_folios(ser.first >> PAGE_SHIFT, 0)
+    fresh = reboot(kernel)
+    managed = fresh.page_alloc.managed_pages()
+    assert restore_vmalloc(fresh.kho, ser) is None
+    assert fresh.page_alloc.managed_pages() == managed + 3
+    assert [fresh.kho.tag_order(pfn) for pfn in pages] == [None] * 3
+    assert not any(fresh.page_alloc.any_free(pfn) for pfn in pages)
+
+
+def test_a_chunk_behind_all_memory_faults() -> None:
+    kernel, ser = preserved(3)
+    with pytest.raises(KernelPanic, match="page fault"):
+        restore_vmalloc(reboot(kernel).kho, replace(ser, first=1 << 50))
+
+
+@pytest.mark.parametrize("flags", [VmFlags.IOREMAP, VmFlags.MAP, VmFlags.ALLOC | VmFlags.USERMAP])
+def test_only_allocated_memory_can_be_preserved(flags: int) -> None:
+    kernel = power_on()
+    keys = kernel.kho.preserved_keys
+    area = replace(vmalloc(kernel.page_alloc, PAGE_SIZE), flags=flags)
+    with pytest.raises(NotSupported):
+        preserve_vmalloc(kernel.kho, area)
+    assert kernel.kho.preserved_keys == keys
+
+
+@pytest.mark.parametrize("order", [1, 3, 9])
+def test_areas_of_larger_blocks_have_a_key_and_an_entry_for_each(order: int) -> None:
+    kernel = power_on()
+    keys = kernel.kho.preserved_keys
+    runs = kernel.page_alloc.alloc_bulk(order, 5)
+    flags = VmFlags.ALLOC | VmFlags.ALLOW_HUGE_VMAP
+    area = VmallocArea(tuple((pfn, nr << order) for pfn, nr in runs), order, flags)
+    last = area.extents[-1][0] + area.extents[-1][1] - 1 << PAGE_SHIFT
+    kernel.memory.write(last, b"end")
+    unpreserve_vmalloc(kernel.kho, preserve_vmalloc(kernel.kho, area), area)
+    assert kernel.kho.preserved_keys == keys
+    ser = preserve_vmalloc(kernel.kho, area)
+    assert (ser.total_pages, ser.flags, ser.order) == (5 << order, 3, order)
+    assert kernel.kho.preserved_keys == keys + 5 + 1
+    blocks = [pfn + (n << order) for pfn, nr in runs for n in range(nr)]
+    assert [word >> PAGE_SHIFT for word in page_words(kernel, ser.first)[1:7]] == [*blocks, 0]
+    fresh = reboot(kernel)
+    back = restore_vmalloc(fresh.kho, ser)
+    assert back is not None
+    assert (back.order, back.flags, back.nr_pages) == (order, flags, 5 << order)
+    assert fresh.memory.read(last, 3) == b"end"
+    vfree(fresh.page_alloc, back)
+    validate_kernel(fresh, [])
 
 
 def test_unknown_flags_are_passed_over() -> None:
