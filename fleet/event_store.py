@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from fleet.api import RunRecord
     from node.api import UpdateResult
 
-__all__ = ["write_event_store"]
+__all__ = ["fill_event_store", "write_event_store"]
 
 #: Phases that always have a column, so that a query does not depend on what happened.
 _UPDATE_PHASES: Final = ("kexec_file_load", "preserve", *BLACKOUT_PHASES, "finish")
@@ -54,13 +54,18 @@ def write_event_store(record: RunRecord, path: Path) -> None:
     part.unlink(missing_ok=True)
     try:
         with duckdb.connect(str(part)) as store:
-            _write_run(store, record)
-            _write_inventory(store, record)
-            _write_updates(store, record.results)
-            _write_vm_updates(store, record.results)
+            fill_event_store(store, record)
     except duckdb.IOException as error:
         raise OSError(str(error)) from error
     part.replace(path)
+
+
+def fill_event_store(store: duckdb.DuckDBPyConnection, record: RunRecord) -> None:
+    """Make the tables and views of `record` in an empty database."""
+    _write_run(store, record)
+    _write_inventory(store, record)
+    _write_updates(store, record.results)
+    _write_vm_updates(store, record.results)
 
 
 class _Table:

@@ -9,7 +9,7 @@ bytes; shares ("25%") are resolved to hosts. `docs/scenarios.md` describes every
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Final
@@ -49,6 +49,7 @@ __all__ = [
     "Scenario",
     "load_scenario",
     "read_scenario",
+    "scenario_of",
 ]
 
 _LARGEST_SEED: Final = (1 << 63) - 1
@@ -133,6 +134,23 @@ def read_scenario(path: Path, overrides: Sequence[str] = (), seed: int | None = 
     source = TomlSource.read(path, overrides, faults)
     if len(faults) and not source.values:
         faults.raise_if_any()
+    return _read(source, path, seed, faults)
+
+
+def scenario_of(
+    values: Mapping[str, object], overrides: Sequence[str] = (), seed: int | None = None
+) -> Scenario:
+    """A scenario from the values that its file would hold; files it names are relative to here.
+
+    Raises:
+        BadInput: with every mistake that was found, by its key.
+    """
+    faults = Faults()
+    source = TomlSource.of_values("scenario", values, overrides, faults)
+    return _read(source, Path("scenario"), seed, faults).scenario
+
+
+def _read(source: TomlSource, path: Path, seed: int | None, faults: Faults) -> Reading:
     root = Fields(source, source.values, faults)
     name = root.text("name", path.stem)
     own_seed = root.integer("seed", 1, 0, _LARGEST_SEED)

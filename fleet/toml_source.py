@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -49,6 +49,7 @@ class TomlSource:
         self.values: dict[str, TomlValue] = {}
         #: Whether lines had to be left out, so that a missing key proves nothing.
         self.damaged = False
+        self.has_lines = True
         self._raw: dict[Key, str] = {}  # overrides as they were typed
         self._lines: dict[Key, int] = {}
         self._parse(text, faults)
@@ -66,6 +67,18 @@ class TomlSource:
         text = read_text(path, named_at or (str(path), 0), faults)
         return cls(str(path), text, overrides, faults)
 
+    @classmethod
+    def of_values(
+        cls, name: str, values: Mapping[str, object], overrides: Sequence[str], faults: Faults
+    ) -> TomlSource:
+        """The same of values that no file holds: they are at `name`, which has no lines."""
+        source = cls(name, "", (), faults)
+        source.values = {str(key): _plain(value) for key, value in values.items()}
+        source.has_lines = False
+        for override in overrides:
+            source._override(override, faults)
+        return source
+
     def place(self, key: Key) -> Place:
         """File and line of a value, or of the nearest thing around it that has a line."""
         for length in range(len(key), 0, -1):
@@ -78,7 +91,7 @@ class TomlSource:
         for length in range(len(key), 0, -1):
             if line := self._lines.get(key[:length]):
                 return self.file, line
-        return self.file, 1
+        return self.file, int(self.has_lines)
 
     def typed(self, key: Key) -> str | None:
         """The text of an override as it was typed, None for a value from the file."""
@@ -166,6 +179,15 @@ def read_text(path: Path, named_at: Place, faults: Faults) -> str:
         line = data.count(b"\n", 0, error.start) + 1
         faults.add((str(path), line), "is not UTF-8 text", "save the file as UTF-8")
         return data.decode("utf-8-sig", "replace")
+
+
+def _plain(value: object) -> TomlValue:
+    """A value as a TOML file would have it."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value
 
 
 def _parse_key(text: str) -> tuple[str, ...]:

@@ -334,36 +334,6 @@ def test_a_fault_that_names_a_vm_need_not_name_its_host(tmp_path: Path) -> None:
     assert load_scenario(path).faults == (FaultSpec("h2", "drop-preserved-page", vm="v3"),)
 
 
-def struck(path: Path, rate: float, seed: int = 3) -> set[str]:
-    spec = load_scenario(path, [f"faults.0.rate={rate}"], seed).faults
-    return {fault.host for fault in spec}
-
-
-def test_a_higher_rate_strikes_the_same_hosts_and_more(tmp_path: Path) -> None:
-    path = tmp_path / "s.toml"
-    path.write_text(
-        '[[fleet.host_class]]\nname = "n"\ncount = 400\nmemory = "64GiB"\ncpus = 16\n'
-        'release = "7.3.2"\n[update]\ntarget = "7.3.4"\n[rollout]\n'
-        '[[faults]]\nkind = "boot-hangs"\nrate = 0\n'
-    )
-    assert not struck(path, 0)
-    few, more = struck(path, 0.1), struck(path, 0.3)
-    assert 20 <= len(few) <= 60
-    assert few < more
-    assert len(struck(path, 1)) == 400
-    assert struck(path, 0.3, seed=4) != more, "another seed, other luck"
-    assert struck(path, 0.3) == more
-
-
-def test_faults_by_chance_choose_one_of_the_hosts_vms(tmp_path: Path) -> None:
-    edit = 'slow-boot"\nhost = "h1"\nfactor = 4 -> drop-preserved-page"\nrate = 1'
-    drawn = {seed: load_scenario(write(tmp_path, s=edit), seed=seed).faults for seed in range(1, 9)}
-    for found in drawn.values():
-        assert [fault.host for fault in found] == ["h1", "h2"], "h3 has no VM"
-        assert found[1].vm == "v3"
-    assert {found[0].vm for found in drawn.values()} == {"v1", "v2"}
-
-
 def test_a_reading_tells_which_columns_were_not_used(tmp_path: Path) -> None:
     path = write(tmp_path, vms="backing,vcpus -> backing,vcpus,owner")
     text = (tmp_path / "vms.csv").read_text().replace("\nv", "\nv").splitlines()
