@@ -54,6 +54,24 @@ _Handover = Annotated[
         rich_help_panel=_ALONE,
     ),
 ]
+_Corrupt = Annotated[
+    str,
+    typer.Option(
+        metavar="LABEL[@BOOT]",
+        help="Corrupt the handover that boot BOOT (2) is given, and say what to expect. Takes the "
+        "place of what the script's `kexec` line says.",
+        show_default=False,
+        rich_help_panel=_ALONE,
+    ),
+]
+_ListCorruptions = Annotated[
+    bool,
+    typer.Option(
+        "--list-corruptions",
+        help="Print all labels, what each changes and what comes of it, and exit.",
+        rich_help_panel=_ALONE,
+    ),
+]
 _Against = Annotated[
     Path | None,
     typer.Option(
@@ -99,6 +117,8 @@ def conform(
     fresh: _Fresh = False,
     keep_handover: _KeepHandover = None,
     handover: _Handover = None,
+    corrupt: _Corrupt = "",
+    list_corruptions: _ListCorruptions = False,
     against: _Against = None,
     random: _Random = 0,
     seed: _Seed = 1,
@@ -116,6 +136,11 @@ def conform(
     from rich.console import Console
 
     out, err = Console(), Console(stderr=True, soft_wrap=True)
+    if list_corruptions:
+        from fleet.corruptions_command import list_corruptions as print_all
+
+        print_all(out)
+        return
     if not scripts and not random:
         raise typer.BadParameter("no script: name some, or ask for --random ones")
     paths = tuple(scripts or ())
@@ -125,15 +150,16 @@ def conform(
 
         if handover is not None and len(paths) > 1:
             raise typer.BadParameter("--handover is of one script: name that alone")
-        raise typer.Exit(play(PlayOptions(paths, fresh, keep_handover, handover, check), out, err))
-    if fresh or check or keep_handover is not None or handover is not None:
+        options = PlayOptions(paths, fresh, keep_handover, handover, check, corrupt)
+        raise typer.Exit(play(options, out, err))
+    if fresh or check or keep_handover is not None or handover is not None or corrupt:
         raise typer.BadParameter(
-            "--check, --fresh, --keep-handover and --handover are for scripts on the model alone, "
-            "not for --against, --random or --keep"
+            "--check, --fresh, --keep-handover, --handover and --corrupt are for scripts on the "
+            "model alone, not for --against, --random or --keep"
         )
     from fleet.recorder.commands import ConformOptions, conform_many
 
-    options = ConformOptions(
+    many = ConformOptions(
         scripts=paths,
         random=random,
         seed=seed,
@@ -143,4 +169,4 @@ def conform(
         shrink=shrink,
         boot_timeout_s=boot_timeout,
     )
-    raise typer.Exit(conform_many(options, out, err))
+    raise typer.Exit(conform_many(many, out, err))

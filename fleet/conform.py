@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import dropwhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,6 +23,7 @@ from rich.console import Console
 
 from fleet.bad_input import BadInput, InputFault
 from fleet.console import mistakes
+from fleet.corruptions_command import corrupted, expectation
 from fleet.fresh import KernelEnded, play_fresh
 from fleet.recorder.compare import Comparison
 from kernelmodel.conform import Host, Script, ScriptError, how_it_ended
@@ -49,6 +50,8 @@ class PlayOptions:
     handover: Path | None = None
     #: Compare with the recordings beside the scripts.
     check: bool = False
+    #: LABEL or LABEL@BOOT of a corruption of the handover that boot is given.
+    corrupt: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,8 @@ def conform(options: PlayOptions, out: Console, err: Console) -> int:
     """Play scripts and print their traces, or what they are compared with recordings."""
     try:
         everything = _read_all(options)
+        if options.corrupt:
+            everything = _corrupted(everything, options.corrupt, err)
         with ExitStack() as stack:
             folder = options.keep_handover
             if folder is not None:
@@ -164,6 +169,13 @@ def _read_all(options: PlayOptions) -> list[_Given]:
     if faults:
         raise BadInput(faults)
     return everything
+
+
+def _corrupted(everything: list[_Given], asked: str, err: Console) -> list[_Given]:
+    """The scripts with a corruption in each. Raises: BadInput."""
+    changed = [(given, *corrupted(given.text, given.path, asked)) for given in everything]
+    _say(err, expectation(changed[0][2]))
+    return [replace(given, text=text) for given, text, _ in changed]
 
 
 def _handover(record: Path | None, path: Path, script: Script) -> tuple[Path, Handover] | None:

@@ -20,8 +20,8 @@ from typing import Final
 
 from kernelmodel import kexec
 from kernelmodel.boot import boot
-from kernelmodel.corruptions.catalogue import CORRUPTIONS
-from kernelmodel.corruptions.handed_over import HandedOver, NotThere
+from kernelmodel.corruptions.catalogue import CORRUPTIONS, corrupt
+from kernelmodel.corruptions.handed_over import NotThere
 from kernelmodel.errors import KernelError, KernelPanic
 from kernelmodel.handover import Handover
 from kernelmodel.kernel import Kernel, KernelConfig
@@ -130,22 +130,18 @@ class Host:
         """Jump; what the next kernel is given. Raises what refuses the reboot."""
         image, self._image = self._image or kexec.kernel_kexec(kernel), None
         release, firmware = kexec.jump(kernel, image)
-        self._corrupt(firmware)
-        return release, firmware
+        return release, self._corrupt(firmware)
 
-    def _corrupt(self, firmware: Firmware) -> None:
+    def _corrupt(self, firmware: Firmware) -> Firmware:
         """Do to the handover what the script's jump says.
 
         Raises:
             ScriptError: it has no such thing to corrupt.
         """
         label = self.script.corruptions[self._boot_index] if self.script.corruptions else ""
-        if not label or firmware.fdt is None or firmware.scratch is None:
-            return
-        memory = self.machine.memory
-        handed = HandedOver(memory, firmware.fdt[0], firmware.scratch, firmware.memory_map)
+        if not label:
+            return firmware
         try:
-            for pa, data in CORRUPTIONS[label].writes(handed):
-                memory.write(pa, data)
+            return corrupt(CORRUPTIONS[label], self.machine.memory, firmware)
         except NotThere as missing:
             raise ScriptError([(0, f"kexec {label}: {missing}")]) from None
