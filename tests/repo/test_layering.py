@@ -35,6 +35,7 @@ ONLY_IN = {
         "fleet/cli.py",
         "fleet/cli_conform.py",
         "fleet/cli_inspect.py",
+        "fleet/cli_record.py",
         "fleet/cli_releases.py",
     },
 }
