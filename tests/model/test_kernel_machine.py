@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
@@ -199,3 +200,5 @@ KernelMachine.TestCase.settings = settings(
     suppress_health_check=list(HealthCheck) if EXAMPLES else [],
 )
 TestKernelMachine = KernelMachine.TestCase
+#: A long run takes what it takes.
+pytestmark = [pytest.mark.timeout(0)] if EXAMPLES else []
