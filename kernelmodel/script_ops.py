@@ -6,14 +6,14 @@ scripts about huge pages, where lengths of files count huge pages.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from kernelmodel.errors import BadAddress, InvalidArgument, KernelError, NoEntry, kernel_error
 from kernelmodel.image.fnv import FNV_BASIS, fnv1a, fnv1a_zeroes
 from kernelmodel.kernel import Kernel
-from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE
+from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE, PhysicalMemory
 from kernelmodel.mm.hugetlbfs import HugetlbInode, HugetlbMapping, HugetlbPrivateMapping
 from kernelmodel.mm.memfd import (
     MFD_ALLOW_SEALING,
@@ -21,7 +21,7 @@ from kernelmodel.mm.memfd import (
     MFD_HUGETLB,
     HugetlbMemfdInode,
 )
-from kernelmodel.mm.shmem import ShmemInode
+from kernelmodel.mm.shmem import PG_UPTODATE, ShmemInode
 from kernelmodel.script import FAILING, HUGE_PAGE_ORDERS, Step, number
 from kernelmodel.syscalls import DEV_LIVEUPDATE, DEV_NULL, Task
 from kernelmodel.xorshift import xorshift
@@ -263,25 +263,45 @@ def _or_minus_one(call: Callable[[], _T]) -> _T | int:
 
 def _fnv_of(inode: ShmemInode) -> int:
     """The hash of a file's content; holes cost nothing."""
-    extents = inode.extents(0, inode.nr_size_pages)
-    return _fnv(inode, PAGE_SIZE, ((index, nr_pages) for index, _, nr_pages, _ in extents))
+    extents = [
+        (index << PAGE_SHIFT, pfn, nr_pages)
+        for index, pfn, nr_pages, flags in inode.extents(0, inode.nr_size_pages)
+        if flags & PG_UPTODATE  # a page that is not reads as zero
+    ]
+    return _fnv(inode.kernel.memory, inode.size, extents)
 
 
 def _fnv_of_huge(inode: HugetlbMemfdInode) -> int:
-    page = inode.hugetlb.page_size
+    page, order = inode.hugetlb.page_size, inode.hugetlb.hstate.order
     folios = inode.hugetlb.folios.within(0, -(-inode.size // page))
-    return _fnv(inode, page, ((index, count) for index, _, count in folios))
+    extents = [(index * page, pfn, count << order) for index, pfn, count in folios]
+    return _fnv(inode.kernel.memory, inode.size, extents)
 
 
-def _fnv(
-    inode: ShmemInode | HugetlbMemfdInode, page_size: int, extents: Iterable[tuple[int, int]]
-) -> int:
-    """The hash of a file that has pages at `extents` (index, pages)."""
-    digest, at = FNV_BASIS, 0
-    for index, nr_pages in extents:
-        start, end = index * page_size, min(inode.size, (index + nr_pages) * page_size)
-        digest = fnv1a_zeroes(digest, start - at)
-        for at in range(start, end, _PIECE):
-            digest = fnv1a(digest, inode.read(at, min(_PIECE, end - at)))
-        at = end
-    return fnv1a_zeroes(digest, inode.size - at)
+def _fnv(memory: PhysicalMemory, size: int, extents: list[tuple[int, int, int]]) -> int:
+    """The hash of a file of `size` bytes with frames at `extents` (offset, frame, frames)."""
+    digest, done = FNV_BASIS, 0
+    for offset, pfn, nr_pages in extents:
+        for frame, frames in _written(memory, pfn, nr_pages):
+            start = offset + (frame - pfn << PAGE_SHIFT)
+            end = min(size, start + (frames << PAGE_SHIFT))
+            digest, done = fnv1a_zeroes(digest, start - done), end
+            for at in range(start, end, _PIECE):
+                pa = (frame << PAGE_SHIFT) + at - start
+                digest = fnv1a(digest, memory.read(pa, min(_PIECE, end - at)))
+    return fnv1a_zeroes(digest, size - done)
+
+
+def _written(memory: PhysicalMemory, pfn: int, nr_pages: int) -> Iterator[tuple[int, int]]:
+    """Runs (frame, frames) of what is not known to be zero."""
+    low = high = pfn
+    for frame, frames, content, _ in memory.segments(pfn, nr_pages):
+        if content is None and frames > 1:  # plain bytes come one by one
+            continue
+        if frame != high:
+            if low < high:
+                yield low, high - low
+            low = frame
+        high = frame + frames
+    if low < high:
+        yield low, high - low
