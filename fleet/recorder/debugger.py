@@ -105,6 +105,10 @@ class Debugger:
         """At a function's first instruction: up to four of its arguments."""
         return [self._register(number) for number in _ARGUMENTS[:count]]
 
+    def set_argument(self, index: int, value: int) -> None:
+        """At a function's first instruction: one of its first four arguments is another."""
+        self._set_register(_ARGUMENTS[index], value)
+
     def skip_function(self, result: int) -> None:
         """At a function's first instruction: return this number (of 64 bits) instead."""
         stack = self._register(_RSP)

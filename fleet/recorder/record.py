@@ -174,9 +174,7 @@ class Recorder:
 
     def _stops(self, script: Script, machine: Emulator, dump: Mapping[int, Path]) -> Stops | None:
         tamper = {
-            boot: CORRUPTIONS[label].writes
-            for boot, label in enumerate(script.corruptions, 1)
-            if label
+            boot: CORRUPTIONS[label] for boot, label in enumerate(script.corruptions, 1) if label
         }
         if not (tamper or dump or script.uses("fail")):
             return None

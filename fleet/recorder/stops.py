@@ -15,28 +15,26 @@ C: a function that fails is what CONFIG_FAIL_FUNCTION does, from outside: it ret
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from fleet.recorder.debugger import Debugger
+from kernelmodel.corruptions.corruption import Corruption
 from kernelmodel.corruptions.handed_over import HandedOver, NotThere
-from kernelmodel.corruptions.reader import Write
 from kernelmodel.errors import ERRNO_CLASSES
 from kernelmodel.image.load import NotAnImage, load_image
 from kernelmodel.image.write import save_image
+from kernelmodel.machine import Firmware
 from kernelmodel.memory import MemoryRange
 
-__all__ = ["RECORDER_SECTION", "RecorderError", "Stops", "SystemMap", "Tamper"]
+__all__ = ["RECORDER_SECTION", "RecorderError", "Stops", "SystemMap"]
 
 #: Where the player is linked to call the recorder.
 RECORDER_SECTION: Final = 0x1000_0000
 _JUMP: Final = "machine_kexec"
 _POPULATE: Final = "kho_populate"
-
-#: Gets a handover, returns what to write where.
-Tamper = Callable[[HandedOver], list[Write]]
 
 
 class RecorderError(Exception):
@@ -82,7 +80,7 @@ class Stops:
     symbols: SystemMap
     memory: Path
     memory_map: tuple[MemoryRange, ...]
-    tamper: Mapping[int, Tamper] = field(default_factory=dict)
+    tamper: Mapping[int, Corruption] = field(default_factory=dict)
     dump: Mapping[int, Path] = field(default_factory=dict)
     jumps: int = 0
     #: Whether a kernel has been given a handover that is not what the one before left.
@@ -143,17 +141,28 @@ class Stops:
         tamper = self.tamper.get(self.jumps)
         if tamper is None:
             return
-        fdt_pa, _, scratch_pa, scratch_size = debugger.arguments(4)
+        fdt_pa, fdt_size, scratch_pa, scratch_size = debugger.arguments(4)
         with self.memory.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
             scratch = (scratch_pa, scratch_size)
             handed = HandedOver(_Mapped(memory), fdt_pa, scratch, self.memory_map)
             try:
-                writes = tamper(handed)
+                writes = tamper.writes(handed)
             except NotThere as missing:
                 raise RecorderError(f"at jump {self.jumps}: {missing}") from None
             self.tampered = True
             for pa, data in writes:
                 memory[pa : pa + len(data)] = data
+        if tamper.firmware is not None:
+            given = Firmware("", self.memory_map, (fdt_pa, fdt_size), scratch)
+            for index, value in enumerate(_arguments(tamper.firmware(given))):
+                debugger.set_argument(index, value)
+
+
+def _arguments(firmware: Firmware) -> tuple[int, ...]:
+    """What kho_populate() is called with."""
+    assert firmware.fdt is not None
+    assert firmware.scratch is not None
+    return *firmware.fdt, *firmware.scratch
 
 
 @dataclass(frozen=True, slots=True)
