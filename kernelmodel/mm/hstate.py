@@ -140,7 +140,7 @@ class Hstate(HstatePool):
         n = min(n, self.nr_overcommit_huge_pages - self.surplus_huge_pages)
         if n <= 0:
             return []
-        fresh = self.fresh(self.door.add(self.order, n, surplus=True), nids, in_turn=False)
+        fresh = self.fresh(self.door.add(self.order, n, surplus=True), nids)
         for owner, _, count in fresh:
             self.nodes[owner].surplus += count
         return fresh
@@ -178,8 +178,7 @@ class Hstate(HstatePool):
     def _shrink_surplus(self, n: int) -> None:
         n = self.door.remove(self.order, n, surplus=True)
         room = [min(node.nr_free, node.surplus) for node in self.nodes.values()]
-        takes = spread(n, room, self._next_nid_to_free % len(room))
-        self._next_nid_to_free += sum(takes)
+        takes = self.free_turns.share(n, list(self.nodes), room)
         for nid, take in zip(self.nodes, takes, strict=True):
             for folio, count in self.nodes[nid].dequeue(take, highest=True):
                 self._free(nid, folio, count, count)
@@ -224,11 +223,12 @@ class Hstate(HstatePool):
         # Growing turns surplus pages into persistent ones before it allocates.
         grow = count - self.persistent_huge_pages
         if grow > 0:
-            turned = spread(grow, [self.nodes[other].surplus for other in nids], 0)
+            surplus = [self.nodes[other].surplus for other in nids]
+            turned = self.alloc_turns.share(grow, nids, surplus)
             enter = self.door.add(self.order, grow - sum(turned))
             for other, take in zip(nids, turned, strict=True):
                 self.nodes[other].surplus -= take
-            self.grow(enter, nids)
+            self.grow(enter, nids, self.alloc_turns)
         # Whoever keeps the door decides over the whole wish to shrink.
         fewer = max(0, self.persistent_huge_pages - count)
         count += fewer - self.door.remove(self.order, fewer)
@@ -241,15 +241,14 @@ class Hstate(HstatePool):
         # What stays beyond the new size becomes surplus, whatever overcommit says.
         rest = max(0, self.persistent_huge_pages - count)
         room = [self.nodes[other].nr_huge_pages - self.nodes[other].surplus for other in nids]
-        for other, take in zip(nids, spread(rest, room, 0), strict=True):
+        for other, take in zip(nids, self.free_turns.share(rest, nids, room), strict=True):
             self.nodes[other].surplus += take
         self.max_huge_pages = self.persistent_huge_pages
 
     def _shrink(self, n: int, nids: Sequence[int]) -> None:
         """Give up to `n` free folios back. C: remove_pool_hugetlb_folio()."""
         room = [self.nodes[nid].nr_free for nid in nids]
-        takes = spread(n, room, self._next_nid_to_free % len(nids))
-        self._next_nid_to_free += sum(takes)
+        takes = self.free_turns.share(n, nids, room)
         for nid, take in zip(nids, takes, strict=True):
             for folio, count in self.nodes[nid].dequeue(take, highest=True):
                 gone = self.release(nid, folio, count)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from kernelmodel.errors import ModelBug
 from kernelmodel.mm.ranges import RangeSet
 
-__all__ = ["HstateNode", "spread", "validate_hstate_node"]
+__all__ = ["HstateNode", "Turns", "spread", "validate_hstate_node"]
 
 
 class HstateNode:
@@ -99,12 +99,39 @@ def spread(n: int, room: Sequence[int], first: int) -> list[int]:
         turns = [at for at in turns if room[at] > taken[at]]
         if not turns:
             break
-        share, extra = divmod(n, len(turns))
-        for place, at in enumerate(turns):
-            take = min(room[at] - taken[at], share + (place < extra))
-            taken[at] += take
-            n -= take
+        rounds = min(n // len(turns), *(room[at] - taken[at] for at in turns))
+        for at in turns if rounds else turns[:n]:
+            taken[at] += max(1, rounds)
+        n -= rounds * len(turns) if rounds else n
     return taken
+
+
+class Turns:
+    """Whose turn it is among nodes. C: next_nid_to_alloc, next_nid_to_free of struct hstate.
+
+    The turn is a node's, whoever asks: who wants pages of one node only leaves it there.
+    """
+
+    __slots__ = ("nid",)
+
+    def __init__(self) -> None:
+        self.nid = 0
+
+    def share(self, n: int, nids: Sequence[int], room: Sequence[int]) -> list[int]:
+        """Share `n` out among `nids` (ascending); each one's part. C: hstate_next_node_to_alloc().
+
+        A node that has no room is passed over; the turn is then with who comes after the last one
+        that had.
+        """
+        if not n or not nids:
+            return [0] * len(nids)
+        first = next((at for at, nid in enumerate(nids) if nid >= self.nid), 0)
+        taken = spread(n, room, first)
+        rounds = max(taken)
+        turns = [*range(first, len(nids)), *range(first)]
+        last = [at for at in turns if rounds and taken[at] == rounds]
+        self.nid = nids[(last[-1] + 1) % len(nids)] if last else nids[first]
+        return taken
 
 
 def validate_hstate_node(node: HstateNode, where: str) -> None:

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from kernelmodel.errors import ModelBug
 from kernelmodel.mm.hstate_door import PoolDoor
-from kernelmodel.mm.hstate_node import HstateNode, spread
+from kernelmodel.mm.hstate_node import HstateNode, Turns, spread
 from kernelmodel.mm.hugetlb_cma import HugetlbCma
 from kernelmodel.mm.hugetlb_vmemmap import HugetlbVmemmap
 from kernelmodel.mm.memblock import Memblock
@@ -45,10 +45,10 @@ class HstatePool:
     __slots__ = (
         "_allocator",
         "_bootmem",
-        "_next_nid",
-        "_next_nid_to_free",
+        "alloc_turns",
         "cma",
         "door",
+        "free_turns",
         "max_huge_pages",
         "nodes",
         "order",
@@ -72,9 +72,9 @@ class HstatePool:
         self.nodes = {nid: HstateNode() for nid in nids}
         self._allocator: PageAllocator | None = None
         self._bootmem: dict[int, Runs] = {}
-        # Whose turn it is; each counts for ever and is taken modulo the nodes.
-        self._next_nid = 0
-        self._next_nid_to_free = 0
+        #: Whose turn it is to get or to give a folio. Boot has turns of its own.
+        self.alloc_turns = Turns()
+        self.free_turns = Turns()
 
     @property
     def is_gigantic(self) -> bool:
@@ -109,9 +109,7 @@ class HstatePool:
         for nid in reversed(nids):
             if missing and not by_node:
                 missing = self._bootmem_take(memblock, missing, nid, avoid)
-        got = sum(n for runs in self._bootmem.values() for _, n in runs)
-        self._next_nid += got
-        return got
+        return sum(n for runs in self._bootmem.values() for _, n in runs)
 
     def _bootmem_take(self, memblock: Memblock, n: int, nid: int, avoid: RangeSet | None) -> int:
         """Take up to `n` pages from exactly this node; returns how many are missing."""
@@ -149,16 +147,16 @@ class HstatePool:
             return 0
         named = {nid: node.max_huge_pages for nid, node in self.nodes.items()}
         if any(named.values()):
-            return sum(self.grow(n, [nid]) for nid, n in named.items() if n)
-        return self.grow(self.max_huge_pages, list(self.nodes))
+            return sum(self.grow(n, [nid], Turns()) for nid, n in named.items() if n)
+        return self.grow(self.max_huge_pages, list(self.nodes), Turns())
 
     # In.
 
-    def fresh(self, n: int, nids: Sequence[int], *, in_turn: bool) -> Fresh:
-        """Up to `n` new folios from these nodes, one node after the other or in turn."""
+    def fresh(self, n: int, nids: Sequence[int], turns: Turns | None = None) -> Fresh:
+        """Up to `n` new folios from these nodes, in turn or else one node after the other."""
         room = [self._nr_available(nid) for nid in nids]
-        if in_turn:
-            takes = spread(n, room, self._next_nid % len(nids) if nids else 0)
+        if turns is not None:
+            takes = turns.share(n, nids, room)
         else:
             takes = []
             for available in room:
@@ -168,8 +166,6 @@ class HstatePool:
             for pfn, count in self._take(nid, take):
                 self.own(nid, pfn >> self.order, count)
                 fresh.append((nid, pfn >> self.order, count))
-        if in_turn:
-            self._next_nid += sum(count for _, _, count in fresh)
         return fresh
 
     def _nr_available(self, nid: int) -> int:
@@ -196,9 +192,9 @@ class HstatePool:
         done = self.vmemmap.optimize(self.allocator, nid, folio << self.order, n, self.order)
         self.nodes[nid].optimized.add(folio, folio + done)
 
-    def grow(self, n: int, nids: Sequence[int]) -> int:
+    def grow(self, n: int, nids: Sequence[int], turns: Turns) -> int:
         """Add up to `n` free folios in turn; returns how many. C: alloc_pool_huge_folio()."""
-        fresh = self.fresh(n, nids, in_turn=True)
+        fresh = self.fresh(n, nids, turns)
         for nid, folio, count in fresh:
             self.nodes[nid].enqueue(folio, count)
         return sum(count for _, _, count in fresh)
