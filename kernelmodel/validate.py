@@ -1,22 +1,36 @@
 """Re-checks what the rest of the model takes for granted, from the outside.
 
-`validate_kernel` takes a running kernel and its processes and accounts for every page frame: each
-is in exactly one place (free, page cache, a huge page pool, KHO's own, reserved at boot, or still
-waiting to be restored), and the counters say the same. It costs as much as there are fragments;
-tests call it after every step, nothing else calls it.
+`validate_kernel(kernel, tasks)` takes a running kernel and all its processes and holds everything
+against everything else: every page frame has exactly one owner, and one that has a name (free, a
+file's page cache, a huge page pool, KHO's tree, a session's block, a file's entry or table, taken
+at boot, handed over and not restored); the keys of the outgoing tree are those that KHO's users
+believe to have preserved; descriptors, references, sessions, block chains, FLB counts, frozen
+inodes, pools and promises agree. `page_owners` lists page frames by owner, and
+`validate_nothing_leaked` demands that closed sessions left nothing behind.
 
-Unhappy path: `ModelBug`, naming the rule and the page frame. A design that leaks pages on purpose
-after a failure (as the hugetlb proposal does) is reported like any other leak.
+Nothing in the model or the fleet calls any of this, so it costs normal runs nothing; a call costs
+as much as memory has fragments, a few milliseconds on a small host. Call it between two system
+calls of a kernel that was not told to jump:
+
+    host.task.preserve_fd(session, memfd, token)
+    validate_kernel(host.kernel, [host.task])
+    for first, end, owner in page_owners(host.kernel, [host.task]): ...
+
+Unhappy path: `ModelBug`, naming the rule and the page frame. Faults that were injected into the
+books themselves (a key that was dropped, an entry that was overwritten) are reported as what they
+are. A design that loses pages on purpose after a failure (as the hugetlb proposal does) is reported
+like any other leak.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 
 from kernelmodel.abi.kexec_handover import KEXEC_METADATA_NODE, KHO_PROP_SUBTREE_DATA
 from kernelmodel.errors import ModelBug
-from kernelmodel.fs import File
+from kernelmodel.fs import File, Inode
 from kernelmodel.kernel import Kernel
 from kernelmodel.luo.file import LuoFileSet
 from kernelmodel.memory import PAGE_SHIFT
@@ -33,6 +47,9 @@ from kernelmodel.syscalls import Task
 from kernelmodel.validate_luo import validate_luo
 
 __all__ = ["page_owners", "validate_kernel", "validate_nothing_leaked"]
+
+#: Page frames as (first, behind).
+_Ranges = Iterable[tuple[int, int]]
 
 
 def validate_kernel(kernel: Kernel, tasks: Iterable[Task]) -> None:
@@ -105,9 +122,6 @@ def _validate_kho(kernel: Kernel) -> None:
             )
         left.remove(low, low + entry.nr)
     for order, left in keys.items():
-        for reservation in kernel.reserve_mem.table:
-            first, nr_pages = reservation.pages
-            left.remove(first >> order, first + nr_pages >> order)
         for low, high in left:
             raise ModelBug(
                 f"preserved page frame {low << order:#x}, {high - low} of order {order}, "
@@ -135,57 +149,65 @@ def _validate_huge_files(kernel: Kernel, files: list[File]) -> None:
 
 
 def _validate_frames(kernel: Kernel, files: list[File]) -> None:
-    cached = _disjoint("page cache", _page_cache(files))
-    pools = _disjoint("huge page pools", _pools(kernel))
-    cached = _union("page cache and struct pages", cached, kernel.hugetlb.vmemmap.extra)
-    users = _union("page cache and pools", cached, pools)
-    nodes = _disjoint(
-        "radix nodes",
-        ((pa >> PAGE_SHIFT, (pa >> PAGE_SHIFT) + 1) for _, pa in kernel.kho.outgoing_nodes()),
-    )
-    own = _disjoint(
-        "KHO's pages",
-        ((entry.pfn, entry.end_pfn) for entry in preserved_by_owner(kernel) if entry.own),
-    )
-    taken = _union("pages in use", users, _union("KHO's pages", nodes, own))
-    taken = _union("pages in use and leaked", taken, kernel.kho.leaked)
-    waiting = RangeSet((low, high) for low, high, _ in kernel.kho.tags)
-    for low, high in kernel.kho.tags.untagged:
-        waiting.add(low, high)
-    static = _static(kernel)
-    free = kernel.page_alloc.free_ranges()
-    managed = _union("free and used", free, taken)
-    if kernel.page_alloc.managed_pages() != managed.total:
+    """Every page frame has exactly one owner, and the allocator counts those that it manages."""
+    owned = sorted(_owned(kernel, files))
+    for (_, end, one, _), (start, high, other, _) in pairwise(owned):
+        if start < end:
+            raise ModelBug(
+                f"page frames {start:#x}-{min(end, high):#x} are in both: {one}, {other}"
+            )
+    managed = sum(high - low for low, high, _, counted in owned if counted)
+    if kernel.page_alloc.managed_pages() != managed:
         raise ModelBug(
-            f"{kernel.page_alloc.managed_pages()} pages managed, {managed.total} accounted for"
+            f"{kernel.page_alloc.managed_pages()} pages managed, {managed} accounted for"
         )
-    everything = _union("managed and reserved", managed, _union("reserved", static, waiting))
-    ram = RangeSet()
+    everything = RangeSet((low, high) for low, high, _, _ in owned)
     for region in kernel.memblock.memory:
         # a page that the border of a region cuts is never freed to anybody
-        ram.add(-(-region.base >> PAGE_SHIFT), region.end >> PAGE_SHIFT)
-    for start, end in ram:
-        lost = next(everything.gaps(start, end), None)
-        if lost is not None:
-            raise ModelBug(f"page frames {lost[0]:#x}-{lost[1]:#x} are nobody's")
+        start, end = -(-region.base >> PAGE_SHIFT), region.end >> PAGE_SHIFT
+        for low, high in everything.gaps(start, end):
+            raise ModelBug(f"page frames {low:#x}-{high:#x} are nobody's")
 
 
-def _page_cache(files: list[File]) -> Iterator[tuple[int, int]]:
-    inodes = {file.inode.ino: file.inode for file in files}
-    for inode in inodes.values():
-        if isinstance(inode, ShmemInode):
-            for low, high, (delta, _) in inode.pages:
-                yield low + delta, high + delta
-        elif isinstance(inode, GuestMemfdInode):
-            for low, high, delta in inode.pages:
-                yield low + delta, high + delta
+def _owned(kernel: Kernel, files: list[File]) -> Iterator[tuple[int, int, str, bool]]:
+    """(first pfn, pfn behind, owner, whether the allocator manages it), in no order."""
+    for owner, ranges in _managed(kernel, files):
+        yield from ((low, high, owner, True) for low, high in ranges)
+    tags = kernel.kho.tags
+    for owner, ranges in (
+        ("handed over, not restored", ((low, high) for low, high, _ in tags)),
+        ("handed over, cannot be restored", tags.untagged),
+        ("taken at boot", _static(kernel)),
+    ):
+        yield from ((low, high, owner, False) for low, high in ranges)
 
 
-def _pools(kernel: Kernel) -> Iterator[tuple[int, int]]:
+def _managed(kernel: Kernel, files: list[File]) -> Iterator[tuple[str, _Ranges]]:
+    """What the allocator was given at some time, free or in use, by owner."""
+    yield "free", kernel.page_alloc.free_ranges()
+    for inode in {file.inode.ino: file.inode for file in files}.values():
+        yield f"page cache of inode {inode.ino}", _page_cache(inode)
     for order, hstate in kernel.hugetlb.hstates.items():
-        for node in hstate.nodes.values():
-            for low, high in node.owned:
-                yield low << order, high << order
+        for nid, node in hstate.nodes.items():
+            pages = [(low << order, high << order) for low, high in node.owned]
+            yield f"huge pages of order {order}, node {nid}", pages
+    yield "struct pages of huge pages", kernel.hugetlb.vmemmap.extra
+    for level, pa in kernel.kho.outgoing_nodes():
+        pfn = pa >> PAGE_SHIFT
+        yield f"KHO: node of level {level}", [(pfn, pfn + 1)]
+    for entry in preserved_by_owner(kernel):
+        if entry.own:
+            yield entry.owner, [(entry.pfn, entry.end_pfn)]
+    yield "restored and lost", kernel.kho.leaked
+
+
+def _page_cache(inode: Inode) -> Iterator[tuple[int, int]]:
+    if isinstance(inode, ShmemInode):
+        for low, high, (delta, _) in inode.pages:
+            yield low + delta, high + delta
+    elif isinstance(inode, GuestMemfdInode):
+        for low, high, delta in inode.pages:
+            yield low + delta, high + delta
 
 
 def _static(kernel: Kernel) -> RangeSet:
@@ -216,41 +238,13 @@ def _disjoint(what: str, ranges: Iterable[tuple[int, int]]) -> RangeSet:
     return found
 
 
-def _union(what: str, one: RangeSet, other: RangeSet) -> RangeSet:
-    found = one.copy()
-    for start, end in other:
-        clash = next(found.within(start, end), None)
-        if clash is not None:
-            raise ModelBug(f"{what}: page frames {clash[0]:#x}-{clash[1]:#x} are in both")
-        found.add(start, end)
-    return found
-
-
 def page_owners(kernel: Kernel, tasks: Iterable[Task]) -> list[tuple[int, int, str]]:
     """Every page frame's owner, as ascending (first pfn, pfn behind, name).
 
     For looking at a kernel that `validate_kernel` accepts; costs as much as that.
     """
     files = _files(kernel, list(tasks))
-    named = [(low, high, "free") for low, high in kernel.page_alloc.free_ranges()]
-    for inode in {file.inode.ino: file.inode for file in files}.values():
-        if isinstance(inode, ShmemInode):
-            named += [
-                (low + delta, high + delta, f"page cache of inode {inode.ino}")
-                for low, high, (delta, _) in inode.pages
-            ]
-    for order, hstate in kernel.hugetlb.hstates.items():
-        for nid, node in hstate.nodes.items():
-            name = f"huge pages of order {order}, node {nid}"
-            named += [(low << order, high << order, name) for low, high in node.owned]
-    named += [
-        (pa >> PAGE_SHIFT, (pa >> PAGE_SHIFT) + 1, f"KHO: node of level {level}")
-        for level, pa in kernel.kho.outgoing_nodes()
-    ]
-    named += [(e.pfn, e.end_pfn, e.owner) for e in preserved_by_owner(kernel) if e.own]
-    named += [(low, high, "handed over, not restored") for low, high, _ in kernel.kho.tags]
-    named += [(low, high, "taken at boot") for low, high in _static(kernel)]
-    return sorted(named)
+    return [(low, high, owner) for low, high, owner, _ in sorted(_owned(kernel, files))]
 
 
 def validate_nothing_leaked(kernel: Kernel, tasks: Iterable[Task], lost_pages: int = 0) -> None:
@@ -270,11 +264,13 @@ def validate_nothing_leaked(kernel: Kernel, tasks: Iterable[Task], lost_pages: i
     for flb in kernel.luo.flbs.registered:
         if flb.outgoing_count:
             raise ModelBug(f"FLB {flb.name} is still used")
+    tags = kernel.kho.tags
     kept = [pa >> PAGE_SHIFT for pa in _kept_for_good(kernel)]
-    waiting = sum(high - low for low, high, _ in kernel.kho.tags)
-    known = sum(low <= pfn < high for low, high, _ in kernel.kho.tags for pfn in kept)
-    if waiting != known + lost_pages:
-        raise ModelBug(f"{waiting - known} pages are lost, not {lost_pages}")
+    lost = sum(high - low for low, high, _ in tags)
+    lost -= sum(low <= pfn < high for low, high, _ in tags for pfn in kept)
+    lost += tags.untagged.total + kernel.kho.leaked.total
+    if lost != lost_pages:
+        raise ModelBug(f"{lost} pages are lost, not {lost_pages}")
 
 
 def _kept_for_good(kernel: Kernel) -> Iterator[int]:

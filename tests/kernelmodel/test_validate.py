@@ -202,7 +202,7 @@ def count_managed_pages_twice(host: Host) -> None:
     [
         (lose_a_page, "accounted for"),
         (free_a_page_in_use, "are in both"),
-        (cache_a_page_twice, "there twice"),
+        (cache_a_page_twice, "are in both: page cache"),
         (preserve_what_does_not_exist, "does not exist"),
         (preserve_what_is_free, "has leaked"),
         (preserve_for_nobody, "has leaked"),
