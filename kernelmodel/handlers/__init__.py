@@ -16,7 +16,7 @@ from kernelmodel.handlers.guest_memfd import (
 from kernelmodel.handlers.hugetlb_memfd import HugetlbMemfdHandler
 from kernelmodel.handlers.memfd import MemfdHandler
 from kernelmodel.luo.handler import FileHandler
-from kernelmodel.luo_v4.memfd import MemfdV4Handler
+from kernelmodel.luo_v4.merged import MergedHandler
 
 if TYPE_CHECKING:
     from kernelmodel.kernel import Kernel
@@ -33,7 +33,8 @@ def register_handlers(kernel: Kernel) -> None:
     release = kernel.release
     if kernel.luo_v4 is not None:
         if release.memfd is not None:
-            kernel.luo_v4.register_file_handler(MemfdV4Handler(kernel, release.memfd))
+            memfd = MemfdHandler(kernel, release.memfd)
+            kernel.luo_v4.register_file_handler(MergedHandler(memfd))
         return
     if release.memfd is not None:
         kernel.luo.register_file_handler(MemfdHandler(kernel, release.memfd))

@@ -1,8 +1,8 @@
 """Who owns what is preserved under LUO v4, by name: the other half of `kernelmodel.owners`.
 
-Sessions, files, subsystems and global states are asked what they believe to have preserved. A
-subsystem's operations, those of a global state or a file's `private` that preserve more than the
-one page at their data say so by being `KeepsPages`. A subsystem that got no cancel when another
+Sessions, files, subsystems and global states are asked what they believe to have preserved: the
+page at their data, if it is one, or all that a subsystem's operations, those of a global state or a
+file's `private` name if they are `KeepsPages`. A subsystem that got no cancel when another
 one's freeze failed is still asked: what it preserved is still there.
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kernelmodel.luo_v4.core import LuoV4
     from kernelmodel.luo_v4.session import LuoSession
 
-__all__ = ["preserved_pages"]
+__all__ = ["page_at", "preserved_pages"]
 
 
 def preserved_pages(luo: LuoV4) -> Iterator[Preserved]:
@@ -45,14 +45,8 @@ def _session(kernel: Kernel, session: LuoSession) -> Iterator[Preserved]:
     name = session.name.decode(errors="replace")
     yield from _array(f"session {name}: array of files", session.files.array)
     for luo_file in session.files.files.values():
-        if luo_file.file is not None:
-            yield from _page_at(
-                kernel, f"session {name}, token {luo_file.token}: entry", luo_file.data
-            )
-        if isinstance(luo_file.private, KeepsPages):
-            for preserved in luo_file.private.preserved_pages(kernel):
-                owner = f"session {name}, token {luo_file.token}: {preserved.owner}"
-                yield replace(preserved, owner=owner)
+        owner = f"session {name}, token {luo_file.token}"
+        yield from _kept(kernel, owner, luo_file.private, luo_file.data)
 
 
 def _kept(kernel: Kernel, owner: str, keeper: object, data: int) -> Iterator[Preserved]:
@@ -60,7 +54,7 @@ def _kept(kernel: Kernel, owner: str, keeper: object, data: int) -> Iterator[Pre
         for preserved in keeper.preserved_pages(kernel):
             yield replace(preserved, owner=f"{owner}: {preserved.owner}")
     else:
-        yield from _page_at(kernel, owner, data)
+        yield from page_at(kernel, owner, data)
 
 
 def _array(owner: str, array: SerArray) -> Iterator[Preserved]:
@@ -68,7 +62,7 @@ def _array(owner: str, array: SerArray) -> Iterator[Preserved]:
         yield Preserved(owner, array.pa >> PAGE_SHIFT, array.pgcnt.bit_length() - 1)
 
 
-def _page_at(kernel: Kernel, owner: str, data: int) -> Iterator[Preserved]:
+def page_at(kernel: Kernel, owner: str, data: int) -> Iterator[Preserved]:
     """The page whose address a u64 is, if it is one: anything may be kept there."""
     tree = kernel.kho.outgoing_tree
     pfn = data >> PAGE_SHIFT

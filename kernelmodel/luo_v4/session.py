@@ -11,9 +11,13 @@ a session that is not NORMAL, FREEZE one that is not PREPARED: EBUSY, and the sy
 with it. A session that fails to prepare undoes the sessions before it, in their order. Closing the
 descriptor finishes an UPDATED session and cancels a PREPARED or FROZEN one.
 
-Ours: CANCEL and FINISH of a session that is in no state for them do nothing; a freeze that fails
-cancels all sessions, because LUO will call no `cancel` here; freeze writes the array anew, so that
-a session closed since PREPARE is not in it; incoming sessions and their files are read at the
+A session that goes back after FREEZE leaves its entry in the array, which then names free memory:
+the next kernel reads what happens to be there, and mostly panics.
+
+Ours: all four events can be raised on a session's descriptor (FREEZE too, which the device
+refuses); CANCEL and FINISH of a session that is in no state for them do nothing; a freeze that
+fails cancels all sessions, because LUO will call no `cancel` here; freeze writes the array anew, so
+that a session closed since PREPARE is not in it; incoming sessions and their files are read at the
 first open of the device; a session that nobody retrieved is gone with FINISH; two incoming
 sessions of one name panic.
 

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from kernelmodel.errors import Busy, IoError, KernelError, NotPermitted
+from kernelmodel.errors import Busy, IoError, NotPermitted
 from kernelmodel.kernel import Kernel
 from kernelmodel.memory import PAGE_SIZE
 from kernelmodel.mm.memfd import MFD_ALLOW_SEALING
@@ -202,9 +202,3 @@ def test_prepare_is_work_outside_the_blackout_and_freeze_little() -> None:
     freeze_start = clock.now_ns
     kernel.live_update.reboot()
     assert clock.now_ns - freeze_start < (prepared - start) / 4
-
-
-def test_every_error_is_a_kernel_error() -> None:
-    agent = Agent(power_on())
-    with pytest.raises(KernelError):
-        agent.restore_fd(agent.create_session("s"), 1)

@@ -271,6 +271,19 @@ def test_two_incoming_sessions_of_one_name_panic() -> None:
         Agent(jump(kernel))
 
 
+@pytest.mark.parametrize("how", ["cancel", "close"])
+def test_a_session_that_goes_back_after_freeze_leaves_a_stale_entry(how: str) -> None:
+    """Nothing writes the array any more: it names memory that is free."""
+    kernel, agent, session = kernel_in(FROZEN)
+    if how == "cancel":
+        agent.session_set_event(session, CANCEL)
+    else:
+        agent.task.close(session)
+    kernel = jump_on(kernel)
+    with pytest.raises(KernelPanic, match="no handler"):
+        Agent(kernel)
+
+
 def test_an_empty_session_crosses() -> None:
     kernel = power_on()
     agent = Agent(kernel)
