@@ -39,6 +39,7 @@ MIB = 1 << 20
 GIB = 1 << 30
 
 _ZERO_PAGE = bytes(PAGE_SIZE)
+_U64 = struct.Struct("<Q")
 #: Pages that are read from a file, or written to it, at a time.
 _STRIDE = 256
 
@@ -130,7 +131,10 @@ class PhysicalMemory:
         """`size` bytes from physical address `pa`."""
         pfn, offset = pa >> PAGE_SHIFT, pa & (PAGE_SIZE - 1)
         if offset + size <= PAGE_SIZE:
-            return bytes(self.page(pfn)[offset : offset + size])
+            page = self._pages.get(pfn)
+            if page is None:
+                page = self.page(pfn)
+            return bytes(page[offset : offset + size])
         parts = []
         while size > 0:
             part = self.page(pfn)[offset : offset + size]
@@ -141,8 +145,13 @@ class PhysicalMemory:
 
     def write(self, pa: int, data: bytes | bytearray) -> None:
         """Put `data` at physical address `pa`."""
+        size, offset = len(data), pa & (PAGE_SIZE - 1)
+        if offset + size <= PAGE_SIZE:
+            if size:
+                self._writable(pa >> PAGE_SHIFT)[offset : offset + size] = data
+            return
         at = 0
-        while at < len(data):
+        while at < size:
             pfn, offset = (pa + at) >> PAGE_SHIFT, (pa + at) & (PAGE_SIZE - 1)
             part = data[at : at + PAGE_SIZE - offset]
             self._writable(pfn)[offset : offset + len(part)] = part
@@ -153,17 +162,23 @@ class PhysicalMemory:
         if type(page) is bytearray:
             return page
         fresh = bytearray(self.page(pfn))
-        self._runs.clear(pfn, pfn + 1)
+        if page is None:
+            self._runs.clear(pfn, pfn + 1)
         self._pages[pfn] = fresh
         return fresh
 
     def u64(self, pa: int) -> int:
         """The little-endian u64 at `pa`."""
-        return int.from_bytes(self.read(pa, 8), "little")
+        offset = pa & (PAGE_SIZE - 1)
+        page = self._pages.get(pa >> PAGE_SHIFT)
+        if page is None or offset > PAGE_SIZE - _U64.size:
+            return int.from_bytes(self.read(pa, _U64.size), "little")
+        value: int = _U64.unpack_from(page, offset)[0]
+        return value
 
     def write_u64(self, pa: int, value: int) -> None:
         """Put a little-endian u64 at `pa`."""
-        self.write(pa, struct.pack("<Q", value))
+        self.write(pa, _U64.pack(value))
 
     def fill(self, pfn: int, nr_pages: int, content: Content, first: int = 0) -> None:
         """Let frames pfn … hold `content`, beginning with its page `first`."""
@@ -173,7 +188,10 @@ class PhysicalMemory:
     def zero(self, pfn: int, nr_pages: int) -> None:
         """Clear whole frames."""
         self._check(pfn << PAGE_SHIFT, nr_pages << PAGE_SHIFT)
-        if nr_pages <= len(self._pages):
+        if nr_pages == 1:
+            if self._pages.pop(pfn, None) is not None:
+                return
+        elif nr_pages <= len(self._pages):
             for frame in range(pfn, pfn + nr_pages):
                 self._pages.pop(frame, None)
         else:

@@ -158,8 +158,9 @@ class TraceFile:
 def _encode(now_ns: int, event: str, fields: Mapping[str, Value]) -> bytes:
     if now_ns < 0:
         raise ModelBug(f"event {event!r} at {now_ns} ns")
-    parts = [_HEAD.pack(_VERSION, now_ns), _short(event), _U16.pack(len(fields))]
-    for name in sorted(fields):
+    heading, names = _shape(event, tuple(fields))
+    parts = [_HEAD.pack(_VERSION, now_ns), heading]
+    for name, short in names:
         value = fields[name]
         if isinstance(value, str):
             tag, data = b"s", value.encode()
@@ -175,8 +176,15 @@ def _encode(now_ns: int, event: str, fields: Mapping[str, Value]) -> bytes:
             raise ModelBug(
                 f"event {event!r}: field {name!r} is {value!r}, not int, str, bytes or bool"
             )
-        parts += (_short(name), tag, _U32.pack(len(data)), data)
+        parts += (short, tag, _U32.pack(len(data)), data)
     return b"".join(parts)
+
+
+@lru_cache(maxsize=4096)
+def _shape(event: str, names: tuple[str, ...]) -> tuple[bytes, tuple[tuple[str, bytes], ...]]:
+    """What records of one kind share: name and number of fields, and the fields in order."""
+    heading = _short(event) + _U16.pack(len(names))
+    return heading, tuple((name, _short(name)) for name in sorted(names))
 
 
 @lru_cache(maxsize=4096)
