@@ -47,6 +47,8 @@ class KernelConfig:
     liveupdate_test: bool = False  # CONFIG_LIVEUPDATE_TEST
     kernel_bytes: int = 64 << 20  # the bzImage header's init_size
     initrd_bytes: int = 96 << 20
+    #: Sizes of huge pages as orders of 4 KiB, the default one first; those of x86-64.
+    hugepage_orders: tuple[int, ...] = (9, 18)
 
 
 class Kernel:
@@ -100,7 +102,8 @@ class Kernel:
         self.memblock = Memblock()
         ram = [(r.base >> PAGE_SHIFT, r.size >> PAGE_SHIFT, r.nid) for r in firmware.memory_map]
         self.page_alloc = PageAllocator(ram)
-        self.hugetlb = HugetlbState(firmware.cmdline, sorted({r.nid for r in firmware.memory_map}))
+        nids = sorted({r.nid for r in firmware.memory_map})
+        self.hugetlb = HugetlbState(firmware.cmdline, nids, config.hugepage_orders)
         self.kexec_image: Kimage | None = None
         self.kho = Kho(self)
         self.reserve_mem = ReserveMem(self)

@@ -8,6 +8,9 @@ folios of a table into a new file; `discard` gives those that nobody retrieved t
 
 Unhappy paths: a hole that the pool cannot fill is ENOSPC, a size that is no multiple of the page
 size EINVAL. A retrieve that fails leaks the folios on purpose: a device might still write there.
+
+Simplification: folios that come back are charged to no cgroup; handlers are not told for which
+task they retrieve. The RFC charges them.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kernelmodel.abi.folio_table import FolioRun, FolioTable, parse_folio_table
+from kernelmodel.abi.guest_memfd import GuestHugetlbSer, GuestMemfdSer, KvmVmSer
 from kernelmodel.abi.hugetlb import HugemfdSer, HugetlbHstateSer, HugetlbSer
 from kernelmodel.abi.kexec_handover import (
     KhoBlockHeaderSer,
@@ -44,6 +45,9 @@ STRUCTS: dict[type[Ser], int] = {
     MemfdLuoSer: 48,
     HugetlbHstateSer: 9,
     HugemfdSer: 41,
+    KvmVmSer: 8,
+    GuestMemfdSer: 48,
+    GuestHugetlbSer: 49,
 }
 #: What each compatible string stands for.
 PARTS = {
@@ -52,6 +56,9 @@ PARTS = {
     "memfd": (MemfdLuoSer,),
     "hugetlb": (HugetlbHstateSer,),
     "hugemfd": (HugemfdSer,),
+    "kvm_vm": (KvmVmSer,),
+    "guest_memfd": (GuestMemfdSer,),
+    "guest_hugetlb": (GuestHugetlbSer,),
 }
 #: A layout that changes needs a new string, and then a new line here.
 PINNED = {
@@ -60,6 +67,9 @@ PINNED = {
     ("memfd", "memfd-v2"): "e2289c949736",
     ("hugetlb", "hugetlb-v1"): "5a1bcb0acfa8",
     ("hugemfd", "huge-memfd-v1"): "63b1ab07c3a6",
+    ("kvm_vm", "kvm-vm-v1"): "b54ffe5a34e4",
+    ("guest_memfd", "guest-memfd-v1"): "c96ee911b231",
+    ("guest_hugetlb", "guest-hugetlb-v1"): "c9460fc771dd",
 }
 
 
@@ -82,7 +92,7 @@ def layout_of(part: str) -> str:
 
 @pytest.mark.parametrize(("part", "compatible"), PINNED)
 def test_a_layout_belongs_to_its_compatible_string(part: str, compatible: str) -> None:
-    newest = CATALOGUE["7.3.4+hugetlb"]
+    newest = CATALOGUE["7.3.4+guest-memfd"]
     assert getattr(newest, part) == compatible
     assert layout_of(part) == PINNED[part, compatible]
 
