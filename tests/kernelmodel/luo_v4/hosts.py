@@ -10,10 +10,12 @@ from kernelmodel.boot import boot
 from kernelmodel.errors import KernelError
 from kernelmodel.fs import File, NullInode, null_file
 from kernelmodel.kernel import Kernel
+from kernelmodel.kho.fdt import Fdt
 from kernelmodel.luo_v4.client import LiveupdateClient
 from kernelmodel.luo_v4.core import LuoV4
 from kernelmodel.luo_v4.handler import FileHandler, LuoFile
 from kernelmodel.luo_v4.subsystems import Subsystem, SubsystemOps
+from kernelmodel.memory import PAGE_SIZE
 from kernelmodel.syscalls import DEV_NULL, Task
 from tests.kernelmodel import kernels
 
@@ -137,6 +139,21 @@ def with_subsystems(kernel: Kernel, *names: str) -> tuple[Log, dict[str, Recorde
     for name, ops in found.items():
         luo_of(kernel).subsystems.register(Subsystem(name, ops))
     return log, found
+
+
+def three() -> tuple[Kernel, Agent, Log, dict[str, Recorder]]:
+    """A kernel with the recording subsystems a, b and c."""
+    kernel = power_on()
+    return kernel, Agent(kernel), *with_subsystems(kernel, "a", "b", "c")
+
+
+def lose_property(kernel: Kernel, pa: int, name: str) -> None:
+    """Take a subsystem's property out of LUO's page."""
+    tree = Fdt.parse(kernel.memory.read(pa, PAGE_SIZE))
+    node = tree.root.subnode("subsystems")
+    assert node is not None
+    del node.props[name]
+    kernel.memory.write(pa, tree.pack())
 
 
 class Toy(FileHandler):

@@ -9,24 +9,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from kernelmodel.abi.luo_v4 import LiveupdateEvent, LiveupdateState
+from kernelmodel.abi.luo_v4 import LiveupdateEvent
 from kernelmodel.errors import IoError, KernelError, ModelBug
 from kernelmodel.kernel import no_failures
 from kernelmodel.memory import PAGE_SIZE
 from kernelmodel.validate import validate_kernel
 from tests.kernelmodel.luo_v4.hosts import (
-    CANCEL,
-    FINISH,
-    FREEZE,
     FROZEN,
     NORMAL,
-    PREPARE,
     PREPARED,
     UPDATED,
     Agent,
@@ -37,40 +32,18 @@ from tests.kernelmodel.luo_v4.hosts import (
     power_on,
     with_subsystems,
 )
+from tests.kernelmodel.luo_v4.reference import QUIET, File, Reference, Session, ok
 
 NAMES = st.sampled_from(["a", "b", "c"])
 TOKENS = st.integers(0, 2)
 EVENTS = st.sampled_from([*LiveupdateEvent, 4])
-QUIET = (NORMAL, UPDATED)
-
-
-@dataclass
-class File:
-    """A memfd: what it holds; whom its descriptor belongs to is the test's business."""
-
-    content: bytearray
-    prepared: int = 0
-
-
-@dataclass
-class Session:
-    state: LiveupdateState
-    files: dict[int, File] = field(default_factory=dict)
-    restored: set[int] = field(default_factory=set)
-    fd: int | None = None
-
-
-def ok(condition: bool, errno: str) -> str:
-    return "" if condition else errno
 
 
 class LuoV4Machine(RuleBasedStateMachine):
     @initialize()
     def power_on(self) -> None:
         self.kernel = power_on()
-        self.state = NORMAL
-        self.finalized = False
-        self.sessions: dict[str, Session] = {}
+        self.known = Reference()
         self.version = 0
         self.start()
 
@@ -119,16 +92,18 @@ class LuoV4Machine(RuleBasedStateMachine):
 
     @rule(name=NAMES)
     def create(self, name: str) -> None:
-        errno = ok(self.state in QUIET, "EAGAIN") or ok(name not in self.sessions, "EEXIST")
+        errno = ok(self.known.state in QUIET, "EAGAIN") or ok(
+            name not in self.known.sessions, "EEXIST"
+        )
         found: list[int] = []
         if self.call(errno, lambda: found.append(self.agent.create_session(name))):
-            self.sessions[name] = Session(NORMAL, fd=found[0])
+            self.known.sessions[name] = Session(NORMAL, fd=found[0])
 
     @rule(name=NAMES)
     def retrieve(self, name: str) -> None:
-        session = self.sessions.get(name)
+        session = self.known.sessions.get(name)
         errno = (
-            ok(self.state is UPDATED, "EAGAIN")
+            ok(self.known.state is UPDATED, "EAGAIN")
             or ok(session is not None, "ENOENT")
             or ok(session is not None and session.fd is None, "EADDRINUSE")
         )
@@ -138,7 +113,7 @@ class LuoV4Machine(RuleBasedStateMachine):
             session.fd = found[0]
 
     def opened(self, name: str) -> tuple[Session, int] | None:
-        session = self.sessions.get(name)
+        session = self.known.sessions.get(name)
         return (session, session.fd) if session is not None and session.fd is not None else None
 
     @rule(name=NAMES, token=TOKENS, pick=st.integers(0, 9))
@@ -148,7 +123,7 @@ class LuoV4Machine(RuleBasedStateMachine):
             return
         session, sfd = found
         fd = list(self.fds)[pick % len(self.fds)]
-        errno = ok(self.state in QUIET and session.state is NORMAL, "EBUSY") or ok(
+        errno = ok(self.known.state in QUIET and session.state is NORMAL, "EBUSY") or ok(
             token not in session.files, "EEXIST"
         )
         if self.call(errno, lambda: self.agent.preserve_fd(sfd, fd, token)):
@@ -160,7 +135,7 @@ class LuoV4Machine(RuleBasedStateMachine):
         if found is None:
             return
         session, sfd = found
-        errno = ok(self.state in QUIET and session.state is NORMAL, "EBUSY") or ok(
+        errno = ok(self.known.state in QUIET and session.state is NORMAL, "EBUSY") or ok(
             token in session.files, "ENOENT"
         )
         if self.call(errno, lambda: self.agent.unpreserve_fd(sfd, token)):
@@ -173,7 +148,7 @@ class LuoV4Machine(RuleBasedStateMachine):
             return
         session, sfd = found
         errno = (
-            ok(self.state is UPDATED and session.state is UPDATED, "EBUSY")
+            ok(self.known.state is UPDATED and session.state is UPDATED, "EBUSY")
             or ok(token in session.files, "ENOENT")
             or ok(token not in session.restored, "EADDRINUSE")
         )
@@ -187,166 +162,71 @@ class LuoV4Machine(RuleBasedStateMachine):
     def close(self, name: str) -> None:
         found = self.opened(name)
         if found is not None:
-            self.undo(found[0])
-            del self.sessions[name]
+            found[0].cancel()
+            del self.known.sessions[name]
             self.agent.task.close(found[1])
 
     # Events: first what the reference thinks of it, then the kernel.
 
-    def prepare_session(self, session: Session) -> str:
-        """One session's PREPARE; a memfd is prepared once, a finalised KHO takes no files."""
-        if session.state is not NORMAL:
-            return "EBUSY"
-        done: list[File] = []
-        for file in session.files.values():
-            if file.prepared or self.finalized:
-                for other in done:
-                    other.prepared -= 1
-                return "EBUSY"
-            file.prepared += 1
-            done.append(file)
-        session.state = PREPARED
-        return ""
-
-    def undo(self, session: Session) -> None:
-        if session.state in {PREPARED, FROZEN}:
-            for file in session.files.values():
-                file.prepared -= 1
-            session.state = NORMAL
-
-    def end(self, session: Session) -> None:
-        if session.state is UPDATED:
-            session.files.clear()
-            session.restored.clear()
-            session.state = NORMAL
-
     @rule(name=NAMES, event=EVENTS)
     def session_event(self, name: str, event: LiveupdateEvent) -> None:
         found = self.opened(name)
-        if found is None:
-            return
-        session, sfd = found
-        errno = ""
-        if event == PREPARE:
-            errno = self.prepare_session(session)
-        elif event == FREEZE:
-            errno = ok(session.state is PREPARED, "EBUSY")
-            session.state = session.state if errno else FROZEN
-        elif event == CANCEL:
-            self.undo(session)
-        elif event == FINISH:
-            self.end(session)
-        else:
-            errno = "EOPNOTSUPP"
-        self.call(errno, lambda: self.agent.session_set_event(sfd, event))
+        if found is not None:
+            errno = found[0].event(event, finalized=self.known.finalized)
+            self.call(errno, lambda: self.agent.session_set_event(found[1], event))
 
     @rule(event=EVENTS, fail=st.booleans())
     def event(self, event: LiveupdateEvent, fail: bool) -> None:
-        errno = ""
-        if event == PREPARE:
-            errno = self.system_prepare(fail)
-        elif event == CANCEL:
-            errno = ok(self.state in {PREPARED, FROZEN}, "EINVAL")
-            if not errno:
-                self.back_to_normal()
-        elif event == FINISH:
-            errno = ok(self.state is UPDATED, "EINVAL")
-            if not errno:
-                for session in self.sessions.values():
-                    self.end(session)
-                self.sessions = {n: s for n, s in self.sessions.items() if s.fd is not None}
-                self.state = NORMAL
-        else:
-            errno = "EOPNOTSUPP"
-        self.call(errno, lambda: self.agent.set_event(event))
-        self.ops.fail.clear()
-
-    def system_prepare(self, fail: bool) -> str:
-        if self.state is not NORMAL:
-            return "EINVAL"
-        done: list[Session] = []
-        for session in self.sessions.values():
-            errno = self.prepare_session(session)
-            if errno:
-                for other in done:
-                    self.undo(other)
-                return errno
-            done.append(session)
+        errno = self.known.event(event, subsystem_fails=fail)
         if fail:
             self.ops.fail["prepare"] = IoError()
-            for session in done:
-                self.undo(session)
-            return "EIO"
-        self.state = PREPARED
-        self.finalized = True
-        return ""
-
-    def back_to_normal(self) -> None:
-        for session in self.sessions.values():
-            self.undo(session)
-        self.state = NORMAL
-        self.finalized = False
+        self.call(errno, lambda: self.agent.set_event(event))
+        self.ops.fail.clear()
 
     @rule(fail=st.sampled_from(["", "", "file", "subsystem", "killed"]))
     def freeze(self, fail: str) -> None:
         """reboot(2) that gets no further than the freeze."""
-        errno = ""
-        if self.state is PREPARED:
-            settled = all(session.state is PREPARED for session in self.sessions.values())
-            files = any(session.files for session in self.sessions.values())
-            if fail == "killed":
-                failing(self.kernel, "down_write_killable", error=IoError())
-                errno = "EAGAIN"
-            elif fail == "file" and files and settled:
-                failing(self.kernel, "luo_file_freeze", error=IoError())
-                errno = "EIO"
-            elif not settled:
-                errno = "EBUSY"
-            elif fail == "subsystem":
-                self.ops.fail["freeze"] = IoError()
-                errno = "EIO"
-            if not errno:
-                self.state = FROZEN
-                for session in self.sessions.values():
-                    session.state = FROZEN
-            elif errno != "EAGAIN":
-                self.back_to_normal()
-        self.call(errno, lambda: freeze(self.kernel))
+        files = any(session.files for session in self.known.sessions.values())
+        fails = ""
+        if fail == "killed":
+            failing(self.kernel, "down_write_killable", error=IoError())
+            fails = "EAGAIN"
+        elif fail == "subsystem":
+            self.ops.fail["freeze"] = IoError()
+            fails = "EIO"
+        elif fail == "file" and files and self.known.settled:
+            failing(self.kernel, "luo_file_freeze", error=IoError())
+            fails = "EIO"
+        self.call(self.known.freeze(fails), lambda: freeze(self.kernel))
         self.kernel.fail_function = no_failures
         self.ops.fail.clear()
 
     @rule()
     def kexec(self) -> None:
         """The jump, if freezing lets it happen."""
-        settled = all(session.state is PREPARED for session in self.sessions.values())
-        if self.state is PREPARED and not settled:
+        known = self.known
+        if known.state is PREPARED and not known.settled:
             self.freeze("")
             return
-        over = self.finalized
-        if (
-            over
-            and self.state is FROZEN
-            and not all(session.state is FROZEN for session in self.sessions.values())
+        if known.state is FROZEN and any(
+            session.state is not FROZEN for session in known.sessions.values()
         ):
             return  # the stale entry that this leaves is `test_session`'s
         self.kernel = jump(self.kernel)
-        self.state = UPDATED if over else NORMAL
-        self.finalized = False
-        self.sessions = {
-            name: Session(
-                UPDATED, {t: File(bytearray(f.content)) for t, f in session.files.items()}
-            )
-            for name, session in self.sessions.items()
-            if over
-        }
+        self.known = Reference()
+        if known.finalized:
+            self.known.state = UPDATED
+            for name, session in known.sessions.items():
+                files = {token: File(file.content[:]) for token, file in session.files.items()}
+                self.known.sessions[name] = Session(UPDATED, files)
         self.start()
 
     # What must hold after every step.
 
     @invariant()
     def states_are_the_references(self) -> None:
-        assert self.agent.state() is self.state
-        for session in self.sessions.values():
+        assert self.agent.state() is self.known.state
+        for session in self.known.sessions.values():
             if session.fd is not None:
                 assert self.agent.session_state(session.fd) is session.state
 
