@@ -14,7 +14,7 @@ from typing import Final
 
 from kernelmodel.abi.kexec_handover import KHO_PROP_MEMORY_MAP
 from kernelmodel.corruptions.corruption import Corruption, Outcome
-from kernelmodel.corruptions.handed_over import HandedOver
+from kernelmodel.corruptions.handed_over import HandedOver, NotThere
 from kernelmodel.corruptions.reader import Write, u64
 from kernelmodel.memory import GIB, PAGE_SHIFT, PAGE_SIZE
 
@@ -61,6 +61,8 @@ def _key_of_spare_frame(handed: HandedOver) -> list[Write]:
 
 def _key_of_last_gigabyte(handed: HandedOver) -> list[Write]:
     top = max(ram.end for ram in handed.memory_map)
+    if top < 2 * GIB:
+        raise NotThere("two gigabytes of memory")
     return handed.put_key((top // GIB - 1) * GIB >> PAGE_SHIFT, 18, present=True)
 
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from kernelmodel import kexec
+from kernelmodel.abi.layout import cstring
 from kernelmodel.abi.luo import LIVEUPDATE_RETRIEVE_SESSION
 from kernelmodel.boot import boot
 from kernelmodel.corruptions.handed_over import HandedOver
@@ -54,6 +55,8 @@ class Sound:
     runs: tuple[tuple[int, int, tuple[Content, int]], ...]
     firmware: Firmware
     handed_over: HandedOver
+    #: Tokens of the files in each session.
+    sessions: dict[str, list[int]]
     #: Frames of everything but files' content, and of that.
     metadata: tuple[int, ...]
     content: tuple[int, ...]
@@ -135,6 +138,10 @@ def sound(kind: str) -> Sound:
         tuple(memory._runs),
         firmware,
         handed,
+        {
+            cstring(session.ser.name).decode(): [f.ser.token for f in handed.files(session)]
+            for session in handed.sessions()
+        },
         tuple(sorted(preserved - folios | nodes | {handed.scratch[0] >> PAGE_SHIFT})),
         tuple(sorted(folios)),
     )
