@@ -11,7 +11,8 @@ Unhappy paths: a handover that KHO refuses makes an ordinary boot; one that LUO 
 that early boot cannot allocate, or a fault in reading what was handed over panics.
 
 Simplifications, and what a test could notice: page tables, per-CPU areas and hash tables are
-blocks of plausible size, so that free memory is right to a few per mille and no further.
+blocks of plausible size, so that free memory is right to a few per mille and no further. A cold
+boot has no initrd, and that of a kexec stays reserved, where the kernel frees it after unpacking.
 """
 
 from __future__ import annotations
@@ -99,6 +100,7 @@ def _setup_arch(kernel: Kernel) -> None:
     kernel.fail_function("start_kernel")
     total = sum(ram.size for ram in firmware.memory_map)
     _alloc(kernel, PAGE_SIZE * (2 + total // GIB), PAGE_SIZE)  # page tables of the direct map
+    memblock.set_reserved_nodes()
     for nid in sorted(kernel.page_alloc.nodes):
         _alloc(kernel, _NODE_DATA_BYTES, PAGE_SIZE, nid)
 

@@ -151,7 +151,7 @@ def kexec_file_load(kernel: Kernel, release: Release, cmdline: str, flags: int =
     if len(cmdline.encode()) + 1 > _COMMAND_LINE_MAX:
         raise InvalidArgument("command line is too long", length=len(cmdline))
     _place(holes, placed, "purgatory", 5 * PAGE_SIZE, PAGE_SIZE, 0x3000)
-    _place(holes, placed, "boot_params", 4 * PAGE_SIZE, PAGE_SIZE, 0x3000)
+    _place(holes, placed, "boot_params", 2 * PAGE_SIZE, PAGE_SIZE, 0x3000)
     _place(holes, placed, "kernel", config.kernel_bytes, 2 * MIB, 16 * MIB)
     if not flags & KexecFileFlags.NO_INITRAMFS:
         _place(holes, placed, "initrd", config.initrd_bytes, PAGE_SIZE, 16 * MIB)
@@ -164,7 +164,7 @@ def _holes(kernel: Kernel, flags: int) -> list[tuple[int, int]]:
         return []
     if kernel.kho.enabled:
         return [(area.addr, area.addr + area.size) for area in kernel.kho.scratch]
-    return [(ram.base, ram.end) for ram in kernel.firmware.memory_map]
+    return [(ram.base, ram.end) for ram in reversed(kernel.firmware.memory_map)]
 
 
 def _place(

@@ -96,6 +96,16 @@ class Memblock:
 
     phys_free = free
 
+    def set_reserved_nodes(self) -> None:
+        """Record for everything that is taken by now on which node it lies.
+
+        Done once, when the nodes become known: kernel image, initrd and page tables count for
+        their node from then on, what is allocated later for the node that was asked for.
+        C: numa_clear_kernel_node_hotplug().
+        """
+        for region in self.memory:
+            self.reserved.set_node(region.base, region.end, region.nid)
+
     def is_reserved(self, base: int, size: int = 1) -> bool:
         """Whether any of the range is taken. C: memblock_is_region_reserved()."""
         return next(self.reserved.within(base, base + size), None) is not None

@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 
 from kernelmodel import kexec
+from kernelmodel.abi.kexec_handover import KhoScratch
 from kernelmodel.boot import boot
 from kernelmodel.errors import (
     AddressNotAvailable,
@@ -18,7 +19,7 @@ from kernelmodel.errors import (
 )
 from kernelmodel.kernel import Kernel
 from kernelmodel.kexec import KernelImageContent, KexecFileFlags
-from kernelmodel.memory import MIB, PAGE_SHIFT, PAGE_SIZE
+from kernelmodel.memory import GIB, KIB, MIB, PAGE_SHIFT, PAGE_SIZE, MemoryRange
 from kernelmodel.releases import CATALOGUE, Release
 from kernelmodel.validate import validate_kernel
 from tests.kernelmodel.kernels import CMDLINE, CONFIG, Agent, power_on, reboot
@@ -94,9 +95,44 @@ def test_segments_are_tried_in_the_order_of_the_areas_from_the_top_of_each() -> 
     assert segments["scratch"].pa == top - 64 * 1024  # aligned to 64 KiB
     # the smaller ones fill up what is left above it and go on below
     assert segments["purgatory"].pa == top - 5 * PAGE_SIZE
-    assert segments["boot_params"].pa == top - 9 * PAGE_SIZE
+    assert segments["boot_params"].pa == top - 7 * PAGE_SIZE
     assert segments["kernel"].pa == globl.addr + 12 * MIB
     assert segments["initrd"].pa + 2 * MIB == segments["scratch"].pa
+
+
+def test_segments_lie_where_a_running_7_3_4_put_them() -> None:
+    """As KEXEC_FILE_DEBUG showed: scratch as there, a kernel and an initrd of that size."""
+    config = replace(CONFIG, kernel_bytes=0xA5E000, initrd_bytes=0xDEBFC)
+    kernel = power_on("liveupdate=on kho_scratch=32M,128M,32M", node_bytes=(GIB,), config=config)
+    kernel.kho.scratch = [
+        KhoScratch(0x3C800000, 32 * MIB),
+        KhoScratch(0x34800000, 128 * MIB),
+        KhoScratch(0x32800000, 32 * MIB),
+    ]
+    found = {what: (segment.pa, segment.size) for what, segment in load(kernel).items()}
+    assert found == {
+        "scratch": (0x3E7F0000, 0x1000),
+        "purgatory": (0x3E7FB000, 0x5000),
+        "boot_params": (0x3E7F9000, 0x2000),
+        "kernel": (0x3DC00000, 0xA5E000),
+        "initrd": (0x3E711000, 0xDF000),
+    }
+
+
+def test_without_kho_segments_lie_at_the_top_of_the_last_memory() -> None:
+    config = replace(CONFIG, kernel_bytes=0xA5E000, initrd_bytes=0xDEBFC)
+    kernel = power_on("kho=off", node_bytes=(GIB,), config=config)
+    top = 0x3FFE0000  # less than there is, as firmware keeps some
+    low = MemoryRange(0, 640 * KIB, 0)
+    memory_map = (low, MemoryRange(MIB, top - MIB, 0))
+    kernel.firmware = replace(kernel.firmware, memory_map=memory_map)
+    found = {what: segment.pa for what, segment in load(kernel).items()}
+    assert found == {
+        "purgatory": 0x3FFDB000,
+        "boot_params": 0x3FFD9000,
+        "kernel": 0x3F400000,
+        "initrd": 0x3FEFA000,
+    }
 
 
 def test_unknown_flags_are_refused_before_anything_is_looked_at() -> None:

@@ -20,6 +20,7 @@ from node.api import (
 from node.host import HostState
 from tests.node.update_hosts import (
     HOST,
+    HUGE,
     MIB,
     NEW,
     OLD,
@@ -244,7 +245,7 @@ def test_released_kernels_preserve_plain_memfds() -> None:
 #: from, to, VMs, why they are lost, what else is said
 INCOMPATIBLE = [
     (OLD, "7.3.4", VMS, "cannot open /dev/liveupdate: EIO", ""),
-    (OLD, "7.2.13", VMS, "cannot open /dev/liveupdate: EIO", ""),
+    (OLD, "7.2.13", (PLAIN, HUGE), "cannot open /dev/liveupdate: EIO", ""),
     (OLD, "6.19", VMS, "retrieve failed with ENOENT", "KHO: disabling KHO revival"),
     (OLD, "6.16", VMS, "cannot open /dev/liveupdate: ENOENT", "KHO: disabling KHO revival"),
     ("7.3.2", "6.19", (PLAIN,), "retrieve failed with ENOENT", "KHO: disabling KHO revival"),
@@ -268,6 +269,19 @@ def test_a_release_that_cannot_read_the_handover_loses_the_vms(
     assert result.gauges.vms["running"] == len(vms)
     assert result.blackout_end_ns is not None
     assert update(host, release=new).release == new  # and it lives
+
+
+def test_before_7_3_no_gigantic_page_is_left_to_start_a_lost_vm_again() -> None:
+    """Under KHO its boot allocates them from scratch alone, and no area has a gigabyte."""
+    host = make_host(release=OLD)
+    result = update(host, release="7.2.13")
+    why = "cannot open /dev/liveupdate: EIO"
+    assert {vm.name: vm.reason for vm in result.vms} == {
+        "plain": why,
+        "huge": why,
+        "giant": f"{why}; cannot start again: ENOMEM",
+    }
+    assert result.gauges.vms["running"] == 2
 
 
 def test_a_release_without_live_update_cannot_be_updated_live() -> None:
