@@ -29,8 +29,9 @@ than PREPARED freezes nothing and goes on: the next kernel starts from nothing. 
 there and not understood panics at boot.
 
 Ours: a freeze that fails aborts KHO's finalising, since NORMAL would else refuse every preserve
-with no event left to change that; `liveupdate=off` in the next kernel ignores what came over;
-asking a subsystem costs nothing beyond what it does itself.
+with no event left to change that; a handler can be unregistered in NORMAL and UPDATED only;
+`liveupdate=off` in the next kernel ignores what came over; asking a subsystem costs nothing beyond
+what it does itself.
 
 C: kernel/liveupdate/luo_core.c, proposal v4 of Sep 2025 (20250929010321.3462457). Never merged.
 """

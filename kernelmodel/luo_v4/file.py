@@ -56,7 +56,7 @@ class LuoFiles:
 
         Raises:
             BadFileDescriptor. NoEntry: no handler takes it. Exists: the token is used in this
-            session. Others: what the extensions' callbacks raise.
+            session. NoMemory. Others: what the extensions' callbacks raise.
         """
         luo = self.luo
         file = task.files.fget(fd)
@@ -64,6 +64,7 @@ class LuoFiles:
         if token in self.files:
             raise Exists("token is used", token=token)
         luo.kernel.charge("luo_preserve_file")
+        luo.kernel.fail_function("should_failslab", site="luo_preserve_file")
         with ExitStack() as undo:
             luo_file = LuoFile(handler, token, file.get())
             undo.callback(file.put)

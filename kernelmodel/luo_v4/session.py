@@ -137,6 +137,7 @@ class LuoSessions(SubsystemOps):
 
         Raises:
             InvalidArgument: name empty or without NUL. Again: neither NORMAL nor UPDATED. Exists.
+            NoMemory.
         """
         name = _checked(buffer)
         if not self.luo.quiet:
@@ -144,6 +145,7 @@ class LuoSessions(SubsystemOps):
         if self._named(name) is not None:
             raise Exists("session exists", name=name.decode(errors="replace"))
         self.luo.kernel.charge("luo_session_create")
+        self.luo.kernel.fail_function("should_failslab", site="luo_session_alloc")
         session = LuoSession(self.luo, name, LiveupdateState.NORMAL, retrieved=True)
         self.sessions.append(session)
         return self._getfile(session)

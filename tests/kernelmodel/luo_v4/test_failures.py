@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 
 from kernelmodel.abi.luo_v4 import LiveupdateEvent, LiveupdateState
-from kernelmodel.errors import Again, IoError
+from kernelmodel.errors import Again, IoError, NoMemory
+from kernelmodel.validate import validate_kernel
 from tests.kernelmodel.luo_v4.hosts import (
     CANCEL,
     FINISH,
@@ -58,6 +61,60 @@ def test_finalising_fails_and_the_state_is_prepared_all_the_same() -> None:
     failures.errors.clear()
     agent.set_event(CANCEL)
     assert agent.state() is agent.session_state(session) is NORMAL
+
+
+@dataclass
+class NthAllocation:
+    """Fails one of the allocations of preserved memory."""
+
+    nth: int
+    seen: int = 0
+
+    def __call__(self, function: str, **context: object) -> None:
+        if function in {"kho_alloc_preserve", "kho_preserve_vmalloc"}:
+            self.seen += 1
+            if self.seen == self.nth:
+                raise NoMemory
+
+
+def test_whichever_allocation_of_prepare_fails_all_is_as_before() -> None:
+    kernel = power_on()
+    agent = Agent(kernel)
+    for name in ("one", "two"):
+        session = agent.create_session(name)
+        for token in range(2):
+            agent.preserve_fd(session, agent.memfd(5000, b"x"), token)
+    agent.set_event(PREPARE)  # so that holes are filled, which stays
+    agent.set_event(CANCEL)
+    before = (kernel.page_alloc.nr_free_pages(), kernel.kho.preserved_keys)
+    for nth in range(1, 100):
+        kernel.fail_function = failure = NthAllocation(nth)
+        try:
+            agent.set_event(PREPARE)
+        except NoMemory:
+            assert agent.state() is NORMAL
+            assert (kernel.page_alloc.nr_free_pages(), kernel.kho.preserved_keys) == before
+            validate_kernel(kernel, [agent.task])
+            continue
+        break
+    # LUO's page, the sessions' array, two arrays of files, four entries with table and chunk
+    assert failure.seen == nth - 1 >= 8
+    assert agent.state() is PREPARED
+
+
+@pytest.mark.parametrize("site", ["luo_session_alloc", "luo_preserve_file"])
+def test_no_memory_for_what_luo_itself_keeps(site: str) -> None:
+    kernel, agent, session = kernel_in(NORMAL)
+    failing(kernel, ("should_failslab", site), error=NoMemory())
+    fd = agent.memfd(1)
+    if site == "luo_session_alloc":
+        with pytest.raises(NoMemory):
+            agent.create_session("another")
+    else:
+        with pytest.raises(NoMemory):
+            agent.preserve_fd(session, fd, 2)
+    assert agent.task.files.fget(fd).f_count == 1
+    validate_kernel(kernel, [agent.task])
 
 
 def test_prepared_but_not_finalised_hands_nothing_over() -> None:
