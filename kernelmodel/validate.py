@@ -174,9 +174,10 @@ def _owned(kernel: Kernel, files: list[File]) -> Iterator[tuple[int, int, str, b
     for owner, ranges in _managed(kernel, files):
         yield from ((low, high, owner, True) for low, high in ranges)
     tags = kernel.kho.tags
+    # a corrupted handover has entries that overlap
+    waiting = RangeSet([*((low, high) for low, high, _ in tags), *tags.untagged])
     for owner, ranges in (
-        ("handed over, not restored", ((low, high) for low, high, _ in tags)),
-        ("handed over, cannot be restored", tags.untagged),
+        ("handed over, not restored", waiting),
         ("taken at boot", _static(kernel)),
     ):
         yield from ((low, high, owner, False) for low, high in ranges)
