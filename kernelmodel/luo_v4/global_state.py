@@ -87,6 +87,7 @@ class FhGlobalStates(SubsystemOps):
         self.subsystem = Subsystem(FH_STATES_SUBSYSTEM, self)
         self._outgoing: dict[str, _State] = {}
         self._incoming: dict[str, _State] = {}
+        #: What came over and no handler has claimed yet.
         self._incoming_data: dict[str, int] = {}
         self.array: SerArray = NO_ARRAY
 
@@ -96,8 +97,8 @@ class FhGlobalStates(SubsystemOps):
             return
         if self.subsystem not in self.luo.subsystems.registered:
             self.luo.subsystems.register(self.subsystem)
-        data = self._incoming_data.get(handler.compatible)
-        if data is not None and handler.compatible not in self._incoming:
+        data = self._incoming_data.pop(handler.compatible, None)
+        if data is not None:
             state = _State(handler.global_state, data, restored=False)
             self._incoming[handler.compatible] = state
 
@@ -205,6 +206,7 @@ class FhGlobalStates(SubsystemOps):
 
     def finish(self, h: Subsystem, data: int) -> None:
         """The array is read; its states went with their files."""
+        self._incoming_data.clear()
         if data:
             self.luo.kernel.kho.restore_free(data)
 

@@ -209,6 +209,26 @@ def test_a_restore_that_fails_is_tried_again_at_the_next_look() -> None:
     assert toy.value(incoming=True) == 5
 
 
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_handler_that_registers_again_finds_no_state_of_the_past(finished: bool) -> None:
+    kernel = power_on()
+    counting(kernel)
+    agent = Agent(kernel)
+    session = agent.create_session("s")
+    agent.preserved(session, 5)
+    agent.set_event(PREPARE)
+    kernel = jump(kernel)
+    toy = counting(kernel)
+    agent = Agent(kernel)
+    agent.task.close(agent.retrieve_session("s"))
+    if finished:
+        agent.set_event(FINISH)
+    luo_of(kernel).unregister_file_handler(toy)
+    toy = counting(kernel)
+    with pytest.raises(NoEntry):
+        toy.value(incoming=True)
+
+
 def test_the_two_directions_never_mix() -> None:
     """In UPDATED there is what came over and what will go."""
     kernel = power_on()
