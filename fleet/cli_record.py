@@ -9,7 +9,7 @@ import typer
 
 from fleet.cli_conform import BootTimeout
 
-__all__ = ["record"]
+__all__ = ["OtherKernels", "other_kernels", "record"]
 
 _Kernel = Annotated[
     Path,
@@ -21,6 +21,16 @@ _SystemMap = Annotated[
         metavar="FILE",
         help="The kernel's System.map, for scripts in which something fails or is corrupted, and "
         "for --dump-image; if not given, the one beside the image or in its build tree.",
+        show_default=False,
+    ),
+]
+OtherKernels = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--other-kernel",
+        metavar="NAME=BZIMAGE",
+        help="The kernel that scripts call NAME: no-memfd is built without "
+        "CONFIG_LIVEUPDATE_MEMFD.",
         show_default=False,
     ),
 ]
@@ -45,6 +55,7 @@ def record(
     script: Annotated[Path, typer.Argument(metavar="SCRIPT.scn", show_default=False)],
     kernel: _Kernel,
     system_map: _SystemMap = None,
+    other_kernel: OtherKernels = None,
     dump_image: _DumpImage = None,
     console_log: _ConsoleLog = None,
     boot_timeout: BootTimeout = 60.0,
@@ -59,8 +70,23 @@ def record(
     from fleet.recorder.commands import record as run_script
 
     dump = dict(map(_boot_file, dump_image or ()))
-    options = RecordOptions(script, kernel, system_map, dump, console_log, boot_timeout)
+    others = other_kernels(other_kernel)
+    options = RecordOptions(script, kernel, others, system_map, dump, console_log, boot_timeout)
     raise typer.Exit(run_script(options, Console(), Console(stderr=True, soft_wrap=True)))
+
+
+def other_kernels(given: list[str] | None) -> dict[str, Path]:
+    """Images by name. Raises: typer.BadParameter."""
+    from kernelmodel.script import KERNELS
+
+    named: dict[str, Path] = {}
+    for text in given or ():
+        name, _, file = text.partition("=")
+        if name not in KERNELS or not file:
+            known = ", ".join(f"{known}=BZIMAGE" for known in KERNELS)
+            raise typer.BadParameter(f"{text!r} is none of {known}", param_hint="--other-kernel")
+        named[name] = Path(file)
+    return named
 
 
 def _boot_file(text: str) -> tuple[int, Path]:

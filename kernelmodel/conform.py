@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import Final
 
 from kernelmodel import kexec
@@ -91,7 +92,13 @@ class Host:
 
     def power_on(self) -> Kernel:
         """Boot for the first time."""
-        return self.boot(self.release, self.machine.cold_firmware(self.script.cmdline))
+        firmware = self.machine.cold_firmware(self.script.cmdline_of(0))
+        return self.boot(self._release_of(0), firmware)
+
+    def _release_of(self, index: int) -> Release:
+        if self.script.kernel_of(index) == "no-memfd":
+            return replace(self.release, memfd=None)
+        return self.release
 
     def take_over(self, handover: Handover) -> Kernel:
         """Boot what lies in the memory of a handover.
@@ -112,7 +119,8 @@ class Host:
         """Everything that boot `index` + 1 prints."""
         self._boot_index = index
         if index + 1 < len(self.script.boots):
-            kexec.kexec_file_load(kernel, self.release, self.script.cmdline)
+            cmdline = self.script.cmdline_of(index + 1)
+            kexec.kexec_file_load(kernel, self._release_of(index + 1), cmdline)
         program = (HugeProgram if self.script.huge else Program)(kernel)
         self.task = program.task
         for step in self.script.boots[index]:

@@ -5,6 +5,8 @@ counted; a line `kexec [LABEL]` ends a boot, with the handover corrupted as the 
 line `#! memory=SIZE [nodes=N] [PARAMS]` describes the machine, PARAMS being the whole command line,
 and makes it a script about huge pages, in which lengths of files count those. `#! plain
 memory=SIZE …` is an ordinary script on such a machine; it knows the operations on huge pages too.
+Before the operations of a boot, a line `boot [kernel=NAME] [PARAMS]` says that it is a boot of
+another kernel, or adds to its command line.
 
 Unhappy path: `ScriptError` with every fault of the text.
 """
@@ -23,6 +25,8 @@ __all__ = [
     "CMDLINE",
     "FAILING",
     "HUGE_PAGE_ORDERS",
+    "KERNELS",
+    "Given",
     "Script",
     "ScriptError",
     "Step",
@@ -36,6 +40,9 @@ HUGE_PAGE_ORDERS: Final = {"2M": 9, "1G": 18}
 _UNITS: Final = {"M": MIB, "G": GIB}
 _NODES_MAX: Final = 8
 _KEXEC_WORDS_MAX: Final = 2
+
+#: Kernels that a boot can be of instead of the usual one.
+KERNELS: Final = {"no-memfd": "built without CONFIG_LIVEUPDATE_MEMFD"}
 
 #: Kernel functions that `fail` makes fail, and where that happens on the modelled host.
 FAILING: Final = {
@@ -102,6 +109,14 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Given:
+    """What a boot is given: words for its command line, and a kernel's name."""
+
+    params: str = ""
+    kernel: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Script:
     """A script, cut at its `kexec` lines: `boots[k]` are the operations of boot k + 1."""
 
@@ -114,6 +129,20 @@ class Script:
     nodes: int = 1
     #: Of each jump, the label of what it does to the handover, or "".
     corruptions: tuple[str, ...] = ()
+    #: Of each boot, what its `boot` line says.
+    given: tuple[Given, ...] = ()
+
+    def cmdline_of(self, boot_index: int) -> str:
+        """The whole command line of a boot, 0 being the first."""
+        return (
+            f"{self.cmdline} {self.given[boot_index].params}".rstrip()
+            if self.given
+            else self.cmdline
+        )
+
+    def kernel_of(self, boot_index: int) -> str:
+        """The name of the kernel of a boot, "" for the usual one."""
+        return self.given[boot_index].kernel if self.given else ""
 
     @property
     def node_bytes(self) -> tuple[int, ...]:
@@ -138,20 +167,25 @@ class Script:
         faults += [(1, what) for what in machine_faults]
         boots: list[list[Step]] = [[]]
         corruptions: list[str] = []
+        boot_lines = [Given()]
         for number, line in enumerate(lines, 1):
             words = line.split()
             if not words or line.startswith("#"):
                 continue
             if words[0] == "kexec" and len(words) <= _KEXEC_WORDS_MAX:
                 boots.append([])
+                boot_lines.append(Given())
                 corruptions += words[1:] or [""]
                 if corruptions[-1] and corruptions[-1] not in CORRUPTIONS:
                     faults.append((number, _no_corruption(corruptions[-1])))
                 continue
-            why = _fault(words, huge=given)
+            if words[0] == "boot" and not boots[-1]:
+                boot_lines[-1], why = _given(words[1:])
+            else:
+                why = _fault(words, huge=given)
             if why:
                 faults.append((number, why))
-            else:
+            elif words[0] != "boot":
                 boots[-1].append(Step(number, words[0], tuple(words[1:])))
         if faults:
             raise ScriptError(faults)
@@ -162,6 +196,7 @@ class Script:
             machine.huge,
             machine.nodes,
             tuple(corruptions),
+            tuple(boot_lines),
         )
 
 
@@ -200,6 +235,17 @@ def _machine(line: str) -> tuple[_Machine, list[str]]:
             faults.append(f"{size} cannot be shared equally by {nodes} nodes, in whole megabytes")
     rest = rest.strip()
     return _Machine(memory, rest if rest or huge else CMDLINE, huge, nodes), faults
+
+
+def _given(words: list[str]) -> tuple[Given, str]:
+    """What a `boot` line says, and what is wrong with it."""
+    kernel = ""
+    if words and words[0].startswith("kernel="):
+        kernel = words[0].removeprefix("kernel=")
+        words = words[1:]
+        if kernel not in KERNELS:
+            return Given(), f"{kernel!r} is no kernel; there are {', '.join(KERNELS)}"
+    return Given(" ".join(words), kernel), ""
 
 
 def _no_corruption(label: str) -> str:

@@ -57,6 +57,8 @@ class RecordOptions:
 
     script: Path
     kernel: Path
+    #: Images of other kernels, by the names that scripts have for them.
+    others: dict[str, Path]
     #: None: the one that belongs to the kernel.
     system_map: Path | None
     #: Files for what is handed over at the end of a boot, by boot.
@@ -74,7 +76,12 @@ def record(options: RecordOptions, out: Console, err: Console) -> int:
             if boot >= last:
                 why = f"boot {boot} does not end with a kexec, it hands nothing over"
                 raise BadInput([InputFault(str(script), 0, why)])
-        recorder = Recorder(options.kernel, options.boot_timeout_s, system_map=options.system_map)
+        recorder = Recorder(
+            options.kernel,
+            options.boot_timeout_s,
+            system_map=options.system_map,
+            others=options.others,
+        )
         with _ended_by_sigterm(), recorder:
             recording = recorder.record(script.read_text(encoding="utf-8"), dump=options.dump)
     except BadInput as bad:

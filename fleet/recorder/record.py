@@ -30,7 +30,7 @@ from fleet.recorder.initramfs import archive
 from fleet.recorder.stops import RECORDER_SECTION, RecorderError, Stops, SystemMap
 from kernelmodel.corruptions.catalogue import CORRUPTIONS
 from kernelmodel.machine import MachineSpec
-from kernelmodel.script import Script
+from kernelmodel.script import KERNELS, Script
 
 __all__ = ["Recorder", "RecorderError", "Recording"]
 
@@ -74,10 +74,16 @@ class Recorder:
         boot_timeout_s: float = BOOT_TIMEOUT_S,
         *,
         system_map: Path | None = None,
+        others: Mapping[str, Path] | None = None,
     ) -> None:
-        """`system_map` is needed where functions fail or the handover is tampered with.
+        """Read the images.
 
-        It is looked for beside the image and in its build tree if it is not given.
+        Args:
+            kernel: the usual kernel.
+            boot_timeout_s: what one boot may take.
+            system_map: needed where functions fail or a handover is corrupted or dumped. It is
+                looked for beside the image and in its build tree if it is not given.
+            others: images of other kernels, by the names that scripts have for them.
         """
         missing = [
             f"{name} (Debian package {package})"
@@ -86,12 +92,8 @@ class Recorder:
         ]
         if missing:
             raise RecorderError(f"not installed: {', '.join(missing)}")
-        try:
-            self._kernel = kernel.read_bytes()
-        except OSError as error:
-            raise RecorderError(f"{kernel}: no kernel image: {error.strerror}") from None
-        if self._kernel[0x202:0x206] != b"HdrS":
-            raise RecorderError(f"{kernel}: no kernel image; arch/x86/boot/bzImage is one")
+        self._kernel = _image(kernel)
+        self._others = {name: _image(path) for name, path in (others or {}).items()}
         self._kernel_path, self._system_map = kernel, system_map
         self._boot_timeout_s = boot_timeout_s
         self._folder = TemporaryDirectory(prefix="lufleet-record-")
@@ -103,7 +105,6 @@ class Recorder:
         except RecorderError:
             self._folder.cleanup()
             raise
-        (self._path / "kernel").write_bytes(self._kernel)
         return self
 
     def __exit__(
@@ -143,11 +144,12 @@ class Recorder:
         """
         script = Script.parse(text)
         nr_boots = len(script.boots)
-        (self._path / "initrd").write_bytes(self._initrd(text, script.cmdline, 1, nr_boots))
+        (self._path / "initrd").write_bytes(self._initrd(text, script, 1))
+        (self._path / "kernel").write_bytes(self._kernel_of(script, 1))
         machine = Emulator(
             self._path,
             script.node_bytes,
-            f"{script.cmdline} {_CONSOLE}",
+            f"{script.cmdline_of(0)} {_CONSOLE}",
             self._boot_timeout_s * nr_boots,
         )
         stops = self._stops(script, machine, dump or {})
@@ -178,22 +180,44 @@ class Recorder:
         }
         if not (tamper or dump or script.uses("fail")):
             return None
+        if any(given.kernel for given in script.given):
+            raise RecorderError("failures, corruption and dumps need one kernel for all boots")
         symbols = SystemMap(self._kernel_path, self._system_map)
         memory_map = MachineSpec(script.node_bytes, 1).memory_map()
         return Stops(symbols, machine.memory, memory_map, tamper, dump)
 
-    def _initrd(self, text: str, cmdline: str, boot: int, nr_boots: int) -> bytes:
+    def _initrd(self, text: str, script: Script, boot: int) -> bytes:
         """The initrd of a boot, with those of all later ones inside."""
         files = {
             "init": self._player,
             "script": text.encode(),
             "boot-number": str(boot).encode(),
         }
-        if boot < nr_boots:
-            files["kernel"] = self._kernel
-            files["cmdline"] = f"{cmdline} {_CONSOLE}".encode()
-            files["initrd"] = self._initrd(text, cmdline, boot + 1, nr_boots)
+        if boot < len(script.boots):
+            files["kernel"] = self._kernel_of(script, boot + 1)
+            files["cmdline"] = f"{script.cmdline_of(boot)} {_CONSOLE}".encode()
+            files["initrd"] = self._initrd(text, script, boot + 1)
         return archive(files, _DIRECTORIES)
+
+    def _kernel_of(self, script: Script, boot: int) -> bytes:
+        name = script.kernel_of(boot - 1)
+        if not name:
+            return self._kernel
+        if name not in self._others:
+            raise RecorderError(
+                f"the script needs a kernel {name}, {KERNELS[name]}: name its image"
+            )
+        return self._others[name]
 
     def _output(self, port: str) -> str:
         return (self._path / port).read_bytes().decode(errors="replace").replace("\r", "")
+
+
+def _image(path: Path) -> bytes:
+    try:
+        image = path.read_bytes()
+    except OSError as error:
+        raise RecorderError(f"{path}: no kernel image: {error.strerror}") from None
+    if image[0x202:0x206] != b"HdrS":
+        raise RecorderError(f"{path}: no kernel image; arch/x86/boot/bzImage is one")
+    return image

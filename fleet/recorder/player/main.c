@@ -218,7 +218,7 @@ int main(void)
 				break;
 			continue;
 		}
-		if (boot != wanted)
+		if (boot != wanted || !strcmp(words[0], "boot"))
 			continue;
 		*extra = 0;
 		if (run_operation(huge) < 0)
