@@ -221,7 +221,6 @@ class LuoSessions(SubsystemOps):
     def prepare(self, h: Subsystem) -> int:
         """Prepare every session, write the array and its node; the array's address."""
         kernel = self.luo.kernel
-        self._free_array()  # of a freeze that another subsystem made fail
         self.array = alloc_array(kernel, len(self.sessions) * LuoSessionSer.SIZE)
         done: list[LuoSession] = []
         try:

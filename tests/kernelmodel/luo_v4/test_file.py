@@ -119,6 +119,10 @@ def test_one_file_that_fails_cancels_the_files_of_its_session(event: str) -> Non
     undone = [1, 2, 3] if event == "freeze" else [1]
     expected = [(event, 1), (event, 2), *(("cancel", token) for token in undone)]
     assert toy.take_log() == expected
+    (known,) = luo_of(kernel).sessions.sessions
+    assert {(luo_file.data, luo_file.state) for luo_file in known.files.files.values()} == {
+        (0, NORMAL)
+    }
     assert agent.session_state(session) is NORMAL
     assert (kernel.page_alloc.nr_free_pages(), kernel.kho.preserved_keys) == (free, keys)
     toy.fail.clear()

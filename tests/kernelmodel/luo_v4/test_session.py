@@ -139,7 +139,7 @@ def test_a_session_closed_after_prepare_is_not_handed_over() -> None:
     assert agent.task.pread(fd, 4, 0) == b"kept"
 
 
-def test_the_second_session_that_fails_cancels_the_first() -> None:
+def test_the_third_session_that_fails_cancels_the_first_two_in_their_order() -> None:
     kernel = power_on()
     toy = with_toy(kernel)
     agent = Agent(kernel)
@@ -147,7 +147,7 @@ def test_the_second_session_that_fails_cancels_the_first() -> None:
     for token, session in enumerate(sessions):
         agent.preserved(session, 10 * token, 10 * token + 1)
     toy.take_log()
-    toy.fail["prepare", 11] = IoError()
+    toy.fail["prepare", 21] = IoError()
     with pytest.raises(IoError):
         agent.set_event(PREPARE)
     assert toy.take_log() == [
@@ -155,9 +155,13 @@ def test_the_second_session_that_fails_cancels_the_first() -> None:
         ("prepare", 1),
         ("prepare", 10),
         ("prepare", 11),
-        ("cancel", 10),
+        ("prepare", 20),
+        ("prepare", 21),
+        ("cancel", 20),
         ("cancel", 0),
         ("cancel", 1),
+        ("cancel", 10),
+        ("cancel", 11),
     ]
     assert [agent.session_state(session) for session in sessions] == [NORMAL] * 3
 
