@@ -74,8 +74,12 @@ class Hstate(HstatePool):
 
     @property
     def available_huge_pages(self) -> int:
-        """Free pages that are not promised."""
-        return self.free_huge_pages - self.resv_huge_pages
+        """Free pages that are not promised.
+
+        All of them where promises are more than that: the kernel's difference has no sign.
+        """
+        free, resv = self.free_huge_pages, self.resv_huge_pages
+        return free - resv if resv <= free else free
 
     # What users of huge pages call.
 
@@ -218,7 +222,9 @@ class Hstate(HstatePool):
         """
         if nid is not None:
             nids = [nid]
-            count += self.nr_huge_pages - self.nodes[nid].nr_huge_pages
+            # the others keep their persistent pages
+            node = self.nodes[nid]
+            count += self.persistent_huge_pages - (node.nr_huge_pages - node.surplus)
         nids = list(self.nodes) if nids is None else nids
         # Growing turns surplus pages into persistent ones before it allocates.
         grow = count - self.persistent_huge_pages

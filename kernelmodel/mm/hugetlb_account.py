@@ -80,6 +80,8 @@ class HugetlbAccount:
         else:
             missing += rest
         self._refund(missing, unused, place.cgroup, promised=promised)
+        if not promised and self.subpool is not None and wanted - missing < n:
+            self.subpool.fail_get()
         end = index + wanted - missing
         self._used.note(index, end, place.cgroup)
         if not promised:
