@@ -39,8 +39,8 @@ from kernelmodel.mm.guest_memfd import (
     guest_memfd_file,
     kvm_vm_file,
 )
-from kernelmodel.mm.memfd import HugetlbMemfdInode, check_memfd_flags, memfd_create
-from kernelmodel.mm.shmem import ShmemInode, add_seals, tmpfs_file
+from kernelmodel.mm.memfd import HugetlbMemfdInode, add_seals, check_memfd_flags, memfd_create
+from kernelmodel.mm.shmem import ShmemInode, tmpfs_file
 
 if TYPE_CHECKING:
     from kernelmodel.kernel import Kernel

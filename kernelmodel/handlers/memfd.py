@@ -32,8 +32,8 @@ from kernelmodel.handlers.folio_table import (
     restore_folio_table,
 )
 from kernelmodel.luo.handler import FileHandler, LuoFile
-from kernelmodel.mm.memfd import memfd_file
-from kernelmodel.mm.shmem import F_ALL_SEALS, PG_DIRTY, PG_UPTODATE, ShmemInode, add_seals
+from kernelmodel.mm.memfd import add_seals, memfd_file
+from kernelmodel.mm.shmem import F_ALL_SEALS, PG_DIRTY, PG_UPTODATE, ShmemInode
 
 if TYPE_CHECKING:
     from kernelmodel.kernel import Kernel

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
-from kernelmodel.errors import InvalidArgument, NoDevice, NotPermitted
+from kernelmodel.errors import Busy, InvalidArgument, NoDevice, NotPermitted
 from kernelmodel.fs import File, Inode, PlainFileOperations
 from kernelmodel.memory import PAGE_SHIFT, Content
 from kernelmodel.mm.hugetlbfs import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, HugetlbInode
 from kernelmodel.mm.shmem import (
+    F_ALL_SEALS,
     F_SEAL_EXEC,
     F_SEAL_FUTURE_WRITE,
     F_SEAL_GROW,
@@ -31,6 +32,7 @@ __all__ = [
     "MFD_NOEXEC_SEAL",
     "HugetlbFileOperations",
     "HugetlbMemfdInode",
+    "add_seals",
     "check_memfd_flags",
     "hugetlb_memfd_file",
     "memfd_create",
@@ -189,3 +191,32 @@ def memfd_create(kernel: Kernel, flags: int) -> File:
     file, inode = memfd_file(kernel, seals)
     inode.executable = not flags & MFD_NOEXEC_SEAL
     return file
+
+
+class _Sealable(Protocol):
+    seals: int | None
+    executable: bool
+
+    @property
+    def has_pinned_pages(self) -> bool: ...
+
+
+def add_seals(file: File, inode: _Sealable, seals: int) -> None:
+    """fcntl(F_ADD_SEALS). C: memfd_add_seals().
+
+    Raises:
+        NotPermitted: descriptor not writable, or F_SEAL_SEAL is set. InvalidArgument: no memfd,
+            or unknown seals. Busy: F_SEAL_WRITE while pages are pinned.
+    """
+    if not file.writable:
+        raise NotPermitted("not open for writing")
+    if seals & ~F_ALL_SEALS or inode.seals is None:
+        raise InvalidArgument("bad seals", seals=seals)
+    if inode.seals & F_SEAL_SEAL:
+        raise NotPermitted("sealed against sealing")
+    if seals & F_SEAL_EXEC and inode.executable:
+        # sealing an executable seals its content with it
+        seals |= F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_FUTURE_WRITE
+    if seals & F_SEAL_WRITE and not inode.seals & F_SEAL_WRITE and inode.has_pinned_pages:
+        raise Busy("pages are pinned")
+    inode.seals |= seals

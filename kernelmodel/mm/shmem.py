@@ -6,17 +6,15 @@ Folios are single pages, as with the default policy `huge=never` of the internal
 Unhappy paths: seals refuse with EPERM, F_SEAL_WRITE on pinned pages with EBUSY; a frozen inode
 (its file is preserved) refuses every change of layout with EPERM and takes writes in place.
 
-C: mm/shmem.c, mm/memfd.c, 7.3.
+C: mm/shmem.c, 7.3.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from kernelmodel.errors import (
-    Busy,
     FileTooBig,
-    InvalidArgument,
     NoMemory,
     NotPermitted,
     NotSupported,
@@ -40,7 +38,6 @@ __all__ = [
     "PG_UPTODATE",
     "ShmemFileOperations",
     "ShmemInode",
-    "add_seals",
     "tmpfs_file",
 ]
 
@@ -118,17 +115,22 @@ class ShmemInode(Inode):
     def allocate(
         self, first: int, last: int, flags: int, *, zeroed: bool = True, nid: int = 0
     ) -> int:
-        """Fill the holes of [first, last); how many pages that took. Raises: NoMemory."""
+        """Fill the holes of [first, last), lowest index first; how many pages that took.
+
+        Raises:
+            NoMemory: not all of them; those that could be filled stay, and are zero.
+        """
         taken = 0
         for low, high in self.holes(first, last):
             index = low
-            for pfn, nr_pages in self.kernel.page_alloc.alloc_bulk(
-                0, high - low, nid, movable=True
-            ):
-                if zeroed:
+            runs, missing = self.kernel.page_alloc.alloc_upto(0, high - low, nid, movable=True)
+            for pfn, nr_pages in runs:
+                if zeroed or missing:
                     self.kernel.memory.zero(pfn, nr_pages)
                 self.pages.put(index, index + nr_pages, (pfn - index, flags))
                 index += nr_pages
+            if missing:
+                raise NoMemory("no page for a file", missing=missing)
             taken += high - low
         return taken
 
@@ -272,7 +274,14 @@ class ShmemInode(Inode):
             raise NotPermitted("sealed against growing")
         if -(-end // PAGE_SIZE) > MAX_LFS_FILESIZE >> PAGE_SHIFT:
             raise FileTooBig("no file has the last page", end=end)
-        self.allocate(offset >> PAGE_SHIFT, -(-end // PAGE_SIZE), 0, zeroed=False)
+        first, last = offset >> PAGE_SHIFT, -(-end // PAGE_SIZE)
+        holes = self.holes(first, last)
+        try:
+            self.allocate(first, last, 0, zeroed=False)
+        except NoMemory:  # unlike a write or a fault, it takes back what it has done
+            for low, high in holes:
+                self.drop_pages(low, high)
+            raise
         if not mode & _FALLOC_KEEP_SIZE:
             self.size = max(self.size, end)
 
@@ -318,32 +327,3 @@ def tmpfs_file(kernel: Kernel, *, nlink: int = 1) -> File:
     Such files carry F_SEAL_SEAL from birth. C: shmem_get_inode().
     """
     return File(ShmemInode(kernel, F_SEAL_SEAL, nlink=nlink), ShmemFileOperations())
-
-
-class _Sealable(Protocol):
-    seals: int | None
-    executable: bool
-
-    @property
-    def has_pinned_pages(self) -> bool: ...
-
-
-def add_seals(file: File, inode: _Sealable, seals: int) -> None:
-    """fcntl(F_ADD_SEALS). C: memfd_add_seals().
-
-    Raises:
-        NotPermitted: descriptor not writable, or F_SEAL_SEAL is set. InvalidArgument: no memfd,
-            or unknown seals. Busy: F_SEAL_WRITE while pages are pinned.
-    """
-    if not file.writable:
-        raise NotPermitted("not open for writing")
-    if seals & ~F_ALL_SEALS or inode.seals is None:
-        raise InvalidArgument("bad seals", seals=seals)
-    if inode.seals & F_SEAL_SEAL:
-        raise NotPermitted("sealed against sealing")
-    if seals & F_SEAL_EXEC and inode.executable:
-        # sealing an executable seals its content with it
-        seals |= F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_FUTURE_WRITE
-    if seals & F_SEAL_WRITE and not inode.seals & F_SEAL_WRITE and inode.has_pinned_pages:
-        raise Busy("pages are pinned")
-    inode.seals |= seals

@@ -156,18 +156,70 @@ def test_a_huge_page_size_that_is_not_there(kernel: Kernel) -> None:
         Task(kernel, "t").memfd_create(MFD_HUGETLB | 16 << 26)
 
 
-def test_memory_that_runs_out_leaves_the_file_as_it_was_but_for_whole_ranges(
-    kernel: Kernel,
-) -> None:
+def test_fallocate_takes_back_what_it_did_when_memory_runs_out(kernel: Kernel) -> None:
+    """Seen on a real kernel, as are the next two: what was there before stays, nothing else."""
     task = Task(kernel, "t")
     fd = task.memfd_create()
-    task.pwrite(fd, b"kept", 0)
-    with pytest.raises(NoMemory):
-        task.fallocate(fd, 0, 0, GIB)
-    assert task.pread(fd, 100, 0) == b"kept"
+    task.pwrite(fd, b"kept", MIB)
+    free = kernel.page_alloc.nr_free_pages()
+    for mode in (0, 1):
+        with pytest.raises(NoMemory):
+            task.fallocate(fd, mode, 0, GIB)
+    assert kernel.page_alloc.nr_free_pages() == free
+    assert task.pread(fd, GIB, 0) == bytes(MIB) + b"kept"
     validate_kernel(kernel, [task])
     task.exit()
     validate_kernel(kernel, [])
+
+
+def hog(kernel: Kernel, task: Task, left: int) -> None:
+    """A file takes all pages that there are for files, but so many."""
+    fd = task.memfd_create()
+    inode, free = inode_of(task, fd), kernel.page_alloc.nr_free_pages()
+    while free:
+        try:
+            task.fallocate(fd, 0, inode.size, free * PAGE_SIZE)
+        except NoMemory:
+            free //= 2
+    task.ftruncate(fd, inode.size - left * PAGE_SIZE)
+
+
+def inode_of(task: Task, fd: int) -> ShmemInode:
+    inode = task.files.fget(fd).inode
+    assert isinstance(inode, ShmemInode)
+    return inode
+
+
+def test_a_write_stops_at_the_page_that_there_is_no_memory_for() -> None:
+    kernel = power_on()
+    task = Task(kernel, "t")
+    hog(kernel, task, 30)
+    fd = task.memfd_create()
+    done = task.pwrite(fd, b"x" * MIB, 100)
+    assert 0 < done < MIB
+    assert (100 + done) % PAGE_SIZE == 0
+    assert inode_of(task, fd).size == 100 + done
+    with pytest.raises(NoMemory):
+        task.pwrite(fd, b"x", 100 + done)
+    assert task.pread(fd, MIB, 0) == bytes(100) + b"x" * done
+    validate_kernel(kernel, [task])
+
+
+def test_a_preserve_that_runs_out_of_memory_leaves_the_holes_that_it_filled() -> None:
+    kernel = power_on()
+    task = Task(kernel, "t")
+    session = task.create_session(task.open(DEV_LIVEUPDATE), "s")
+    hog(kernel, task, 40)
+    fd = task.memfd_create()
+    task.ftruncate(fd, 100 * PAGE_SIZE)
+    task.pwrite(fd, b"x", 90 * PAGE_SIZE)
+    with pytest.raises(NoMemory):
+        task.preserve_fd(session, fd, 1)
+    first, *_ = inode_of(task, fd).extents(0, 100)
+    assert first[0] == 0
+    task.ftruncate(fd, 50 * PAGE_SIZE)  # it is not frozen
+    assert task.pread(fd, MIB, 0) == bytes(50 * PAGE_SIZE)
+    validate_kernel(kernel, [task])
 
 
 def test_fallocated_pages_read_as_zero_whatever_lay_there(kernel: Kernel) -> None:
