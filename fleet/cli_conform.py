@@ -7,14 +7,13 @@ from typing import Annotated, Final
 
 import typer
 
-__all__ = ["BootTimeout", "conform"]
+from fleet.cli_kernel import BootTimeout, OtherKernels, SystemMap, other_kernels
+
+__all__ = ["conform"]
 
 _ALONE: Final = "On the model alone"
 _AGAINST: Final = "Against a kernel, or random"
 
-BootTimeout = Annotated[
-    float, typer.Option(metavar="SECONDS", help="What one boot of a real kernel may take.")
-]
 _Scripts = Annotated[list[Path] | None, typer.Argument(metavar="SCRIPT.scn...", show_default=False)]
 _Check = Annotated[
     bool,
@@ -90,6 +89,14 @@ _Huge = Annotated[
     bool,
     typer.Option("--huge", help="Random scripts are about huge pages.", rich_help_panel=_AGAINST),
 ]
+_Failing = Annotated[
+    bool,
+    typer.Option(
+        "--failing",
+        help="In random scripts functions of the kernel fail.",
+        rich_help_panel=_AGAINST,
+    ),
+]
 _Keep = Annotated[
     Path | None,
     typer.Option(
@@ -123,8 +130,11 @@ def conform(
     random: _Random = 0,
     seed: _Seed = 1,
     huge: _Huge = False,
+    failing: _Failing = False,
     keep: _Keep = None,
     shrink: _Shrink = 0,
+    system_map: SystemMap = None,
+    other_kernel: OtherKernels = None,
     boot_timeout: BootTimeout = 60.0,
 ) -> None:
     """Run scripts of live-update operations, each on a modelled host, and print their traces.
@@ -157,6 +167,8 @@ def conform(
             "--check, --fresh, --keep-handover, --handover and --corrupt are for scripts on the "
             "model alone, not for --against, --random or --keep"
         )
+    if huge and failing:
+        raise typer.BadParameter("--huge and --failing are different random scripts")
     from fleet.recorder.commands import ConformOptions, conform_many
 
     many = ConformOptions(
@@ -164,9 +176,12 @@ def conform(
         random=random,
         seed=seed,
         huge=huge,
+        failing=failing,
         against=against,
         keep=keep,
         shrink=shrink,
+        system_map=system_map,
+        others=other_kernels(other_kernel),
         boot_timeout_s=boot_timeout,
     )
     raise typer.Exit(conform_many(many, out, err))

@@ -7,32 +7,13 @@ from typing import Annotated
 
 import typer
 
-from fleet.cli_conform import BootTimeout
+from fleet.cli_kernel import BootTimeout, OtherKernels, SystemMap, other_kernels
 
-__all__ = ["OtherKernels", "other_kernels", "record"]
+__all__ = ["record"]
 
 _Kernel = Annotated[
     Path,
     typer.Option(metavar="BZIMAGE", help="The kernel to ask; docs/recording.md has one built."),
-]
-_SystemMap = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        help="The kernel's System.map, for scripts in which something fails or is corrupted, and "
-        "for --dump-image; if not given, the one beside the image or in its build tree.",
-        show_default=False,
-    ),
-]
-OtherKernels = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--other-kernel",
-        metavar="NAME=BZIMAGE",
-        help="The kernel that scripts call NAME: no-memfd is built without "
-        "CONFIG_LIVEUPDATE_MEMFD.",
-        show_default=False,
-    ),
 ]
 _DumpImage = Annotated[
     list[str] | None,
@@ -54,7 +35,7 @@ _ConsoleLog = Annotated[
 def record(
     script: Annotated[Path, typer.Argument(metavar="SCRIPT.scn", show_default=False)],
     kernel: _Kernel,
-    system_map: _SystemMap = None,
+    system_map: SystemMap = None,
     other_kernel: OtherKernels = None,
     dump_image: _DumpImage = None,
     console_log: _ConsoleLog = None,
@@ -73,20 +54,6 @@ def record(
     others = other_kernels(other_kernel)
     options = RecordOptions(script, kernel, others, system_map, dump, console_log, boot_timeout)
     raise typer.Exit(run_script(options, Console(), Console(stderr=True, soft_wrap=True)))
-
-
-def other_kernels(given: list[str] | None) -> dict[str, Path]:
-    """Images by name. Raises: typer.BadParameter."""
-    from kernelmodel.script import KERNELS
-
-    named: dict[str, Path] = {}
-    for text in given or ():
-        name, _, file = text.partition("=")
-        if name not in KERNELS or not file:
-            known = ", ".join(f"{known}=BZIMAGE" for known in KERNELS)
-            raise typer.BadParameter(f"{text!r} is none of {known}", param_hint="--other-kernel")
-        named[name] = Path(file)
-    return named
 
 
 def _boot_file(text: str) -> tuple[int, Path]:

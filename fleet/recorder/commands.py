@@ -20,6 +20,7 @@ from fleet.bad_input import BadInput, InputFault
 from fleet.conform import read_script
 from fleet.console import mistakes
 from fleet.recorder.compare import Comparison, modelled, shrink
+from fleet.recorder.failing_scripts import random_failing_script
 from fleet.recorder.huge_scripts import random_huge_script
 from fleet.recorder.record import Recorder, RecorderError
 from fleet.recorder.scripts import random_script
@@ -42,12 +43,17 @@ class ConformOptions:
     seed: int
     #: Random scripts are about huge pages.
     huge: bool
+    #: In random scripts functions of the kernel fail.
+    failing: bool
     #: The kernel image to compare with; None: the model alone.
     against: Path | None
     #: Where scripts go that differ (without a kernel: all) and their traces; None: nowhere.
     keep: Path | None
     #: How often a script that differs is tried in parts, to find the least one.
     shrink: int
+    #: As for a recording.
+    system_map: Path | None
+    others: dict[str, Path]
     boot_timeout_s: float
 
 
@@ -108,7 +114,13 @@ def conform_many(options: ConformOptions, out: Console, err: Console) -> int:
             options.keep.mkdir(parents=True, exist_ok=True)
         if options.against is None:
             return _model_alone(options, out)
-        with _ended_by_sigterm(), Recorder(options.against, options.boot_timeout_s) as recorder:
+        recorder = Recorder(
+            options.against,
+            options.boot_timeout_s,
+            system_map=options.system_map,
+            others=options.others,
+        )
+        with _ended_by_sigterm(), recorder:
             return _compare_all(options, recorder, out)
     except BadInput as bad:
         err.print(mistakes(bad))
@@ -123,6 +135,8 @@ def _texts(options: ConformOptions) -> Iterator[tuple[str, str]]:
     for index in range(options.random):
         if options.huge:
             yield f"h{options.seed}-{index}", random_huge_script(options.seed, index)
+        elif options.failing:
+            yield f"f{options.seed}-{index}", random_failing_script(options.seed, index)
         else:
             yield f"{options.seed}-{index}", random_script(options.seed, index)
 

@@ -1,0 +1,49 @@
+"""Random scripts in which functions of the kernel fail, from a seed.
+
+They are ordinary random scripts with failures put in: allocations and file handlers that fail at
+their first or a later call, and reboots that are tried with and without a freeze that fails. What
+is left behind by an operation that was undone shows in what comes after.
+
+Happy path: `random_failing_script(seed, index)` gives the text.
+"""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Final
+
+from fleet.recorder.scripts import random_script
+from kernelmodel.sim.rng import stream
+
+__all__ = ["random_failing_script"]
+
+_ERRORS: Final = ("ENOMEM", "EINVAL", "EIO", "EBUSY", "ENOSPC")
+#: What can fail in an operation.
+_FUNCTIONS: Final = {
+    "create": ("kho_alloc_preserve",),
+    "preserve": ("kho_alloc_preserve", "memfd_luo_preserve", "kho_preserve_vmalloc"),
+    "fetch": ("memfd_luo_retrieve",),
+}
+_FAILING: Final = 0.15
+_REBOOTING: Final = 0.06
+
+
+def random_failing_script(seed: int, index: int) -> str:
+    """The script of that number; a function of its arguments alone."""
+    rng = stream(seed, "failing script", index)
+    lines: list[str] = []
+    for line in random_script(seed, index).splitlines():
+        lines += _before(line.split()[:1], rng)
+        lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def _before(op: list[str], rng: Random) -> list[str]:
+    lines = []
+    if op and op[0] in _FUNCTIONS and rng.random() < _FAILING:
+        function = rng.choice(_FUNCTIONS[op[0]])
+        lines.append(f"fail {function} {rng.choice((1, 1, 1, 2, 2, 3))} {rng.choice(_ERRORS)}")
+    if rng.random() < _REBOOTING:
+        lines.append(f"fail memfd_luo_freeze {rng.choice((1, 1, 2, 3, 5))} {rng.choice(_ERRORS)}")
+        lines.append("tryreboot")
+    return lines
