@@ -104,13 +104,31 @@ def _catalogue(known: Collection[Release]) -> RenderableType:
     table = Table(title="Kernel releases and what they call their formats", title_justify="left")
     for name in ("release", "KHO", "LUO", "memfd", "proposed", "status"):
         table.add_column(name, no_wrap=True)
+    others = [one for one in known if one.hugetlb_design not in {None, "flb-counts"}]
     for one in known:
+        if one in others:
+            continue
         beyond = (one.hugemfd, one.hugetlb, one.kvm_vm, one.guest_memfd, one.guest_hugetlb)
         proposed = "\n".join(filter(None, beyond))
         parts = (part or "–" for part in (one.kho, one.luo, one.memfd, proposed))
         table.add_row(one.name, *parts, _status(one))
-    remarks = [f"{one.name}: {one.remark}" for one in known if one.remark]
-    return Group(table, Text("\n".join(remarks)))
+    remarks = [f"{one.name}: {one.remark}" for one in known if one.remark and one not in others]
+    shown: list[RenderableType] = [table, Text("\n".join(remarks))]
+    if others:
+        shown.append(_other_designs(others))
+    return Group(*shown)
+
+
+def _other_designs(known: Collection[Release]) -> RenderableType:
+    """Releases that differ in how hugetlb's shared state is kept; `lufleet designs` compares."""
+    title = "7.3.4+guest-memfd with another design for hugetlb (lufleet designs)"
+    table = Table(title=title, title_justify="left")
+    for name in ("release", "LUO", "shared state"):
+        table.add_column(name, no_wrap=True)
+    for one in known:
+        luo = f"{one.luo}, v4" if one.luo_design == "v4" else one.luo
+        table.add_row(one.name, luo, one.hugetlb)
+    return table
 
 
 def _status(release: Release) -> str:

@@ -124,6 +124,36 @@ _LUO_V4 = Release(
 )
 
 
+def _with_design(
+    design: str, source: str, shared: str, luo_design: LuoDesign = "sessions"
+) -> Release:
+    """7.3.4 with another way of keeping hugetlb's shared state, and with guest_memfd."""
+    v4 = luo_design == "v4"
+    return replace(
+        _with_guest_memfd(next(release for release in _RELEASED if release.name == "7.3.4")),
+        name=f"7.3.4+luo-v4+{design}" if v4 else f"7.3.4+{design}",
+        luo="luo-v1" if v4 else "luo-v5",
+        luo_design=luo_design,
+        hugetlb=shared,
+        hugetlb_design=design,
+        proposal=f"with the design {design} for hugetlb, {source}"
+        + (", on the LUO v4 of Sep 2025" if v4 else "")
+        + ", and guest_memfd",
+    )
+
+
+#: For each way of keeping hugetlb's shared state a release that carries it. All are the 7.3.4 that
+#: has guest_memfd, with that one thing changed; those of October 2025 with the LUO of their time.
+_WITH_DESIGNS = (
+    _with_design("subsystem-prepare", "P. Yadav, 9 Oct 2025", "hugetlb-marks-v1", "v4"),
+    _with_design("global-state", "P. Tatashin, 7 Oct 2025", "hugetlb-chain-v1", "v4"),
+    _with_design("frozen-pool", "J. Gunthorpe, 10 Oct 2025", "hugetlb-pool-v1"),
+    _with_design("files-then-subsystem", "P. Yadav, 14 Oct 2025", "hugetlb-pool-v1", "v4"),
+    _with_design("handler-subsystem", "P. Yadav, 27 Oct 2025", "hugetlb-pool-v1", "v4"),
+    _with_design("ours", "ours", "hugetlb-nodes-v1"),
+)
+
+
 #: The releases that everybody knows.
 CATALOGUE: dict[str, Release] = {
     release.name: release
@@ -132,6 +162,7 @@ CATALOGUE: dict[str, Release] = {
         _LUO_V4,
         *(_with_hugetlb(release) for release in _RELEASED if release.name.startswith("7.3")),
         *(_with_guest_memfd(release) for release in _RELEASED if release.name.startswith("7.3")),
+        *_WITH_DESIGNS,
     )
 }
 

@@ -19,7 +19,9 @@ from kernelmodel.luo.handler import FileHandler
 from kernelmodel.luo_v4.merged import MergedHandler
 
 if TYPE_CHECKING:
+    from kernelmodel.hugetlb_designs import HugetlbDesign
     from kernelmodel.kernel import Kernel
+    from kernelmodel.luo_v4.core import LuoV4
 
 __all__ = ["HugetlbMemfdHandler", "MemfdHandler", "register_handlers"]
 
@@ -30,25 +32,36 @@ def register_handlers(kernel: Kernel) -> None:
     Raises:
         NotSupported: live update is off.
     """
-    release = kernel.release
-    if kernel.luo_v4 is not None:
-        if release.memfd is not None:
-            memfd = MemfdHandler(kernel, release.memfd)
-            kernel.luo_v4.register_file_handler(MergedHandler(memfd))
-        return
+    release, design = kernel.release, kernel.hugetlb_design
+    plain: list[FileHandler] = []
     if release.memfd is not None:
-        kernel.luo.register_file_handler(MemfdHandler(kernel, release.memfd))
+        plain.append(MemfdHandler(kernel, release.memfd))
     if release.kvm_vm is not None:
-        kernel.luo.register_file_handler(KvmVmHandler(kernel, release.kvm_vm))
+        plain.append(KvmVmHandler(kernel, release.kvm_vm))
     if release.guest_memfd is not None:
-        kernel.luo.register_file_handler(GuestMemfdHandler(kernel, release.guest_memfd))
-    design = kernel.hugetlb_design
+        plain.append(GuestMemfdHandler(kernel, release.guest_memfd))
+    huge: list[FileHandler] = []
+    if design is not None and release.hugemfd is not None:
+        huge.append(HugetlbMemfdHandler(kernel, release.hugemfd, design))
+    if design is not None and release.guest_hugetlb is not None:
+        huge.append(GuestHugetlbHandler(kernel, release.guest_hugetlb, design))
+    if kernel.luo_v4 is not None:
+        _register_v4(kernel.luo_v4, plain, huge, design)
+        return
+    for handler in (*plain, *huge):
+        kernel.luo.register_file_handler(handler)
     if design is not None:
-        huge: list[FileHandler] = []
-        if release.hugemfd is not None:
-            huge.append(HugetlbMemfdHandler(kernel, release.hugemfd, design))
-        if release.guest_hugetlb is not None:
-            huge.append(GuestHugetlbHandler(kernel, release.guest_hugetlb, design))
-        for handler in huge:
-            kernel.luo.register_file_handler(handler)
         design.register(huge)
+
+
+def _register_v4(
+    luo: LuoV4, plain: list[FileHandler], huge: list[FileHandler], design: HugetlbDesign | None
+) -> None:
+    """The same under LUO v4. A design there says when files work, and who may share its state."""
+    early = design is not None and design.at_preserve_fd
+    wrapped = [MergedHandler(handler, at_preserve_fd=early) for handler in huge]
+    if design is not None and wrapped:
+        wrapped = wrapped if design.takes_guest_memfd else wrapped[:1]
+        design.bind(wrapped)
+    for handler in (*(MergedHandler(one, at_preserve_fd=early) for one in plain), *wrapped):
+        luo.register_file_handler(handler)

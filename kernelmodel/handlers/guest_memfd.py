@@ -34,6 +34,7 @@ from kernelmodel.handlers.folio_table import (
 )
 from kernelmodel.handlers.hugetlb_folios import HugetlbFolios
 from kernelmodel.luo.handler import FileHandler, LuoFile
+from kernelmodel.luo_v4.merged import MergedFileSet
 from kernelmodel.mm.guest_memfd import (
     GuestHugetlbInode,
     GuestMemfdInode,
@@ -105,7 +106,9 @@ class _GuestHandler(FileHandler):
         """The inode."""
         return file.inode.ino
 
-    def _file_set(self, luo_file: LuoFile) -> LuoFileSet:
+    def _file_set(self, luo_file: LuoFile) -> LuoFileSet | MergedFileSet:
+        if self.kernel.luo_v4 is not None:
+            return MergedFileSet.of(self.kernel.luo_v4, luo_file)
         sessions = self.kernel.luo.sessions
         return next(
             session.file_set

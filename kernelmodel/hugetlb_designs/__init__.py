@@ -9,7 +9,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from kernelmodel.hugetlb_designs.base import HugetlbDesign
+from kernelmodel.hugetlb_designs.files_then_subsystem import FilesThenSubsystem
 from kernelmodel.hugetlb_designs.flb_counts import FlbCounts
+from kernelmodel.hugetlb_designs.frozen_pool import FrozenPool
+from kernelmodel.hugetlb_designs.global_state import GlobalState
+from kernelmodel.hugetlb_designs.handler_subsystem import HandlerSubsystem
+from kernelmodel.hugetlb_designs.ours import Ours
+from kernelmodel.hugetlb_designs.subsystem_prepare import SubsystemPrepare
 
 if TYPE_CHECKING:
     from kernelmodel.kernel import Kernel
@@ -17,7 +23,15 @@ if TYPE_CHECKING:
 __all__ = ["DESIGNS", "HugetlbDesign", "make_design"]
 
 #: Every design by name; each is made of a kernel and the compatible string of its shared state.
-DESIGNS: dict[str, Callable[[Kernel, str], HugetlbDesign]] = {FlbCounts.name: FlbCounts}
+DESIGNS: dict[str, Callable[[Kernel, str], HugetlbDesign]] = {
+    SubsystemPrepare.name: SubsystemPrepare,
+    GlobalState.name: GlobalState,
+    FrozenPool.name: FrozenPool,
+    FilesThenSubsystem.name: FilesThenSubsystem,
+    HandlerSubsystem.name: HandlerSubsystem,
+    FlbCounts.name: FlbCounts,
+    Ours.name: Ours,
+}
 
 
 def make_design(kernel: Kernel) -> HugetlbDesign | None:

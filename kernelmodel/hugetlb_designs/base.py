@@ -10,7 +10,7 @@ the hooks below and do not know which design answers.
 |---|---|---|
 | boot, nothing allocated yet | `early_boot` | boot, before gigantic pages |
 | boot, pools are filled | `pools_ready` | boot, at hugetlb's initcall |
-| boot, handlers exist | `register` | boot, late; ties the design to its LUO |
+| boot, handlers exist | `register`; on v4 `bind` | boot, late; ties the design to its LUO |
 | first file, last file; v4: PREPARE, FREEZE, CANCEL, FINISH | what LUO offers | LUO |
 | a file's folios are preserved | `preserve_folios` | file handler, holes filled |
 | … are given up: session closed, cancel, a later step failed | `unpreserve_folios` | file handler |
@@ -36,7 +36,7 @@ anything, and the preserve fails with it; `discard_folios` and `unpreserve_folio
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from kernelmodel.abi.folio_table import FolioRun
@@ -46,6 +46,7 @@ from kernelmodel.mm.hugetlb_vmemmap import vmemmap_frames
 
 if TYPE_CHECKING:
     from kernelmodel.kernel import Kernel
+    from kernelmodel.luo_v4 import handler as v4
 
 __all__ = ["FlbDesign", "HugetlbDesign"]
 
@@ -63,13 +64,26 @@ class HugetlbDesign:
     luo: ClassVar[str] = "7.3"
     #: Callbacks that this LUO would have to offer beyond those that it has.
     callbacks: ClassVar[tuple[str, ...]] = ()
+    #: On LUO v4: whether files do their work at PRESERVE_FD, as asked for on 7 Oct 2025, or as v4
+    #: has it at PREPARE. On that of 7.3 they always do it when they are preserved.
+    at_preserve_fd: ClassVar[bool] = False
+    #: Whether guest_memfds on huge pages can share the state with memfds.
+    takes_guest_memfd: ClassVar[bool] = True
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
         self.folios = PlainFolios(kernel)
 
+    @property
+    def shared_bytes(self) -> int:
+        """Bytes of shared state written for the next kernel so far, whatever pages they take."""
+        return 0
+
     def register(self, handlers: Iterable[FileHandler]) -> None:
-        """Tie the design to the handlers that share it, by whatever its LUO offers."""
+        """Tie the design to the handlers that share it, by whatever the LUO of 7.3 offers."""
+
+    def bind(self, handlers: Sequence[v4.FileHandler]) -> None:
+        """The same on LUO v4, before they are registered: LUO looks at them then."""
 
     # Outgoing, for one file. `runs` are its folios of `order`, in file order.
 

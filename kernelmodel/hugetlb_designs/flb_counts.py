@@ -31,6 +31,11 @@ class FlbCounts(FlbDesign):
     source: ClassVar[str] = "RFC of Dec 2025 (P. Yadav, 20251206230222.853493)"
     callbacks: ClassVar[tuple[str, ...]] = ("liveupdate_flb_incoming_early",)
 
+    @property
+    def shared_bytes(self) -> int:
+        """The structure."""
+        return HugetlbSer.SIZE if self.flb.outgoing_data else 0
+
     # Outgoing.
 
     def preserve(self) -> tuple[int, object]:

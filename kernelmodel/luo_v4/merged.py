@@ -41,8 +41,10 @@ from kernelmodel.owners import KeepsPages, Preserved
 
 if TYPE_CHECKING:
     from kernelmodel.kernel import Kernel
+    from kernelmodel.luo_v4.core import LuoV4
+    from kernelmodel.luo_v4.file import LuoFiles
 
-__all__ = ["MergedHandler"]
+__all__ = ["MergedFileSet", "MergedHandler"]
 
 
 @dataclass(slots=True)
@@ -53,6 +55,41 @@ class _MergedFile(merged.LuoFile):
         yield from page_at(kernel, "entry", self.data)
         if isinstance(self.private, KeepsPages):
             yield from self.private.preserved_pages(kernel)
+
+
+class MergedFileSet:
+    """The files of a session of v4, as a merged handler asks for its file's companions."""
+
+    __slots__ = ("_files",)
+
+    def __init__(self, files: LuoFiles) -> None:
+        self._files = files
+
+    @classmethod
+    def of(cls, luo: LuoV4, luo_file: merged.LuoFile) -> MergedFileSet:
+        """Those of the session that has this file."""
+        sessions = (session.files for session in luo.sessions.sessions)
+        return next(
+            cls(files)
+            for files in sessions
+            if any(one.private is luo_file for one in files.files.values())
+        )
+
+    @property
+    def files(self) -> list[merged.LuoFile]:
+        """Those that merged handlers take care of, as they know them."""
+        known = (one.private for one in self._files.files.values())
+        return [file for file in known if isinstance(file, _MergedFile)]
+
+    def retrieve_file(self, token: int) -> File:
+        """The file, retrieved if it was not yet; the caller's reference.
+
+        Raises: NoEntry: unknown token. Others: the handler's.
+        """
+        known = self._files.files.get(token)
+        if known is not None and known.file is not None:
+            return known.file.get()
+        return self._files.restore(token)
 
 
 class MergedHandler(FileHandler):
