@@ -41,7 +41,7 @@ from kernelmodel.kho.fdt import Fdt, FdtNode
 from kernelmodel.kho.incoming import KhoIn, deserialize, incoming_tree, read_handover
 from kernelmodel.kho.metadata import add_metadata, incoming_metadata
 from kernelmodel.kho.radix_tree import KeyRun, KhoRadixTree
-from kernelmodel.kho.scratch import ScratchParam, extend_scratch, reserve_scratch
+from kernelmodel.kho.scratch import cold_boot_scratch, extend_scratch
 from kernelmodel.kho.tags import PageTags
 from kernelmodel.machine import Firmware
 from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE
@@ -125,21 +125,11 @@ class Kho:
         elif self.incoming is not None:
             deserialize(self.kernel, self.incoming, self.tags)
         elif self.enabled:
-            self._reserve_scratch()
-
-    def _reserve_scratch(self) -> None:
-        kernel = self.kernel
-        param, unreadable = ScratchParam.read(kernel.params.values("kho_scratch"))
-        for text in unreadable:
-            kernel.printk(f"KHO: cannot parse kho_scratch={text}, it changes nothing")
-        nids = sorted({region.nid for region in kernel.memblock.memory})
-        try:
-            self.scratch_array_pa, self.scratch = reserve_scratch(
-                kernel.memblock, param, nids, with_hugetlb=not kernel.release.kho_extends_scratch
-            )
-        except NoMemory as error:
-            kernel.printk(f"KHO: failed to reserve scratch, disabling KHO: {error}")
-            self.enabled = False
+            try:
+                self.scratch_array_pa, self.scratch = cold_boot_scratch(self.kernel)
+            except NoMemory as error:
+                self.kernel.printk(f"KHO: failed to reserve scratch, disabling KHO: {error}")
+                self.enabled = False
 
     # The outgoing side.
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from kernelmodel.abi.kexec_handover import KHO_TREE_MAX_DEPTH, KhoScratch
 from kernelmodel.errors import NoMemory
@@ -26,9 +27,13 @@ from kernelmodel.mm.memblock import NUMA_NO_NODE, Memblock
 from kernelmodel.mm.mmzone import MAX_ORDER_NR_PAGES
 from kernelmodel.mm.ranges import RangeSet
 
+if TYPE_CHECKING:
+    from kernelmodel.kernel import Kernel
+
 __all__ = [
     "KHO_SCRATCH_ALIGN",
     "ScratchParam",
+    "cold_boot_scratch",
     "extend_scratch",
     "memparse",
     "reserve_scratch",
@@ -156,6 +161,16 @@ def reserve_scratch(
         memblock.free(array, -(-array_size // PAGE_SIZE) << PAGE_SHIFT)
         raise
     return array, areas
+
+
+def cold_boot_scratch(kernel: Kernel) -> tuple[int, list[KhoScratch]]:
+    """Reserve what this kernel's command line asks for. Returns and raises as above."""
+    param, unreadable = ScratchParam.read(kernel.params.values("kho_scratch"))
+    for text in unreadable:
+        kernel.printk(f"KHO: cannot parse kho_scratch={text}, it changes nothing")
+    nids = sorted({region.nid for region in kernel.memblock.memory})
+    with_hugetlb = not kernel.release.kho_extends_scratch
+    return reserve_scratch(kernel.memblock, param, nids, with_hugetlb=with_hugetlb)
 
 
 def extend_scratch(memblock: Memblock, tree: IncomingTree) -> int:

@@ -172,7 +172,7 @@ INVENTORY_MISTAKES = [
     ("hosts", "2,64GiB -> 65,64GiB", 2, "numa_nodes: 65 is too large"),
     ("hosts", "7.3.2+hugetlb -> 7.3.2-hugetlb", 2, 'did you mean "7.3.2+hugetlb"?'),
     ("hosts", "7.3.2+hugetlb -> 7.3.2", 3, "7.3.2 has no handler for hugetlb memfds"),
-    ("hosts", "4096,16, -> 65536,16,", 2, "its kernel gets 21853 of 65536 pages of 2MiB"),
+    ("hosts", "4096,16, -> 65536,16,", 2, "its kernel gets 21789 of 65536 pages of 2MiB"),
     ("hosts", "4096,16, -> 0,64,", 2, "its kernel gets 61 of 64 pages of 1GiB"),
     ("hosts", "4096,16, -> 1024,16,", 3, "needs 2048 pages of 2MiB, the pool of host h1 has 1024"),
     ("hosts", "4096,16, -> 0,16,", 3, "host h1 has none"),

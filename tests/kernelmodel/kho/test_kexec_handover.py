@@ -18,6 +18,7 @@ from kernelmodel.kernel import Kernel, KernelConfig
 from kernelmodel.kho.kexec_handover import Kho
 from kernelmodel.machine import Firmware
 from kernelmodel.memory import GIB, MIB, PAGE_SHIFT, PAGE_SIZE
+from kernelmodel.mm.page_alloc import PageAllocator
 from kernelmodel.validate import validate_kernel
 from tests.kernelmodel.kernels import CMDLINE, CONFIG, Agent, power_on, reboot
 
@@ -267,6 +268,36 @@ def test_kho_that_cannot_start_turns_itself_off(monkeypatch: pytest.MonkeyPatch)
         Agent(kernel)
     monkeypatch.undo()
     assert reboot(kernel).kho.incoming is None
+
+
+@pytest.mark.parametrize("allowed", range(9))
+def test_kho_comes_up_whole_or_not_at_all(allowed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root, FDT, five nodes, metadata: without one of the eight pages all of it is undone."""
+    init, alloc = Kho.init, PageAllocator.alloc_pages
+
+    def failing(kho: Kho) -> None:
+        calls = [0]
+
+        def limited(self: PageAllocator, order: int, nid: int = 0) -> int:
+            calls[0] += 1
+            if calls[0] > allowed:
+                raise NoMemory("injected")
+            return alloc(self, order, nid)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(PageAllocator, "alloc_pages", limited)
+            init(kho)
+
+    monkeypatch.setattr(Kho, "init", failing)
+    kernel = power_on()
+    validate_kernel(kernel, [])
+    assert kernel.kho.enabled == (allowed == 8)
+    assert kernel.luo.enabled == kernel.kho.enabled
+    assert bool(kernel.kho.outgoing_nodes()) == kernel.kho.enabled
+    # scratch is for movable pages, or memory like any other
+    assert bool(kernel.page_alloc.nr_free_cma_pages()) == kernel.kho.enabled
+    monkeypatch.undo()
+    assert (reboot(kernel).kho.incoming is None) != (allowed == 8)
 
 
 def test_keys_beyond_memory_fault_while_the_handover_is_read() -> None:

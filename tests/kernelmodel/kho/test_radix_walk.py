@@ -1,3 +1,5 @@
+"""Trees of rubbish: walked in bounded time, with the same keys as the kernel would meet."""
+
 from __future__ import annotations
 
 import random
