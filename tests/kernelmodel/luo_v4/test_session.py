@@ -16,6 +16,7 @@ from kernelmodel.errors import (
     TooBig,
 )
 from kernelmodel.syscalls import Task
+from kernelmodel.validate import validate_kernel
 from tests.kernelmodel.luo_v4.hosts import (
     CANCEL,
     FINISH,
@@ -137,6 +138,21 @@ def test_a_session_closed_after_prepare_is_not_handed_over() -> None:
         agent.retrieve_session("closed")
     fd = agent.restore_fd(agent.retrieve_session("kept"), 1)
     assert agent.task.pread(fd, 4, 0) == b"kept"
+
+
+def test_an_agent_that_dies_after_prepare_takes_its_sessions_along() -> None:
+    """The system stays PREPARED, and what it hands over is an update without sessions."""
+    kernel, agent, _ = kernel_in(PREPARED)
+    agent.task.exit()
+    assert luo_of(kernel).state is PREPARED
+    validate_kernel(kernel, [agent.task])
+    kernel = jump(kernel)
+    agent = Agent(kernel)
+    assert agent.state() is UPDATED
+    with pytest.raises(NoEntry):
+        agent.retrieve_session("vm")
+    agent.set_event(FINISH)
+    assert sum(end - start for start, end, _ in kernel.kho.tags) == 2  # FDT and metadata
 
 
 def test_the_third_session_that_fails_cancels_the_first_two_in_their_order() -> None:
@@ -315,7 +331,14 @@ def test_hundreds_of_sessions_cross_in_one_array() -> None:
     for index in range(300):
         agent.preserve_fd(agent.create_session(f"vm-{index}"), agent.memfd(100, b"%d" % index), 0)
     agent.set_event(PREPARE)
-    assert luo_of(kernel).fdt.pa
+    agent.set_event(CANCEL)  # nodes of the radix tree stay
+    before = (kernel.page_alloc.nr_free_pages(), kernel.kho.preserved_keys)
+    agent.set_event(PREPARE)
+    array = luo_of(kernel).sessions.array
+    assert array.pgcnt == 8  # six pages of entries in a block of the next order
+    agent.set_event(CANCEL)
+    assert (kernel.page_alloc.nr_free_pages(), kernel.kho.preserved_keys) == before
+    agent.set_event(PREPARE)
     freeze(kernel)
     agent = Agent(jump_on(kernel))
     for index in (0, 51, 299):
