@@ -43,16 +43,21 @@ class HugepageSubpool:
         Raises:
             NoMemory: more than `size`; nothing is changed.
         """
-        if self.max_hpages is not None and self.used_hpages + n > self.max_hpages:
+        if self.room(n) < n:
             raise NoMemory("mount is full", wanted=n, used=self.used_hpages, limit=self.max_hpages)
-        self.used_hpages += n
+        self._count(n)
         own = min(n, self.rsv_hpages)
         self.rsv_hpages -= own
         return n - own
 
+    def _count(self, n: int) -> None:
+        """Pages are counted only against a limit."""
+        if self.max_hpages is not None:
+            self.used_hpages += n
+
     def undo_get(self, n: int, from_pool: int) -> None:
         """A `get` of `n` pages, `from_pool` of which the pool was to see to, came to nothing."""
-        self.used_hpages -= n
+        self._count(-n)
         self.rsv_hpages += n - from_pool
 
     def fail_get(self) -> None:
@@ -61,7 +66,7 @@ class HugepageSubpool:
         Only a page of the mount's own promises is counted out again.
         """
         if self.room(1) and not self.rsv_hpages:
-            self.used_hpages += 1
+            self._count(1)
 
     def room(self, n: int) -> int:
         """How many of `n` pages `size` lets in."""
@@ -70,9 +75,10 @@ class HugepageSubpool:
     def put(self, n: int) -> int:
         """Count `n` pages out; how many promises the pool gets back.
 
-        C: hugepage_subpool_put_pages().
+        Without `size` the mount takes promises back as long as it misses any, however many pages
+        its files have. C: hugepage_subpool_put_pages().
         """
-        self.used_hpages -= n
+        self._count(-n)
         if self.min_hpages is None or self.used_hpages >= self.min_hpages:
             return n
         kept = min(n, max(0, self.min_hpages - self.rsv_hpages))

@@ -154,6 +154,18 @@ def test_surplus_pages_for_promises_come_from_the_tasks_own_node() -> None:
     assert nodes_of(state, mapping) == [1, 1, 1, 1]
 
 
+def test_a_nodes_own_file_leaves_the_persistent_pages_of_others_alone() -> None:
+    state = boot("hugepages=8")
+    mapping = HugetlbPrivateMapping(state.hstate(9), 4)
+    assert mapping.touch(0, 4) == 4  # all of node 0
+    hugetlb_sysfs.write(state, f"{NODE.format(0)}/nr_hugepages", "1")
+    assert (by_node(state), counters(state)) == ((4, 4), (8, 4, 0, 3))
+    hugetlb_sysfs.write(state, f"{NODE.format(1)}/nr_hugepages", "1")
+    assert (by_node(state), counters(state)) == ((4, 1), (5, 1, 0, 3))
+    hugetlb_sysfs.write(state, f"{NODE.format(0)}/nr_hugepages", "3")
+    assert (by_node(state), counters(state)) == ((4, 1), (5, 1, 0, 1))
+
+
 def test_a_cpuset_is_heeded_by_promises_and_pages() -> None:
     state = boot("hugepages=8")
     inside = Placement(0, mems_allowed=frozenset({1}))

@@ -125,6 +125,9 @@ def test_assurances_out_of_surplus_pages_are_more_than_the_pool_has_once_those_g
     books(file).ftruncate(0)
     assert counters(kernel) == (2, 2, 5, 0)
     mapping.munmap()
+    anybody = HugetlbInode(hstate)
+    assert anybody.populate(0, 3) == 3  # available: 2 - 5 has no sign, so 2, and one more surplus
+    anybody.put()
     file.put()
     mount.umount()
     assert counters(kernel) == (2, 2, 0, 0)
@@ -141,6 +144,38 @@ def test_a_promise_that_the_pool_refuses_leaves_the_mount_as_it_was() -> None:
     assert (free_blocks(mount), counters(kernel)) == (10, (2, 2, 1, 0))
     books(file).mmap(0, 2)
     assert (free_blocks(mount), counters(kernel)) == (8, (2, 2, 2, 0))
+
+
+def test_a_fault_that_the_pool_refuses_leaves_a_page_counted() -> None:
+    """So does 7.3.4; a mount with both limits then keeps its promises for ever."""
+    kernel = start(4)
+    hoard = HugetlbInode(kernel.hugetlb.hstate(9))
+    mount = HugetlbfsMount(kernel, "size=8M,min_size=2M")
+    file = mount.create("x")
+    mapping = books(file).mmap(0, 4, noreserve=True)
+    assert mapping.touch(0, 1) == 1
+    assert hoard.populate(0, 3) == 3
+    assert mapping.touch(0, 2) == 1  # SIGBUS
+    assert (free_blocks(mount), counters(kernel)) == (2, (4, 0, 0, 0))
+    hoard.put()
+    mapping.munmap()
+    file.put()
+    mount.unlink("x")
+    assert (free_blocks(mount), counters(kernel)) == (3, (4, 4, 0, 0))
+    mount.umount()
+    assert counters(kernel) == (4, 4, 0, 0)
+
+
+def test_without_size_a_mount_takes_promises_back_from_any_page() -> None:
+    kernel = start()
+    mount = HugetlbfsMount(kernel, "min_size=4M")
+    file = mount.create("x")
+    assert books(file).mmap(0, 6, noreserve=True).touch(0, 6) == 6
+    assert counters(kernel) == (16, 10, 0, 0)
+    books(file).fallocate(PUNCH, 0, HUGE)
+    assert counters(kernel) == (16, 11, 1, 0)  # with size= it would be 0: 5 pages are left
+    books(file).fallocate(PUNCH, HUGE, 2 * HUGE)
+    assert counters(kernel) == (16, 13, 2, 0)
 
 
 def test_inodes_run_out_and_come_back() -> None:
