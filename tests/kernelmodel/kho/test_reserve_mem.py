@@ -124,8 +124,8 @@ def test_other_memory_is_scratch_and_with_debug_checks_nothing_is_handed_on(
     before: str, after: str
 ) -> None:
     """As seen: the one that was revived is not handed on either, and is gone a kexec later."""
-    kernel = power_on(words(before, "64K:4096:keep"))
-    asked = words(after, "64K:4096:keep")
+    kernel = power_on(words("64K:4096:keep", before))
+    asked = words("64K:4096:keep", after)
     fresh = reboot(kernel, cmdline=asked)
     assert found(fresh, "keep") == found(kernel, "keep")
     (new,) = (entry for entry in fresh.reserve_mem.table if entry.name != "keep")
