@@ -24,7 +24,8 @@ from fleet.console import mistakes
 from fleet.frame import ExitCode
 from fleet.sweep.analysis import Analysis, analyse
 from fleet.sweep.cells import Cell, cells_of
-from fleet.sweep.plan import SweepPlan, read_plan
+from fleet.sweep.experiment_file import read_plan
+from fleet.sweep.plan import SweepPlan
 from fleet.sweep.report import write_sweep_report
 from fleet.sweep.runner import Agenda, Run, run_sweep
 from fleet.sweep.store import Store, StoreError

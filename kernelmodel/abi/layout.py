@@ -23,7 +23,8 @@ class Ser:
     def pack(self) -> bytes:
         """The bytes that the kernel would write."""
         # Not astuple(), which copies every field deeply.
-        return self.FORMAT.pack(*[getattr(self, name) for name in self.__slots__])
+        names: tuple[str, ...] = self.__slots__
+        return self.FORMAT.pack(*[getattr(self, name) for name in names])
 
     @classmethod
     def unpack(cls, data: bytes | bytearray, offset: int = 0) -> Self:

@@ -12,8 +12,8 @@ import duckdb
 import pytest
 
 from fleet.bad_input import BadInput
+from fleet.sweep.experiment_file import read_plan
 from fleet.sweep.metrics import METRICS
-from fleet.sweep.plan import read_plan
 from fleet.sweep.worker import Job, Workers, perform
 
 SCENARIO = """\
