@@ -83,7 +83,7 @@ class ReserveMem:
         """Do as the word says; why that failed, or ""."""
         size_text, _, rest = word.partition(":")
         align_text, _, name = rest.partition(":")
-        size, align = memparse(size_text), memparse(align_text)
+        size, align = memparse(size_text), memparse(align_text or "0")
         if not size or align is None or not 0 < len(name.encode()) < _NAME_SIZE:
             return "should be SIZE:ALIGN:NAME, the name of at most 15 bytes"
         if len(self.table) >= _MAX_ENTRIES:
@@ -109,7 +109,7 @@ class ReserveMem:
         if start is None or had is None:
             self._kernel.printk(f"reserve_mem: {name!r} was handed over without start or size")
             return None
-        if start % align or had != size:
+        if start & align - 1 or had != size:
             self._kernel.printk(f"reserve_mem: {name!r} was handed over otherwise than asked for")
             return None
         self._kernel.printk(f"reserve_mem: {name!r} is revived")

@@ -81,7 +81,10 @@ def test_memory_is_where_it_was_with_what_was_in_it_for_as_long_as_it_is_asked_f
 
 @pytest.mark.parametrize(
     "word",
-    ["0:4096:nul", "1M:4096", "1M:4096:", "1M", "", "x:4096:a", "1M:y:a", "1M:1:abcdefghijklmnop"],
+    [
+        *("0:4096:nul", "1M:4096", "1M:4096:", "1M", "", "x:4096:a", "1M:y:a", "1M:-1:a"),
+        *("1Mx:4096:a", "1M:4096x:a", "1M:1:abcdefghijklmnop"),
+    ],
 )
 def test_a_word_that_cannot_be_read_reserves_nothing(word: str) -> None:
     kernel = power_on(words(word))
@@ -91,14 +94,15 @@ def test_a_word_that_cannot_be_read_reserves_nothing(word: str) -> None:
     assert "memblock/reserve_mem_param" not in debugfs_files(kernel)
 
 
-@pytest.mark.parametrize("name", ["abcdefghijklmno", "9abc", "a,b", "a:b"])
+@pytest.mark.parametrize("name", ["abcdefghijklmno", "9abc", "123", "a,b", "a:b"])
 def test_names_may_be_odd(name: str) -> None:
     kernel = power_on(words(f"1M:4096:{name}"))
     assert found(reboot(kernel), name) == found(kernel, name)
 
 
 def test_a_name_twice_a_ninth_and_too_much_are_messages() -> None:
-    kernel = power_on(words("1M:1:a", "2M:1:a", "900M:1:b", *(f"4K:1:n{n}" for n in range(8))))
+    huge = "99999999999999999999:1:b"
+    kernel = power_on(words("1M:1:a", "2M:1:a", huge, *(f"4K:1:n{n}" for n in range(8))))
     names = [entry.name for entry in kernel.reserve_mem.table]
     assert names == ["a", *(f"n{n}" for n in range(7))]
     assert [line.split(": ", 1)[1] for line in kernel.messages] == [
@@ -110,9 +114,15 @@ def test_a_name_twice_a_ninth_and_too_much_are_messages() -> None:
     assert [entry.name for entry in reboot(kernel).reserve_mem.table] == names
 
 
-@pytest.mark.parametrize("align", ["0", "1", "3", "64"])
+@pytest.mark.parametrize("align", ["", "0", "1", "3", "64"])
 def test_alignment_is_a_cache_lines_at_least(align: str) -> None:
     assert found(power_on(words(f"100:{align}:small")), "small").start % 64 == 0
+
+
+def test_an_alignment_that_is_no_power_of_two_is_taken_bit_by_bit() -> None:
+    kernel = power_on(words("1M:100:odd"))
+    assert found(kernel, "odd").start & 99 == 0
+    assert found(reboot(kernel), "odd") == found(kernel, "odd")
 
 
 @pytest.mark.parametrize(
