@@ -137,7 +137,7 @@ def _validate_huge_files(kernel: Kernel, files: list[File]) -> None:
             inodes[file.inode.ino] = file.inode.hugetlb
     used: Counter[int] = Counter()
     promised: Counter[int] = Counter()
-    for inode in inodes.values():
+    for inode in (*inodes.values(), *kernel.hugetlb.lost_files):
         validate_hugetlb_inode(inode)
         used[inode.hstate.order] += inode.folios.total
         promised[inode.hstate.order] += inode.resv.total - inode.folios.total

@@ -191,14 +191,25 @@ class GuestMemfdHandler(_GuestHandler):
             if runs is None:
                 raise InvalidArgument("cannot restore the folio table")
             for run in folio_heads(runs, 1):
-                if inode.extents(run.index, run.index + run.nr):
-                    raise Exists("two folios at one index", index=run.index)
-                if kernel.kho.restore_folios(run.pfn, 0, run.nr) != run.nr:
-                    raise IoError("folio is not preserved", pfn=run.pfn)
-                inode.add_pages(run.index, run.pfn, run.nr)
+                self._add_run(inode, run)
             kernel.charge("shmem_add_to_page_cache", ser.nr_folios)
         kernel.kho.restore_free(luo_file.data)
         return file
+
+    def _add_run(self, inode: GuestMemfdInode, run: FolioRun) -> None:
+        """Put folios in; on an error all that came back so far is nobody's."""
+        leaked = self.kernel.kho.leaked
+        taken = inode.extents(run.index, run.index + run.nr)
+        restored = 0 if taken else self.kernel.kho.restore_folios(run.pfn, 0, run.nr)
+        if restored == run.nr:
+            inode.add_pages(run.index, run.pfn, run.nr)
+            return
+        leaked.add(run.pfn, run.pfn + restored)
+        for low, high, delta in inode.pages:
+            leaked.add(low + delta, high + delta)
+        if taken:
+            raise Exists("two folios at one index", index=run.index)
+        raise IoError("folio is not preserved", pfn=run.pfn)
 
     def finish(self, luo_file: LuoFile) -> None:
         """Free what nobody retrieved."""

@@ -106,15 +106,25 @@ class HugetlbFolios:
         runs = restore_folio_table(self.kernel, table, nr_folios)
         if runs is None:
             raise InvalidArgument("cannot restore the folio table")
-        for run in folio_heads(runs, 1 << order):
-            taken = next(hugetlb.folios.within(run.index, run.index + run.nr), None)
-            if taken is not None:
-                raise Exists("two folios at one index", index=taken[0])
-            if self.design.retrieve_folios(order, run.pfn, run.nr) != run.nr:
-                raise IoError("huge page is not preserved", pfn=run.pfn)
-            hugetlb.add_folios(run.index, [(run.pfn, run.nr)])
+        try:
+            for run in folio_heads(runs, 1 << order):
+                self._add_run(hugetlb, run)
+        except KernelError:
+            self.kernel.hugetlb.lost_files.append(hugetlb)
+            raise
         with self.kernel.clock.lock(_LOCK):
             self.kernel.charge("hugetlb_add_to_page_cache", nr_folios)
+
+    def _add_run(self, hugetlb: HugetlbInode, run: FolioRun) -> None:
+        taken = next(hugetlb.folios.within(run.index, run.index + run.nr), None)
+        if taken is not None:
+            raise Exists("two folios at one index", index=taken[0])
+        order = hugetlb.hstate.order
+        restored = self.design.retrieve_folios(order, run.pfn, run.nr)
+        if restored != run.nr:
+            self.kernel.kho.leaked.add(run.pfn, run.pfn + (restored << order))
+            raise IoError("huge page is not preserved", pfn=run.pfn)
+        hugetlb.add_folios(run.index, [(run.pfn, run.nr)])
 
     def discard(self, order: int, table: KhoVmalloc, nr_folios: int) -> None:
         """Give folios that nobody retrieved to their pool; of unknown size, they stay lost."""

@@ -23,6 +23,7 @@ from kernelmodel.mm.hstate_node import validate_hstate_node
 from kernelmodel.mm.hugetlb_cma import HugetlbCma
 from kernelmodel.mm.hugetlb_cmdline import GIGANTIC_ORDER, HPAGE_ORDER, parse_cmdline
 from kernelmodel.mm.hugetlb_vmemmap import HugetlbVmemmap, vmemmap_frames
+from kernelmodel.mm.hugetlbfs import HugetlbInode
 from kernelmodel.mm.memblock import Memblock
 from kernelmodel.mm.page_alloc import PageAllocator
 from kernelmodel.mm.ranges import RangeSet
@@ -33,7 +34,15 @@ __all__ = ["Hstate", "HugetlbState", "Runs", "validate_hugetlb"]
 class HugetlbState:
     """All pools of one kernel, in the order in which the kernel registers their sizes."""
 
-    __slots__ = ("cma", "default_order", "door", "hstates", "vmemmap", "warnings")
+    __slots__ = (
+        "cma",
+        "default_order",
+        "door",
+        "hstates",
+        "lost_files",
+        "vmemmap",
+        "warnings",
+    )
 
     def __init__(
         self,
@@ -48,6 +57,8 @@ class HugetlbState:
         self.warnings = list(request.warnings)
         self.hstates: dict[int, Hstate] = {}
         self.door = PoolDoor()
+        #: Files of which only a part came back from a handover: nobody has them, and they keep it.
+        self.lost_files: list[HugetlbInode] = []
         self.vmemmap = HugetlbVmemmap(enabled=request.free_vmemmap)
         self.cma = HugetlbCma(request.cma, nids)
         for size in request.sizes:
