@@ -150,7 +150,7 @@ _WITH_DESIGNS = (
     _with_design("frozen-pool", "J. Gunthorpe, 10 Oct 2025", "hugetlb-pool-v1"),
     _with_design("files-then-subsystem", "P. Yadav, 14 Oct 2025", "hugetlb-pool-v1", "v4"),
     _with_design("handler-subsystem", "P. Yadav, 27 Oct 2025", "hugetlb-pool-v1", "v4"),
-    _with_design("ours", "ours", "hugetlb-nodes-v1"),
+    _with_design("ours", "ours", "hugetlb-sizes-v1"),
 )
 
 

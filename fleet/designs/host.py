@@ -1,13 +1,14 @@
 """A host with VMs on huge pages, updated under one design: the steps, without the measuring.
 
 Everything is the real model: kernels boot from bytes, VMs hold memory, agents make system calls.
-Work of VMMs that no design changes (pausing vCPUs, rebuilding devices) is left out of the clock.
+Pausing VMs is on the clock, since pools may be frozen meanwhile; what VMMs do to resume is not,
+and neither is the time that an agent lets pass.
 
 Happy path: `DesignHost`, then `load`, `preserve`, `settle`, `freeze`, `jump`, `retrieve`, `finish`.
 
-Unhappy paths: a VM that the kernel refuses to preserve or to give back is in `refused` with the
-errno, and the others go on; what refuses the whole update is raised. A kernel that panics while
-booting raises KernelPanic; the host is of no use then.
+Unhappy paths: a VM that the kernel refuses to preserve is in `refused` with the errno, one that it
+refuses to give back in `lost`, and the others go on; what refuses the whole update is raised. A
+kernel that panics while booting raises KernelPanic; the host is of no use then.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from kernelmodel.syscalls import Task
 __all__ = ["DesignHost", "DesignVm", "release_of"]
 
 _MEMORY, _VM = 1, 2
+_VCPUS = 8
 _SHARED = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED | GUEST_MEMFD_FLAG_HUGETLB
 
 
@@ -117,8 +119,9 @@ class DesignHost:
         self.clock.on_phase = self._phase_ended
         #: Phases in the order in which they ended.
         self.phases: list[Phase] = []
-        #: VMs that are not preserved, or did not come back: errno by name.
+        #: VMs that were not preserved, and those that did not come back: errno by name.
         self.refused: dict[str, str] = {}
+        self.lost: dict[str, str] = {}
 
     def _phase_ended(self, phase: Phase) -> None:
         self.phases.append(phase)
@@ -164,6 +167,14 @@ class DesignHost:
             with self.clock.phase("prepare"):
                 self.agent.settle()
 
+    def pause(self) -> None:
+        """Every VM, before the blackout."""
+        with self.clock.phase("pause"):
+            for name, vm in self.vms.items():
+                if vm.task is not None:
+                    with self.clock.lane(f"vmm:{name}"):
+                        self.clock.charge("vm_pause", _VCPUS)
+
     def give_up(self) -> None:
         """Cancel."""
         with self.clock.phase("cancel"):
@@ -192,7 +203,7 @@ class DesignHost:
         """Every VM that was preserved, but those `without`, each VMM on a lane of its own."""
         with self.clock.phase("retrieve"):
             for name, vm in self.vms.items():
-                if name not in self.refused and name not in without:
+                if name not in {**self.refused, **self.lost} and name not in without:
                     with self.clock.lane(f"vmm:{name}"):
                         self.retrieve_vm(vm)
 
@@ -205,12 +216,12 @@ class DesignHost:
             fd = self.agent.retrieve(name, _MEMORY, task)
             vm_fd = self.agent.retrieve(name, _VM, task) if self._apart(vm) else -1
         except KernelError as error:
-            self.refused[name] = error.name
+            self.lost[name] = error.name
             task.exit()
             return
         vm.task, vm.fd, vm.vm_fd = task, fd, vm_fd
         if vm.look(self.kernel) != vm.digest:
-            self.refused[name] = "EFAULT"
+            self.lost[name] = "EFAULT"
 
     def _apart(self, vm: DesignVm) -> bool:
         """Whether the VM itself is still to be fetched: LUO v4 gives a file out once."""
@@ -229,8 +240,8 @@ class DesignHost:
         self.load()
         self.preserve()
         self.settle()
-        image = self.freeze()
-        self.jump(image)
+        self.pause()
+        self.jump(self.freeze())
         self.retrieve()
         self.finish()
 

@@ -6,7 +6,7 @@ ascending order. Lists of millions of folios are runs; `PfnList` is the memory c
 yield and `parse_pfn_list` the way back, from runs where memory still holds them, from bytes
 everywhere else.
 
-`HugetlbNodesSer` has a count for each page size and node instead.
+`HugetlbSizesSer` has three numbers for each page size instead.
 
 Ours throughout: the arguments of October 2025 (J. Gunthorpe, P. Yadav, P. Tatashin) name what is
 written and not how.
@@ -29,13 +29,12 @@ from kernelmodel.abi.layout import Ser
 from kernelmodel.memory import PAGE_SIZE, PhysicalMemory
 
 __all__ = [
-    "HUGETLB_NODES_MAX",
     "PFN_PRESERVED",
     "PFN_SER_SIZE",
-    "HugetlbNodeSer",
-    "HugetlbNodesSer",
     "HugetlbPoolHstateSer",
     "HugetlbPoolSer",
+    "HugetlbSizeSer",
+    "HugetlbSizesSer",
     "PfnList",
     "PfnRun",
     "parse_pfn_list",
@@ -180,33 +179,31 @@ def _append(runs: list[PfnRun], run: PfnRun, step: int) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class HugetlbNodeSer(Ser):
-    """Preserved pages of one size on one node."""
+class HugetlbSizeSer(Ser):
+    """One page size: preserved pages, what the command line asked for, and the pool's size now."""
 
-    FORMAT: ClassVar[struct.Struct] = struct.Struct("<QHB")
-    SIZE: ClassVar[int] = 11
-    nr_pages: int
-    nid: int
+    FORMAT: ClassVar[struct.Struct] = struct.Struct("<BIII")
+    SIZE: ClassVar[int] = 13
     order: int
-
-
-HUGETLB_NODES_MAX: Final = (PAGE_SIZE - 2) // HugetlbNodeSer.SIZE
+    nr_preserved: int
+    nr_asked: int
+    nr_wanted: int
 
 
 @dataclass(frozen=True, slots=True)
-class HugetlbNodesSer:
-    """One page: how many counts, and the counts."""
+class HugetlbSizesSer:
+    """As many page sizes as are used, and how many that is: 27 bytes on x86."""
 
-    SIZE: ClassVar[int] = PAGE_SIZE
-    nodes: tuple[HugetlbNodeSer, ...] = ()
+    SIZE: ClassVar[int] = 1 + HUGETLB_SER_MAX_HSTATES * HugetlbSizeSer.SIZE
+    sizes: tuple[HugetlbSizeSer, ...] = ()
 
     def pack(self) -> bytes:
-        """The bytes that the kernel would write, without the zeroes behind."""
-        return len(self.nodes).to_bytes(2, "little") + b"".join(n.pack() for n in self.nodes)
+        """The bytes that the kernel would write."""
+        return bytes([len(self.sizes)]) + b"".join(size.pack() for size in self.sizes)
 
     @classmethod
-    def unpack(cls, data: bytes) -> HugetlbNodesSer:
-        """Read the page; a count beyond it is cut to it."""
-        nr = min(int.from_bytes(data[:2], "little"), HUGETLB_NODES_MAX)
-        size = HugetlbNodeSer.SIZE
-        return cls(tuple(HugetlbNodeSer.unpack(data, 2 + i * size) for i in range(nr)))
+    def unpack(cls, data: bytes) -> HugetlbSizesSer:
+        """Read the structure; a count beyond the array is cut to the array."""
+        nr = min(data[0], HUGETLB_SER_MAX_HSTATES)
+        size = HugetlbSizeSer.SIZE
+        return cls(tuple(HugetlbSizeSer.unpack(data, 1 + i * size) for i in range(nr)))

@@ -106,6 +106,7 @@ class HugetlbFolios:
         runs = restore_folio_table(self.kernel, table, nr_folios)
         if runs is None:
             raise InvalidArgument("cannot restore the folio table")
+        self.kernel.fail_function("hugetlb_retrieve_folios", order=order)
         try:
             for run in folio_heads(runs, 1 << order):
                 self._add_run(hugetlb, run)

@@ -1,22 +1,28 @@
-"""`ours`: `flb-counts` with a count for each node, so that pools stay where they were.
+"""`ours`: `flb-counts`, and the size that each pool has by now.
 
 Ours; on the LUO of 7.3. Not in Linux.
 
-`flb-counts` tells the next kernel how many pages come back, and not where they are. What it then
-allocates is spread evenly, and `hugepages=<node>:<n>` is given up with a warning: a host whose VMs
-use node 0 more than node 1 comes up with too many pages on node 0 and too few on node 1, although
-the sum is right. Here the FLB counts by page size and node, which is 11 bytes for each, and boot
-takes from each node what this node lacks.
+In `flb-counts` the next kernel makes its pools as large as the command line says, less what comes
+back. A pool that was resized at run time is therefore resized back by every update: what an
+administrator added is gone, what he took away for other uses is taken from there again. Here the
+FLB has, for each page size, the preserved pages, the number that the command line asked for, and
+the size that the pool is to have by now; the next kernel goes by the last, unless its own command
+line asks for something else than that of its predecessor did: then somebody has decided anew.
 
-Happy path: as `flb-counts`, node by node: a node is to have what the command line asked of it, or
-its even share, and gets that less what comes back there.
+Happy path: as `flb-counts`. The freeze of each file brings the sizes up to date, so that a pool
+may be resized at any time before the jump and LUO needs no callback that `flb-counts` does not
+need. The structure has as many entries as there are page sizes: 27 bytes on x86, where that of
+`flb-counts` has 37.
 
-Unhappy paths: more counts than fit a page (372, of page sizes times nodes) are ENOSPC at preserve.
-A node to which more comes back than it was to have takes its surplus from the others' shares, so
-that the sum stays what was asked for; if all is more than that, the pool is larger, with a
-warning, as in `flb-counts`. What a node cannot give is tried from any node. Pages that nobody
-retrieves stay lost until the next kexec, exactly as in `flb-counts`: they may be written to by
-devices, and nobody but their session's owner can say that they are not.
+Unhappy paths: as `flb-counts`, but that a fifth page size is ENOSPC for the first file, whatever
+its size. A boot that cannot get all pages does not make the pool smaller for good, and neither do
+pages that nobody retrieved: the size is what was wanted, not what there is. Such pages stay lost
+until the next kexec, as in `flb-counts`: a device may still write to them, and nobody but their
+session's owner can say that none does.
+
+Not done, since it would cost elsewhere: a count for each node, from which boot could give each
+node what it lacks. The nodes' huge pages are initialised in parallel, a thread a node, and the
+boot waits for the node that lacks most; an even share, as in `flb-counts`, is the fastest.
 """
 
 from __future__ import annotations
@@ -24,20 +30,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from kernelmodel.abi.folio_table import FolioRun
-from kernelmodel.abi.hugetlb_pool import HUGETLB_NODES_MAX, HugetlbNodeSer, HugetlbNodesSer
+from kernelmodel.abi.hugetlb import HUGETLB_SER_MAX_HSTATES
+from kernelmodel.abi.hugetlb_pool import HugetlbSizeSer, HugetlbSizesSer
 from kernelmodel.errors import KernelError, NoSpace
 from kernelmodel.hugetlb_designs.base import FlbDesign
-from kernelmodel.mm.hstate_node import spread
 
 if TYPE_CHECKING:
     from kernelmodel.kernel import Kernel
-    from kernelmodel.mm.hugetlb import Hstate
 
 __all__ = ["Ours"]
 
 
 class Ours(FlbDesign):
-    """Counts by page size and node."""
+    """Counts and sizes."""
 
     name: ClassVar[str] = "ours"
     source: ClassVar[str] = "ours"
@@ -45,19 +50,26 @@ class Ours(FlbDesign):
 
     def __init__(self, kernel: Kernel, compatible: str) -> None:
         super().__init__(kernel, compatible)
-        #: What boot was to allocate, by order.
-        self._asked: dict[int, int] = {}
+        #: Preserved pages by order.
+        self.counts: dict[int, int] = {}
+        # By order: what the command line asks for, the size to be had at boot, and how many pages
+        # there were before anything came back, and with what has come back since.
+        self._asked = {o: h.max_huge_pages for o, h in kernel.hugetlb.hstates.items()}
+        self._wanted = dict(self._asked)
+        self._unchanged: dict[int, int] = {}
 
     @property
     def shared_bytes(self) -> int:
-        """What is written so far."""
-        return 2 + len(self._read(self.flb.outgoing_data)) * HugetlbNodeSer.SIZE
+        """The structure."""
+        return len(HugetlbSizesSer(self._sizes()).pack()) if self.flb.outgoing_data else 0
 
     # Outgoing.
 
     def preserve(self) -> tuple[int, object]:
-        """An empty page of counts."""
-        pa = self.kernel.kho.alloc_preserve(HugetlbNodesSer.SIZE)
+        """The structure in preserved memory. Raises: NoSpace, NoMemory."""
+        if len(self.kernel.hugetlb.hstates) > HUGETLB_SER_MAX_HSTATES:
+            raise NoSpace("too many huge page sizes")
+        pa = self.kernel.kho.alloc_preserve(HugetlbSizesSer.SIZE)
         return pa, pa
 
     def unpreserve(self, data: int, obj: object) -> None:
@@ -65,79 +77,90 @@ class Ours(FlbDesign):
         self.kernel.kho.unpreserve_free(data)
 
     def preserve_folios(self, order: int, runs: list[FolioRun]) -> None:
-        """Count, then preserve. Raises: NoSpace, no room for another count."""
-        self._add(order, runs, 1)
+        """Count, then preserve."""
+        self._add(order, sum(run.nr for run in runs))
         try:
             super().preserve_folios(order, runs)
         except KernelError:
-            self._add(order, runs, -1)
+            self._add(order, -sum(run.nr for run in runs))
             raise
 
     def unpreserve_folios(self, order: int, runs: list[FolioRun]) -> None:
         """Count out."""
-        self._add(order, runs, -1)
+        self._add(order, -sum(run.nr for run in runs))
         super().unpreserve_folios(order, runs)
 
-    def _read(self, pa: int) -> dict[tuple[int, int], int]:
-        """Pages by (order, node)."""
-        if not pa:
-            return {}
-        ser = HugetlbNodesSer.unpack(self.kernel.memory.read(pa, HugetlbNodesSer.SIZE))
-        return {(node.order, node.nid): node.nr_pages for node in ser.nodes}
+    def freeze_folios(self, order: int, runs: list[FolioRun]) -> None:
+        """The pools may have been resized since."""
+        self._add(order, 0)
 
-    def _add(self, order: int, runs: list[FolioRun], sign: int) -> None:
-        """Count pages in or out. Raises: NoSpace, and nothing is counted."""
-        hstate = self.kernel.hugetlb.hstate(order)
+    def _add(self, order: int, nr_pages: int) -> None:
         with self.kernel.clock.lock(f"luo_flb:{self.flb.name}"):
-            counts = self._read(self.flb.outgoing_data)
-            for nid, _, n in hstate.by_node((run.pfn, run.nr) for run in runs):
-                counts[order, nid] = counts.get((order, nid), 0) + sign * n
-            if len(counts) > HUGETLB_NODES_MAX:
-                raise NoSpace("too many huge page sizes and nodes", counts=len(counts))
-            nodes = tuple(HugetlbNodeSer(n, nid, of) for (of, nid), n in counts.items())
-            self.kernel.memory.write(self.flb.outgoing_data, HugetlbNodesSer(nodes).pack())
+            self.counts[order] = self.counts.get(order, 0) + nr_pages
+            ser = HugetlbSizesSer(self._sizes())
+            self.kernel.memory.write(self.flb.outgoing_data, ser.pack())
+
+    def _sizes(self) -> tuple[HugetlbSizeSer, ...]:
+        return tuple(
+            HugetlbSizeSer(
+                order,
+                self.counts.get(order, 0),
+                self._asked[order],
+                max(0, self._wanted[order] + h.persistent_huge_pages - self._unchanged[order]),
+            )
+            for order, h in self.kernel.hugetlb.hstates.items()
+        )
 
     # Incoming.
 
     def early_boot(self) -> dict[int, int]:
-        """Let each node allocate what it lacks; sizes of which more comes back than asked for.
-
-        Those are returned, for the same warning as in `flb-counts`.
-        """
+        """Set the sizes that pools are to have; the pages of them that come back, by order."""
         kernel = self.kernel
-        counts = self._read(kernel.luo.flbs.incoming_early(self.flb.name))
-        too_many: dict[int, int] = {}
-        for order, hstate in kernel.hugetlb.hstates.items():
-            back = {nid: counts.get((order, nid), 0) for nid in hstate.nodes}
-            total = sum(n for (of, _), n in counts.items() if of == order)
-            if total > hstate.max_huge_pages:
-                too_many[order] = total
-            elif total:
-                self._by_node(hstate, back, total)
-        return too_many
+        pa = kernel.luo.flbs.incoming_early(self.flb.name)
+        if not pa:
+            return {}
+        ser = HugetlbSizesSer.unpack(kernel.memory.read(pa, HugetlbSizesSer.SIZE))
+        counts: dict[int, int] = {}
+        for size in ser.sizes:
+            if size.order not in kernel.hugetlb.hstates:
+                continue
+            if size.nr_asked == self._asked[size.order] != size.nr_wanted:
+                self._resize(size)
+            if size.nr_preserved:
+                counts[size.order] = counts.get(size.order, 0) + size.nr_preserved
+        return counts
 
-    def _by_node(self, hstate: Hstate, back: dict[int, int], total: int) -> None:
-        wanted = {nid: node.max_huge_pages for nid, node in hstate.nodes.items()}
-        if not any(wanted.values()):
-            n = hstate.max_huge_pages
-            wanted = dict(zip(wanted, spread(n, [n] * len(wanted), 0), strict=True))
-        lacking = [max(0, wanted[nid] - back[nid]) for nid in hstate.nodes]
-        hstate.max_huge_pages -= total
-        give_up = spread(sum(lacking) - hstate.max_huge_pages, lacking, 0)
-        for node, lack, less in zip(hstate.nodes.values(), lacking, give_up, strict=True):
-            node.max_huge_pages = lack - less
-        self._asked[hstate.order] = hstate.max_huge_pages
+    def _resize(self, size: HugetlbSizeSer) -> None:
+        """The pool had another size than the command line says, and so it shall have."""
+        hstate = self.kernel.hugetlb.hstate(size.order)
+        self._wanted[size.order] = hstate.max_huge_pages = size.nr_wanted
+        for node in hstate.nodes.values():  # which nodes it was resized on is not known
+            node.max_huge_pages = 0
 
     def pools_ready(self) -> None:
-        """What a node could not give is tried from any."""
-        for order, asked in self._asked.items():
-            hstate = self.kernel.hugetlb.hstate(order)
-            missing = max(0, asked - hstate.nr_huge_pages)
-            hstate.grow(missing, list(hstate.nodes), hstate.alloc_turns)
-            hstate.max_huge_pages = hstate.nr_huge_pages
+        """From here on a change of a pool is somebody's wish, or pages that come back."""
+        for order, hstate in self.kernel.hugetlb.hstates.items():
+            self._unchanged[order] = hstate.persistent_huge_pages
+
+    def retrieve_folios(self, order: int, pfn: int, nr: int) -> int:
+        """Pages that come back change no size."""
+        before = self.kernel.hugetlb.hstate(order).nr_huge_pages
+        restored = super().retrieve_folios(order, pfn, nr)
+        self._came_back(order, before)
+        return restored
+
+    def discard_folios(self, order: int, pfn: int, nr: int) -> int:
+        """The same."""
+        before = self.kernel.hugetlb.hstate(order).nr_huge_pages
+        restored = super().discard_folios(order, pfn, nr)
+        self._came_back(order, before)
+        return restored
+
+    def _came_back(self, order: int, before: int) -> None:
+        self._unchanged[order] += self.kernel.hugetlb.hstate(order).nr_huge_pages - before
 
     def retrieve(self, data: int) -> object:
-        """The address is all there is; the counts were read while booting."""
+        """The address is all there is; the numbers were read while booting."""
         return data
 
     def finish(self, data: int, obj: object) -> None:

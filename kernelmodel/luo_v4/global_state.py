@@ -169,6 +169,7 @@ class FhGlobalStates(SubsystemOps):
 
     def prepare(self, h: Subsystem) -> int:
         """Write the array; its address, 0 if there is nothing to write."""
+        self.cancel(h, h.data)  # of a freeze that another subsystem made fail
         if not self._outgoing:
             return 0
         size = _HEADER.size + len(self._outgoing) * LuoFhStateSer.SIZE
