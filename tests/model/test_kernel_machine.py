@@ -114,7 +114,8 @@ class KernelMachine(SessionRules):
             self.open_device(why)  # the answer stays
         if crossed and not why:
             self.incoming = {session.name: session for session in handed_over}
-        self.losses = why == "EIO"
+        # without LUO, or with one that cannot read its files, what came over stays kept
+        self.losses = bool(why) and before.kho == target.kho
         self.populate()
 
     def populate(self) -> None:
