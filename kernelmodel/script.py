@@ -256,6 +256,10 @@ def _no_corruption(label: str) -> str:
 
 def _fault(words: list[str], *, huge: bool) -> str:
     op, *args = words
+    if op == "boot":
+        return "a boot line stands before all operations of its boot"
+    if op == "kexec":
+        return "kexec takes one label at most"
     if op not in _OPERATIONS or (op in _ONLY_HUGE and not huge):
         known = ", ".join(name for name in _OPERATIONS if huge or name not in _ONLY_HUGE)
         return f"{op!r} is no operation; there are {known}"
