@@ -88,6 +88,11 @@ _OPERATIONS: Final = {
     "touch": "wii",
     "unmap": "w",
 }
+#: Lines that are no operations.
+_ELSEWHERE: Final = {
+    "boot": "a boot line stands before all operations of its boot",
+    "kexec": "kexec takes one label at most",
+}
 _ONLY_HUGE: Final = {"pool", "overcommit", "hstat", "hmem", "map", "pmap", "touch", "unmap"}
 
 
@@ -256,10 +261,8 @@ def _no_corruption(label: str) -> str:
 
 def _fault(words: list[str], *, huge: bool) -> str:
     op, *args = words
-    if op == "boot":
-        return "a boot line stands before all operations of its boot"
-    if op == "kexec":
-        return "kexec takes one label at most"
+    if op in _ELSEWHERE:
+        return _ELSEWHERE[op]
     if op not in _OPERATIONS or (op in _ONLY_HUGE and not huge):
         known = ", ".join(name for name in _OPERATIONS if huge or name not in _ONLY_HUGE)
         return f"{op!r} is no operation; there are {known}"
