@@ -156,8 +156,7 @@ class Fleet:
         self.broken.cancel()
         if self.rollout is not None:
             self.rollout.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await self.rollout
+            await asyncio.wait({self.rollout})  # what it failed of, the loop reports
 
 
 class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Final
 
-from kernelmodel.errors import ModelBug, NoMemory
+from kernelmodel.errors import KernelError, ModelBug, NoMemory
 from kernelmodel.fs import File
 from kernelmodel.kernel import Kernel
 from kernelmodel.memory import MIB, PAGE_SHIFT, GuestContent, PhysicalMemory
@@ -124,7 +124,7 @@ class Vm:
                     raise NoMemory("huge page pool exhausted", vm=self.spec.name)
             elif isinstance(inode, ShmemInode):
                 inode.preallocate(self.nid)
-        except Exception:
+        except KernelError:
             task.exit()
             raise
         kernel.charge("vmm_start")
