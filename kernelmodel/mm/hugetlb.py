@@ -170,6 +170,8 @@ def validate_hugetlb(state: HugetlbState) -> None:
     seen = RangeSet()
     total = 0
     for order, hstate in state.hstates.items():
+        if hstate.persistent_huge_pages < 0:
+            raise ModelBug(f"order {order}: {hstate.surplus_huge_pages} surplus pages")
         broken = hstate.resv_huge_pages > hstate.free_huge_pages and not hstate.min_size_mounts
         if hstate.resv_huge_pages < 0 or broken:
             raise ModelBug(

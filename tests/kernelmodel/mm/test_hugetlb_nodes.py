@@ -166,6 +166,18 @@ def test_a_nodes_own_file_leaves_the_persistent_pages_of_others_alone() -> None:
     assert (by_node(state), counters(state)) == ((4, 1), (5, 1, 0, 1))
 
 
+def test_surplus_can_stay_on_a_node_whose_pages_are_gone() -> None:
+    state = boot("")
+    state.hstate(9).nr_overcommit_huge_pages = 3
+    mapping = HugetlbPrivateMapping(state.hstate(9), 3)  # on node 0, promised
+    hugetlb_sysfs.write(state, f"{SYSFS}/nr_hugepages_mempolicy", "15", BIND_1)
+    assert (by_node(state), counters(state)) == ((3, 15), (18, 18, 3, 3))
+    hugetlb_sysfs.write(state, f"{SYSFS}/nr_hugepages", "4")
+    assert (by_node(state), counters(state)) == ((0, 7), (7, 7, 3, 3))
+    mapping.munmap()
+    validate_hugetlb(state)
+
+
 def test_a_cpuset_is_heeded_by_promises_and_pages() -> None:
     state = boot("hugepages=8")
     inside = Placement(0, mems_allowed=frozenset({1}))
