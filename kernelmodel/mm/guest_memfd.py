@@ -61,7 +61,7 @@ _HUGE_SHIFT: Final = 26
 _HUGE_MASK: Final = 0x3F << _HUGE_SHIFT
 _SHARED: Final = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED
 #: Beyond every page index.
-_LAST: Final = 1 << 52
+_LAST: Final = 1 << 64
 
 
 class KvmVm:

@@ -11,7 +11,7 @@ from kernelmodel.mm.ranges import RangeMap, RangeSet
 __all__ = ["HugetlbFolioMap"]
 
 #: Beyond every page index.
-_LAST: Final = 1 << 52
+_LAST: Final = 1 << 64
 
 
 class HugetlbFolioMap:

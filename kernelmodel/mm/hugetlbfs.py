@@ -50,7 +50,7 @@ __all__ = [
 FALLOC_FL_KEEP_SIZE: Final = 1
 FALLOC_FL_PUNCH_HOLE: Final = 2
 _FALLOC_MODES: Final = (0, FALLOC_FL_KEEP_SIZE, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE)
-_LAST: Final = 1 << 52
+_LAST: Final = 1 << 64
 
 
 class HugetlbInode:
