@@ -9,6 +9,7 @@ from functools import partial
 from kernelmodel.kernel import Kernel
 from kernelmodel.kho.debugfs import debugfs_files
 from kernelmodel.memory import PAGE_SHIFT
+from kernelmodel.mm import hugetlb_sysfs
 from node.api import Backing, HostGauges
 from node.vm import Vm, VmState
 
@@ -66,14 +67,24 @@ def debugfs(kernel: Kernel) -> dict[str, Callable[[], str]]:
     """Files that a kernel shows, by path, each made when it is read.
 
     What KHO shows below /sys/kernel/debug, with bytes that are no text in hex. Of /proc the
-    hugetlb lines of meminfo, buddyinfo and cmdline. The kernel's log is `dmesg`.
+    hugetlb lines of meminfo, buddyinfo and cmdline; hugetlb's files below /sys and /proc/sys/vm,
+    and its lines of each node's meminfo. The kernel's log is `dmesg`.
     """
+    hugetlb = kernel.hugetlb
+    readable = (path for path in hugetlb_sysfs.files(hugetlb) if not path.endswith("/demote"))
     return {
         **{path: partial(_text, content) for path, content in debugfs_files(kernel).items()},
-        "proc/meminfo": kernel.hugetlb.meminfo,
+        "proc/meminfo": hugetlb.meminfo,
         "proc/buddyinfo": kernel.page_alloc.buddyinfo,
         "proc/cmdline": lambda: kernel.params.cmdline + "\n",
         "dmesg": lambda: "".join(f"{line}\n" for line in kernel.messages),
+        **{path[1:]: partial(hugetlb_sysfs.read, hugetlb, path) for path in readable},
+        **{
+            f"sys/devices/system/node/node{nid}/meminfo": partial(
+                hugetlb_sysfs.node_meminfo, hugetlb, nid
+            )
+            for nid in kernel.page_alloc.nodes
+        },
     }
 
 

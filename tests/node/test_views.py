@@ -87,6 +87,10 @@ def test_the_files_of_debugfs() -> None:
     areas = [KhoScratch(*area) for area in zip(addresses, sizes, strict=True)]
     assert areas == host.kernel.kho.scratch
     assert "HugePages_Total:     256\n" in host.debugfs("proc/meminfo")
+    assert host.debugfs("sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages") == "256\n"
+    assert host.debugfs("proc/sys/vm/nr_overcommit_hugepages") == "0\n"
+    by_node = [host.debugfs(path) for path in views.debugfs(host.kernel) if "/meminfo" in path[5:]]
+    assert sum(int(text.split()[3]) for text in by_node) == 256
     assert "Node 0, zone   Normal" in host.debugfs("proc/buddyinfo")
     assert host.debugfs("proc/cmdline").startswith("kho=on liveupdate=on hugepagesz=2M ")
     assert host.debugfs("dmesg") == ""
