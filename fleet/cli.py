@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from fleet.cli_conform import conform
+from fleet.cli_designs import designs
 from fleet.cli_inspect import inspect
 from fleet.cli_record import record
 from fleet.cli_releases import releases
@@ -308,6 +309,7 @@ def _check_backend(backend: BackendName, address: str | None) -> None:
 
 app.command()(inspect)
 app.command()(releases)
+app.command()(designs)
 app.command()(conform)
 app.command()(record)
 

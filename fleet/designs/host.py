@@ -213,8 +213,9 @@ class DesignHost:
         task = Task(self.kernel, name)
         try:
             self.agent.retrieve_session(name)
+            # the VM first: LUO v4 gives a file out once, and memory brings its VM along
+            vm_fd = self.agent.retrieve(name, _VM, task) if vm.spec.guest_memfd else -1
             fd = self.agent.retrieve(name, _MEMORY, task)
-            vm_fd = self.agent.retrieve(name, _VM, task) if self._apart(vm) else -1
         except KernelError as error:
             self.lost[name] = error.name
             task.exit()
@@ -222,10 +223,6 @@ class DesignHost:
         vm.task, vm.fd, vm.vm_fd = task, fd, vm_fd
         if vm.look(self.kernel) != vm.digest:
             self.lost[name] = "EFAULT"
-
-    def _apart(self, vm: DesignVm) -> bool:
-        """Whether the VM itself is still to be fetched: LUO v4 gives a file out once."""
-        return vm.spec.guest_memfd and self.kernel.luo_v4 is None
 
     def finish(self) -> None:
         """Sessions that were retrieved, then the system where there is such a thing."""

@@ -34,6 +34,7 @@ ONLY_IN = {
     "typer": {
         "fleet/cli.py",
         "fleet/cli_conform.py",
+        "fleet/cli_designs.py",
         "fleet/cli_kernel.py",
         "fleet/cli_inspect.py",
         "fleet/cli_record.py",

@@ -1,0 +1,84 @@
+"""The options of `lufleet designs`, as thin as the rest of the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["designs"]
+
+
+def designs(
+    host: Annotated[str, typer.Option(metavar="2TiB|12TiB", help="The host to begin with.")] = (
+        "2TiB"
+    ),
+    memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Memory, from 16GiB to 64TiB.", show_default=False),
+    ] = None,
+    vms: Annotated[
+        int | None, typer.Option(metavar="N", help="VMs, up to 5000.", show_default=False)
+    ] = None,
+    pool_use: Annotated[
+        int | None,
+        typer.Option(metavar="PERCENT", help="Part of the pools that VMs use.", show_default=False),
+    ] = None,
+    guest_memfd_share: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PERCENT",
+            help="VMs backed by a guest_memfd; the others are by a memfd.",
+            show_default=False,
+        ),
+    ] = None,
+    page_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="2MiB|1GiB",
+            help="One pool of 88 % of memory; if not given, 70 % in 1 GiB and 18 % in 2 MiB pages.",
+            show_default=False,
+        ),
+    ] = None,
+    nodes: Annotated[
+        int | None, typer.Option(metavar="N", help="NUMA nodes, up to 16.", show_default=False)
+    ] = None,
+    design: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only this one; may be given again.", show_default=False),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print it for programs.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write designs.json and report.html there, with plots over VMs and memory.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Compare the designs for preserving hugetlb's shared state on one host.
+
+    Each is run through a whole update of the host, through every failure and
+    through ten updates in a row: what it writes and when, what it blocks, how
+    it fails. docs/hugetlb-designs.md says what the rows mean.
+    """
+    from rich.console import Console
+
+    from fleet.designs.command import DesignsOptions
+    from fleet.designs.command import designs as compare_designs
+
+    options = DesignsOptions(
+        host=host,
+        memory=memory,
+        vms=vms,
+        pool_use=pool_use,
+        guest_memfd_share=guest_memfd_share,
+        page_size=page_size,
+        nodes=nodes,
+        design=tuple(design or ()),
+        json=json,
+        out=out,
+    )
+    raise typer.Exit(compare_designs(options, Console(), Console(stderr=True, soft_wrap=True)))
