@@ -17,7 +17,7 @@ from kernelmodel.mm.page_alloc import PageAllocator
 from kernelmodel.sim.cost import CostModel
 from kernelmodel.syscalls import Task
 from kernelmodel.validate import validate_kernel
-from tests.kernelmodel.kernels import CMDLINE, power_on
+from tests.kernelmodel.kernels import CMDLINE, power_on, reboot
 
 HVO = "/proc/sys/vm/hugetlb_optimize_vmemmap"
 NR = "/proc/sys/vm/nr_hugepages"
@@ -161,6 +161,23 @@ def test_areas_are_spread_over_nodes() -> None:
     kernel = power_on(f"{CMDLINE} hugetlb_cma=3G", node_bytes=(6 * GIB, 6 * GIB))
     assert [nr >> 18 for _, nr in kernel.hugetlb.cma.areas.values()] == [2, 1]
     check(kernel)
+
+
+def test_areas_are_made_anew_by_a_kernel_that_was_kexeced() -> None:
+    kernel = start("hugetlb_cma=1G", 6)
+    for _ in range(2):
+        kernel = reboot(kernel)
+        assert [nr >> 18 for _, nr in kernel.hugetlb.cma.areas.values()] == [1]
+        kernel.hugetlb.hstate(18).set_max_huge_pages(1)
+        assert kernel.hugetlb.hstate(18).nr_huge_pages == 1
+        check(kernel)
+
+
+def test_an_area_counts_for_the_default_scratch_which_then_finds_no_room() -> None:
+    """Seen on 7.3.4 with 4 GiB: what is reserved for the areas is the kernel's own."""
+    kernel = power_on("liveupdate=on hugetlb_cma=1G", node_bytes=(4 * GIB,))
+    assert any("disabling KHO" in line for line in kernel.messages)
+    assert not kernel.kho.enabled
 
 
 def test_the_proposal_does_without_the_areas() -> None:
