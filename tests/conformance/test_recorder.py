@@ -14,12 +14,16 @@ import pytest
 from fleet.recorder.compare import Comparison
 from fleet.recorder.record import Recorder
 from fleet.recorder.scripts import random_script
+from kernelmodel.script import Script
 
 KERNEL = os.environ.get("LUFLEET_KERNEL", "")
+NO_MEMFD = os.environ.get("LUFLEET_KERNEL_NO_MEMFD", "")
+OTHERS = {"no-memfd": Path(NO_MEMFD)} if NO_MEMFD else {}
 RECORDINGS = [
     path
     for folder in ("traces", "corrupted")
     for path in sorted((Path(__file__).parent / folder).glob("*.scn"))
+    if {given.kernel for given in Script.parse(path.read_text()).given} <= {"", *OTHERS}
 ]
 SEED = 1
 NUMBER = 10
@@ -28,7 +32,7 @@ if KERNEL:
 
     @pytest.fixture(scope="module")
     def recorder() -> Iterator[Recorder]:
-        with Recorder(Path(KERNEL)) as one:
+        with Recorder(Path(KERNEL), others=OTHERS) as one:
             yield one
 
     @pytest.mark.timeout(900)
