@@ -157,3 +157,23 @@ def test_nothing_is_stored_while_no_huge_page_is_preserved() -> None:
     assert (flb.outgoing_count, flb.outgoing_data) == (0, 0)
     agent.task.close(session)
     assert agent.kernel.kho.preserved_keys == keys
+
+
+def test_struct_pages_of_preserved_pages_are_given_up_again_by_each_kernel() -> None:
+    """HVO: 4096 frames for a gigantic page until it is retrieved, one from then on."""
+    params = "hugetlb_free_vmemmap=on hugepagesz=1G hugepages=3 hugepagesz=2M hugepages=4"
+    agent = start(params, (6 * GIB,))
+    free = agent.kernel.page_alloc.nr_free_pages()
+    for _ in range(4):
+        preserve(agent, 2, 30)
+        kernel = reboot(agent.kernel)
+        assert [pool(kernel, order)[0] for order in (18, 9)] == [1, 4]
+        before = kernel.page_alloc.nr_free_pages()
+        agent = retrieved(kernel)
+        assert [pool(kernel, order)[0] for order in (18, 9)] == [3, 4]
+        given_up = kernel.page_alloc.nr_free_pages() - before
+        assert given_up == pytest.approx(2 * 4095, abs=16)
+        assert kernel.page_alloc.nr_free_pages() == pytest.approx(free, abs=1024)
+        validate_kernel(kernel, [agent.task])
+        agent.task.exit()
+        agent = Agent(kernel)
