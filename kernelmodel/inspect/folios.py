@@ -21,6 +21,7 @@ from kernelmodel.abi.kexec_handover import (
     KHO_VMALLOC_HUGE_VMAP,
     KhoVmalloc,
 )
+from kernelmodel.abi.memfd import MEMFD_LUO_FOLIO_UPTODATE
 from kernelmodel.image.fnv import FNV_BASIS, fnv1a, fnv1a_zeroes
 from kernelmodel.inspect.preserved import Preserved
 from kernelmodel.inspect.reader import Reader
@@ -102,6 +103,8 @@ def _entries(
         for pfn, index, nr, word_flags in _entry_runs(entries, 1 << (order or 0)):
             if word_flags & ~flags:
                 reader.faults.add(f"{what} has a folio with unknown flags {word_flags:#x}")
+            if flags & MEMFD_LUO_FOLIO_UPTODATE and not word_flags & MEMFD_LUO_FOLIO_UPTODATE:
+                reader.faults.add(f"{what} has a folio that is not up to date: it reads as zero")
             if pfn:
                 yield pfn, index, nr
             else:

@@ -23,12 +23,15 @@ from kernelmodel.image.frames import Image
 from kernelmodel.inspect.folios import check_preserved
 from kernelmodel.inspect.luo import LUO_COMPATIBLE, read_luo, text_of
 from kernelmodel.inspect.preserved import Preserved, read_tree
-from kernelmodel.inspect.reader import Faults, Reader
+from kernelmodel.inspect.reader import Faults, Reader, span_text
 from kernelmodel.kho.fdt import Fdt, FdtError, FdtNode
+from kernelmodel.memory import PAGE_SIZE
 
 __all__ = ["KHO_COMPATIBLE", "inspect_image", "preserved_frames"]
 
 KHO_COMPATIBLE: Final = "kho-v4"
+#: Their data are no addresses, or of pages that are read.
+_KNOWN_FLBS: Final = {*(f"liveupdate-test-flb-v{index}" for index in range(3)), "hugetlb-v1"}
 
 
 def inspect_image(image: Image, *, hashes: bool = True) -> dict[str, Any]:
@@ -78,6 +81,8 @@ def _root(reader: Reader, fdt_pa: int) -> FdtNode | None:
     except FdtError as error:
         reader.faults.add(f"the FDT at {fdt_pa:#x} cannot be read: {error}")
         return None
+    if tree.total_size > PAGE_SIZE:
+        reader.faults.add(f"the FDT at {fdt_pa:#x} is said to have {tree.total_size} bytes")
     if tree.broken:
         reader.faults.add(f"the FDT at {fdt_pa:#x} cannot be read to its end: {tree.broken}")
     return tree.root
@@ -116,6 +121,29 @@ def _read(reader: Reader, fdt_pa: int, said: dict[str, Any], *, hashes: bool) ->
         elif name == KEXEC_METADATA_NODE:
             _read_metadata(reader, page, size, said)
     reader.check_claims()
+    if _is_all_known(said):
+        _note_unclaimed(reader, preserved)
+
+
+def _is_all_known(said: dict[str, Any]) -> bool:
+    """Whether everything that may have preserved something was read: whatever is left is lost."""
+    return (
+        set(said["subtrees"]) <= {LUO_SUBTREE, KEXEC_METADATA_NODE}
+        and (LUO_SUBTREE not in said["subtrees"] or said["luo"] == LUO_COMPATIBLE)
+        and {name for name, _ in said["flbs"]} <= _KNOWN_FLBS
+        and all("size" in file for session in said["sessions"] for file in session["files"])
+    )
+
+
+def _note_unclaimed(reader: Reader, preserved: Preserved) -> None:
+    claimed = reader.claimed()
+    left = [part for first, end in preserved.runs() for part in claimed.gaps(first, end)]
+    if left:
+        total = sum(end - first for first, end in left)
+        reader.faults.add(
+            f"{total} of {preserved.nr_pages} preserved pages belong to nothing that can be found: "
+            f"{span_text(*left[0])}{', …' if len(left) > 1 else ''}"
+        )
 
 
 def _subtrees(reader: Reader, root: FdtNode) -> dict[str, tuple[int, int]]:

@@ -11,6 +11,7 @@ from typing import Final
 
 from kernelmodel.image.frames import Frames
 from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE
+from kernelmodel.mm.ranges import RangeSet
 
 __all__ = ["PA_BITS", "Faults", "Reader", "span_text"]
 
@@ -84,6 +85,11 @@ class Reader:
                 self.faults.add(f"{span_text(low, min(reach, high))} is part of {both}")
             if high > reach:
                 reach, widest = high, what
+
+    def claimed(self) -> RangeSet:
+        """Frames of all structures that were read and of all files' content."""
+        pages = ((pfn, pfn + 1) for pfn in self._owners)
+        return RangeSet([*pages, *((low, high) for low, high, _ in self._claims)])
 
     def owned_pages(self) -> list[int]:
         """Frames of all structures that were read."""

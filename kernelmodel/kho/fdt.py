@@ -53,6 +53,8 @@ class Fdt:
     strings: list[str] = field(default_factory=list)
     #: Why a tree that was read could not be read to its end.
     broken: str = ""
+    #: What the header of a tree that was read says, in bytes.
+    total_size: int = 0
 
     def append_prop(self, node: FdtNode, name: str, value: bytes) -> None:
         """Write a property behind the others, as a tree under construction does.
@@ -170,7 +172,7 @@ class Fdt:
         )
         if reader.token() != _BEGIN_NODE:
             raise FdtError("no root node")
-        tree = cls()
+        tree = cls(total_size=total)
         try:
             reader.node(tree.root, 0)
             if reader.token() != _END:
