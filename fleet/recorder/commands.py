@@ -24,6 +24,7 @@ from fleet.recorder.failing_scripts import random_failing_script
 from fleet.recorder.huge_scripts import random_huge_script
 from fleet.recorder.record import Recorder, RecorderError
 from fleet.recorder.scripts import random_script
+from kernelmodel.script import ScriptError
 
 __all__ = ["ConformOptions", "RecordOptions", "conform_many", "record"]
 
@@ -124,7 +125,7 @@ def conform_many(options: ConformOptions, out: Console, err: Console) -> int:
             return _compare_all(options, recorder, out)
     except BadInput as bad:
         err.print(mistakes(bad))
-    except (RecorderError, OSError) as error:
+    except (RecorderError, ScriptError, OSError) as error:
         err.print(str(error), markup=False, highlight=False)
     return _BAD_INPUT
 

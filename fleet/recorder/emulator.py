@@ -54,7 +54,9 @@ class Emulator:
         if stops is None:
             return self._run_alone()
         if len(self.node_bytes) > 1 or self.node_bytes[0] > _FLAT_BYTES:
-            raise RecorderError("failures and tampering need one node of at most 3G of memory")
+            raise RecorderError(
+                "failures, corruption and images need one node of at most 3G of memory"
+            )
         socket = self.folder / "debugger"
         socket.unlink(missing_ok=True)
         try:

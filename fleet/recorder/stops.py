@@ -15,6 +15,7 @@ C: a function that fails is what CONFIG_FAIL_FUNCTION does, from outside: it ret
 from __future__ import annotations
 
 import mmap
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ __all__ = ["RECORDER_SECTION", "RecorderError", "Stops", "SystemMap"]
 
 #: Where the player is linked to call the recorder.
 RECORDER_SECTION: Final = 0x1000_0000
+_SYMBOL: Final = re.compile(r"^([0-9a-f]{16}) [A-Za-z] (\S+)$", re.MULTILINE)
 _JUMP: Final = "machine_kexec"
 _POPULATE: Final = "kho_populate"
 
@@ -50,14 +52,20 @@ class SystemMap:
         Raises:
             RecorderError: there is none.
         """
-        beside = [kernel.with_name("System.map"), *(p / "System.map" for p in kernel.parents[3:4])]
+        beside = [kernel.with_name("System.map")]
+        if kernel.absolute().parent.name == "boot":
+            beside.append(kernel.absolute().parents[3] / "System.map")
         found = [path for path in ([given] if given else beside) if path.is_file()]
         if not found:
             looked = " nor ".join(str(path) for path in ([given] if given else beside))
-            raise RecorderError(f"failures and tampering need the kernel's System.map: no {looked}")
+            raise RecorderError(
+                f"failures, corruption and images need the kernel's System.map: no {looked}"
+            )
         self.path = found[0]
-        lines = (line.split() for line in self.path.read_text().splitlines())
-        self._addresses = {words[2]: int(words[0], 16) for words in lines if len(words) == 3}
+        lines = _SYMBOL.findall(self.path.read_text(errors="replace"))
+        if not lines:
+            raise RecorderError(f"{self.path}: no System.map: there are no addresses in it")
+        self._addresses = {name: int(address, 16) for address, name in lines}
 
     def address(self, function: str) -> int:
         """Where a function starts, without address randomisation. Raises: RecorderError."""
