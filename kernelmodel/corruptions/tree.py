@@ -14,7 +14,7 @@ from typing import Final
 
 from kernelmodel.abi.kexec_handover import KHO_PROP_MEMORY_MAP
 from kernelmodel.corruptions.corruption import Corruption, Outcome
-from kernelmodel.corruptions.handed_over import HandedOver, NotThere
+from kernelmodel.corruptions.handed_over import HandedOver, NotThere, overlaid
 from kernelmodel.corruptions.reader import Write, u64
 from kernelmodel.memory import GIB, PAGE_SHIFT, PAGE_SIZE
 
@@ -64,6 +64,17 @@ def _key_of_last_gigabyte(handed: HandedOver) -> list[Write]:
     if top < 2 * GIB:
         raise NotThere("two gigabytes of memory")
     return handed.put_key((top // GIB - 1) * GIB >> PAGE_SHIFT, 18, present=True)
+
+
+def _last_folio_larger(handed: HandedOver) -> list[Write]:
+    """Of the first memfd whose last folio could head a block of two."""
+    for memfd in handed.memfds():
+        nr = memfd.ser.nr_folios
+        pfn = handed.folio_pfn(memfd, nr - 1) if nr else 1
+        if pfn % 2 == 0 and (pfn + 1, 0) not in set(handed.preserved()):
+            writes = handed.put_key(pfn, 0, present=False)
+            return writes + overlaid(handed, writes).put_key(pfn, 1, present=True)
+    raise NotThere("a last folio that could head a block of two")
 
 
 def _key_of_huge_page_around_folio(handed: HandedOver) -> list[Write]:
@@ -161,6 +172,14 @@ CORRUPTIONS: Final = (
         Outcome.WRONG_MEMORY,
         "all of it that is not in use is reserved, and nobody gives it back",
         _key_of_last_gigabyte,
+    ),
+    Corruption(
+        "key-of-folio-larger",
+        "The last folio of a memfd is preserved as a block of two pages.",
+        _RESTORE,
+        Outcome.ACCEPTED,
+        "the order is that of the tag: behind the file's end it has what the next frame held",
+        _last_folio_larger,
     ),
     Corruption(
         "key-missing-folio",

@@ -11,6 +11,8 @@ kexec. One that fails at a folio frees that folio and the later ones.
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from kernelmodel.abi.folio_table import FolioRun
@@ -165,39 +167,57 @@ class MemfdHandler(FileHandler):
         runs = restore_folio_table(kernel, _vmalloc_of(ser), ser.nr_folios)
         if runs is None:
             raise InvalidArgument("cannot restore the folio table")
-        pending = folio_heads(runs, 1)
-        for at, run in enumerate(pending):
+        pending = deque(folio_heads(runs, 1))
+        while pending:
+            run = pending.popleft()
             if run.pfn == 0:
                 continue
-            restored = kernel.kho.restore_folios(run.pfn, 0, run.nr)
+            pages, entries = self._restore(run)
+            if entries < run.nr:
+                pending.appendleft(run.cut(entries, run.nr))
             try:
                 kernel.fail_function("shmem_inode_acct_blocks", index=run.index)
             except KernelError:
-                kernel.page_alloc.free_run(run.pfn, restored)
-                self._discard([run.cut(restored, run.nr), *pending[at + 1 :]])
+                kernel.page_alloc.free_run(pages.pfn, pages.nr)
+                self._discard(pending)
                 raise
-            taken = next(iter(inode.extents(run.index, run.index + restored)), None)
-            if taken is not None or restored != run.nr:
-                room = restored if taken is None else taken[0] - run.index
-                _insert(inode, run, room)
-                kernel.page_alloc.free_run(run.pfn + room, restored - room)
-                self._discard([run.cut(restored, run.nr), *pending[at + 1 :]])
-                if taken is not None:
-                    raise Exists("two folios at one index", index=taken[0])
-                raise IoError("folio is not preserved", pfn=run.pfn + restored)
-            _insert(inode, run, run.nr)
+            taken = next(iter(inode.extents(pages.index, pages.index + pages.nr)), None)
+            if taken is not None:
+                room = max(0, taken[0] - pages.index) if pages.nr == entries else 0
+                _insert(inode, pages, room)
+                kernel.page_alloc.free_run(pages.pfn + room, pages.nr - room)
+                self._discard(pending)
+                raise Exists("two folios at one index", index=taken[0])
+            if not entries:
+                self._discard(pending)
+                raise IoError("folio is not preserved", pfn=run.pfn)
+            _insert(inode, pages, pages.nr)
         kernel.charge("shmem_add_to_page_cache", ser.nr_folios)
 
-    def _discard(self, runs: list[FolioRun]) -> None:
+    def _restore(self, run: FolioRun) -> tuple[FolioRun, int]:
+        """Take back what of a run comes as pages, or its first folio, if that is a larger one.
+
+        Returns the pages and how many entries of the run they are. The order is that of the tag,
+        and a large folio lies at an index that its size divides.
+        """
+        kho = self.kernel.kho
+        order = kho.tag_order(run.pfn)
+        if not order:
+            restored = kho.restore_folios(run.pfn, 0, run.nr)
+            return run.cut(0, restored), restored
+        kho.restore_folios(run.pfn, order)
+        nr_pages = 1 << order
+        return FolioRun(run.pfn, run.index & -nr_pages, nr_pages, 1, 1, run.flags), 1
+
+    def _discard(self, runs: Iterable[FolioRun]) -> None:
         """Free folios that nobody will get."""
         for run in runs:
             at = 0
             while run.pfn and at < run.nr:
-                pfn = run.pfn + at * run.step
-                restored = self.kernel.kho.restore_folios(pfn, 0, run.nr - at)
-                self.kernel.page_alloc.free_run(pfn, restored)
-                self.kernel.charge("kho_unpreserve_free", restored)
-                at += max(restored, 1)  # one that is not preserved is passed over
+                pages, entries = self._restore(run.cut(at, run.nr))
+                self.kernel.page_alloc.free_run(pages.pfn, pages.nr)
+                self.kernel.charge("kho_unpreserve_free", pages.nr)
+                at += max(entries, 1)  # one that is not preserved is passed over
 
     def finish(self, luo_file: LuoFile) -> None:
         """Free what was not retrieved. C: memfd_luo_finish()."""

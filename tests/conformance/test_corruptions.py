@@ -47,7 +47,8 @@ CASES = [
 
 def test_every_corruption_is_tried() -> None:
     tried = {case.values[1] for case in CASES}
-    assert set(CORRUPTIONS) - tried == {"key-of-gigabyte"}  # on machines of two; see the recording
+    # these want more memory, and free memory between files: there are recordings of them
+    assert set(CORRUPTIONS) - tried == {"key-of-gigabyte", "key-of-folio-larger"}
 
 
 #: Hugetlb's shared state is an FLB: who takes that away takes away the files on huge pages.

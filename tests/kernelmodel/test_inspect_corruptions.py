@@ -18,7 +18,7 @@ INVISIBLE = {
     *(label for label in CORRUPTIONS if label.startswith("scratch-")),
     *("luo-number-max", "metadata-count-max", "folio-content"),
     *("flb-count-zero", "flb-name-unknown", "flb-data-wrong"),
-    "key-of-gigabyte",  # for a larger machine
+    *("key-of-gigabyte", "key-of-folio-larger"),  # not of these handovers
 }
 #: A word or two of the sentence that names it; for all others there is one.
 TOLD = {
