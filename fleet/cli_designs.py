@@ -60,9 +60,8 @@ def designs(
 ) -> None:
     """Compare the designs for preserving hugetlb's shared state on one host.
 
-    Each is run through a whole update of the host, through every failure and
-    through ten updates in a row: what it writes and when, what it blocks, how
-    it fails. docs/hugetlb-designs.md says what the rows mean.
+    Each goes through a whole update, every failure, and ten updates in a row.
+    docs/hugetlb-designs.md says what the rows mean.
     """
     from rich.console import Console
 

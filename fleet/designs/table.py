@@ -136,10 +136,10 @@ def _lost(one: Compared, n: int) -> str:
 def print_tables(found: Sequence[Compared], title: str, width: int) -> RenderableType:
     """One table, or as many as the width asks for; and what LUO must offer to each."""
     fit = max(1, (width - _LABEL) // (_CELL + 3))
-    shown: list[RenderableType] = []
+    shown: list[RenderableType] = [Text(title)]
     for at in range(0, len(found), fit):
         part = found[at : at + fit]
-        table = Table(title=title if not at else "", title_justify="left", show_lines=False)
+        table = Table()
         table.add_column("", no_wrap=True)
         for one in part:
             heading = "-\n".join(one.name.rsplit("-", 1))

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from kernelmodel.abi.luo_v4 import LiveupdateState
 from kernelmodel.luo_v4.array import SerArray
 from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE
 from kernelmodel.owners import KeepsPages, Preserved
@@ -45,6 +46,8 @@ def _session(kernel: Kernel, session: LuoSession) -> Iterator[Preserved]:
     name = session.name.decode(errors="replace")
     yield from _array(f"session {name}: array of files", session.files.array)
     for luo_file in session.files.files.values():
+        if luo_file.state is LiveupdateState.UPDATED:
+            continue  # it came over, and its data is an address of the previous kernel's tree
         owner = f"session {name}, token {luo_file.token}"
         yield from _kept(kernel, owner, luo_file.private, luo_file.data)
 

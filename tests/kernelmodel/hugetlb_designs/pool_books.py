@@ -108,6 +108,10 @@ class PoolBooks(RuleBasedStateMachine):
     def _preserved(self, file: Known) -> bool:
         return any(other is file for session in self.outgoing for other in session.files.values())
 
+    def _frozen(self, file: Known) -> bool:
+        """Whether its layout may not change."""
+        return self._preserved(file)
+
     def _held(self, file: Known) -> bool:
         return self._preserved(file) or any(
             other is file for session in self.retrieved for other in session.files.values()
@@ -157,7 +161,7 @@ class PoolBooks(RuleBasedStateMachine):
             if isinstance(inode, GuestHugetlbInode):
                 done = inode.populate(page, page + 1)
         except NotPermitted:
-            assert self._preserved(file)
+            assert self._frozen(file)
             assert not known
             return
         if done == page + 1:
@@ -177,7 +181,7 @@ class PoolBooks(RuleBasedStateMachine):
             self.agent.task.fallocate(file.fd, 3, page * HUGE, HUGE)
         except KernelError as error:
             why = error.name
-        assert why == ("EPERM" if self._preserved(file) else "")
+        assert why == ("EPERM" if self._frozen(file) else "")
         if not why:
             file.pages.pop(page, None)
 
