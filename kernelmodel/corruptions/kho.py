@@ -266,6 +266,14 @@ _SCRATCH: Final = (
         _all_areas_empty,
     ),
     Corruption(
+        "scratch-area-outside",
+        "The last scratch area is behind all memory.",
+        "memblock_add(), mm/memblock.c",
+        Outcome.HANG,
+        "it is taken for memory and allocated from first; what is written there is gone",
+        lambda handed: [handed.scratch_areas()[-1].but(addr=handed.outside())],
+    ),
+    Corruption(
         "scratch-areas-overlap",
         "The first scratch area begins where the second does.",
         _MEMBLOCK,

@@ -70,9 +70,9 @@ def read_handover(kernel: Kernel, firmware: Firmware) -> KhoIn | None:
         for at in range(0, scratch_len - KhoScratch.SIZE + 1, KhoScratch.SIZE)
     )
     for area in scratch:
-        if not memory.is_ram(area.addr, area.size):
-            # it would be taken for memory, and the first allocation in it would fault
-            raise KernelPanic(f"unable to handle page fault: scratch at {area.addr:#x}")
+        if area.size and not memory.is_ram(area.addr, area.size):
+            # it is taken for memory, the highest is allocated first, and nothing written stays
+            raise KernelPanic(f"hang: scratch at {area.addr:#x} is no memory")
         memblock.mark_kho_scratch(area.addr, area.size)
     memblock.reserve(scratch_pa, scratch_len)
     memblock.set_kho_scratch_only()
