@@ -1,3 +1,5 @@
+"""A corruption is named on the command line, and shows in the trace beside what to expect."""
+
 from __future__ import annotations
 
 from pathlib import Path
