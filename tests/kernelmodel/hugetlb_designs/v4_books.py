@@ -219,7 +219,7 @@ class V4Books(PoolBooks):
             self._finish_all()
         super().teardown()
 
-    @precondition(lambda self: False)
+    @precondition(lambda _self: False)
     @rule(which=INDEX)
     def finish(self, which: int) -> None:
         """A session's own FINISH leaves pages unclaimed until the system's."""

@@ -1,0 +1,158 @@
+"""`lufleet designs`: a table, JSON and a report of every design on one host."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from fleet.cli import app
+from fleet.designs.compare import Compared, compare
+from fleet.designs.spec import PRESETS, HostSpec, small
+from fleet.designs.table import sections
+from kernelmodel.hugetlb_designs import DESIGNS
+from kernelmodel.memory import GIB
+from kernelmodel.sim.cost import CostModel
+
+SMALL = ("--memory", "64GiB", "--vms", "16")
+
+
+def designs(*options: str, code: int = 0) -> str:
+    done = CliRunner().invoke(app, ["designs", *options], env={"COLUMNS": "170"})
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Compared]:
+    spec = small(HostSpec())
+    return {one.name: one for one in compare(spec, DESIGNS, CostModel.load(), lambda _name: None)}
+
+
+def test_the_host_is_what_was_asked_for() -> None:
+    spec = PRESETS["2TiB"]
+    assert (spec.memory, spec.vms) == (2048 * GIB, 400)
+    vms = spec.vm_specs()
+    assert len(vms) == 400
+    assert sum(vm.guest_memfd for vm in vms) == 100
+    for order, size in ((18, GIB), (9, 2 << 20)):
+        used = sum(vm.pages for vm in vms if vm.order == order)
+        assert used == spec.pool_pages()[size] * 80 // 100
+
+
+def test_every_design_brings_every_vm_back_but_those_it_cannot_take(
+    found: dict[str, Compared],
+) -> None:
+    for name, one in found.items():
+        assert not one.update.panic
+        assert not one.update.lost
+        assert one.failures.chain == 10
+        assert one.failures.chain_lost == 0
+        assert one.failures.cancel_leaks == 0
+        guests = 4 if name == "global-state" else 0
+        assert sum(one.update.refused.values()) == guests
+        assert one.update.guest_memfd_works is (name != "global-state")
+
+
+def test_pools_come_back_as_they_were_but_where_nobody_counts_early(
+    found: dict[str, Compared],
+) -> None:
+    for name, one in found.items():
+        uncounted = name == "subsystem-prepare"
+        assert bool(one.update.boot_excess) is uncounted
+        assert bool(one.update.final_excess) is uncounted
+        assert bool(one.failures.drift) is uncounted
+        assert one.failures.drift_memory == 0
+
+
+def test_what_is_written_is_a_list_of_the_pool_of_files_or_a_few_numbers(
+    found: dict[str, Compared],
+) -> None:
+    spec = small(HostSpec())
+    pool = sum(spec.pool_pages().values())
+    used = sum(vm.pages for vm in spec.vm_specs())
+    for name, one in found.items():
+        entries = {
+            "subsystem-prepare": used,
+            "frozen-pool": pool,
+            "files-then-subsystem": pool,
+            "handler-subsystem": pool,
+        }
+        if name in entries:
+            assert one.update.shared_bytes == 141 + 8 * entries[name]
+    assert found["flb-counts"].update.shared_bytes == 37
+    assert found["ours"].update.shared_bytes == 27
+
+
+def test_ours_is_no_worse_anywhere_and_better_in_one_row(found: dict[str, Compared]) -> None:
+    ours, theirs = found["ours"], found["flb-counts"]
+    assert ours.update.phases == theirs.update.phases
+    differ = [
+        label
+        for section in sections([theirs, ours])
+        for label, (one, other) in section.rows
+        if one != other
+    ]
+    assert differ == ["shared state", "grown at run time: kept"]
+    assert ours.update.shared_bytes < theirs.update.shared_bytes
+    assert theirs.failures.resized[1] == 0
+    assert ours.failures.resized[1] == ours.failures.resized[0] > 0
+
+
+def test_phases_add_up_and_pools_are_frozen_as_the_designs_say(
+    found: dict[str, Compared],
+) -> None:
+    whole = {"frozen-pool", "files-then-subsystem", "handler-subsystem"}
+    for name, one in found.items():
+        assert sum(one.update.phases.values()) == pytest.approx(one.update.blackout_seconds)
+        assert (one.update.restricted_seconds > 0) is (name in whole)
+        assert (one.update.prepare_seconds > 0) is (
+            name not in {"frozen-pool", "flb-counts", "ours"}
+        )
+    implicit = found["frozen-pool"].update.restricted_seconds
+    explicit = found["handler-subsystem"].update.restricted_seconds
+    assert implicit > explicit
+    serial = found["files-then-subsystem"].update
+    parallel = found["handler-subsystem"].update
+    assert serial.prepare_seconds > parallel.preserve_seconds + parallel.prepare_seconds
+
+
+def test_the_table_has_a_column_for_each_and_says_what_luo_must_offer() -> None:
+    text = designs(*SMALL, "--design", "flb-counts", "--design", "global-state")
+    assert "64GiB on 2 nodes, 16 VMs" in text
+    assert re.search(r"retrieve fails\s+│ +2 of 2 lost │ +– │", text)
+    assert "global-state (P. Tatashin, 7 Oct 2025): beyond LUO v4," in text
+    assert "its figures are of 12 VMs only: 4 are refused with ENOENT" in text
+    assert "frozen-pool" not in text
+
+
+def test_a_program_gets_the_figures_and_a_report_has_plots(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    printed = json.loads(
+        designs(*SMALL, "--design", "ours", "--json", "--out", str(out)).rsplit("wrote", 2)[0]
+    )
+    written: dict[str, Any] = json.loads((out / "designs.json").read_text())
+    assert printed == written
+    (one,) = written["designs"]
+    assert one["release"] == "7.3.4+ours"
+    assert sum(one["update"]["phase_shares"].values()) == pytest.approx(1)
+    assert [point["vms"] for point in one["curves"]["vms"]] == [4, 8, 16, 32]
+    assert [point["memory"] >> 30 for point in one["curves"]["memory"]] == [16, 32, 64, 128]
+    page = (out / "report.html").read_text()
+    assert page.count("<svg") == 6
+    HTMLParser().feed(page)
+
+
+def test_the_same_options_give_the_same_figures() -> None:
+    assert designs(*SMALL, "--design", "frozen-pool") == designs(*SMALL, "--design", "frozen-pool")
+
+
+def test_what_is_wrong_is_told_all_at_once() -> None:
+    said = designs("--memory", "1XB", "--vms", "0", "--design", "foo", "--host", "3TiB", code=2)
+    for what in ("--memory:", "--vms: 0 is not from 1", 'no design "foo"', 'did you mean "2TiB"?'):
+        assert what in said

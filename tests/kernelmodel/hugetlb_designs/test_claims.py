@@ -1,0 +1,317 @@
+"""What was claimed of the designs in the discussion of October 2025, each claim played out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from kernelmodel import kexec
+from kernelmodel.boot import boot
+from kernelmodel.errors import Busy, KernelError, NoEntry
+from kernelmodel.hugetlb_designs import DESIGNS
+from kernelmodel.hugetlb_designs.base import HugetlbDesign
+from kernelmodel.kernel import Kernel
+from kernelmodel.luo_v4.client import LiveupdateClient
+from kernelmodel.memory import GIB, MIB
+from kernelmodel.mm.memfd import MFD_HUGE_SHIFT, MFD_HUGETLB
+from kernelmodel.releases import CATALOGUE
+from kernelmodel.syscalls import Task
+from kernelmodel.validate import validate_kernel
+from tests.kernelmodel.kernels import CMDLINE, power_on
+from tests.kernelmodel.kernels import Agent as SessionsAgent
+from tests.kernelmodel.luo_v4.hosts import CANCEL, FINISH, PREPARE
+
+HUGE, ORDER, POOL = 2 * MIB, 9, 12
+RELEASES = {
+    release.hugetlb_design: name
+    for name, release in CATALOGUE.items()
+    if release.guest_hugetlb is not None and release.name.startswith("7.3.4")
+}
+V4 = [name for name, design in DESIGNS.items() if getattr(design, "luo", "") == "v4"]
+ALL = list(DESIGNS)
+
+
+@dataclass
+class Host:
+    """An agent of either LUO: what a test does is the same."""
+
+    kernel: Kernel
+
+    def __post_init__(self) -> None:
+        self.v4: LiveupdateClient | None = None
+        if self.kernel.luo_v4 is not None:
+            self.task = Task(self.kernel, "agent")
+            self.v4 = LiveupdateClient(self.task)
+        else:
+            agent = SessionsAgent(self.kernel)
+            self.task, self.device = agent.task, agent.device
+
+    @property
+    def design(self) -> HugetlbDesign:
+        assert self.kernel.hugetlb_design is not None
+        return self.kernel.hugetlb_design
+
+    @property
+    def pool(self) -> tuple[int, int]:
+        """Pages, and free ones."""
+        hstate = self.kernel.hugetlb.hstate(ORDER)
+        return hstate.nr_huge_pages, hstate.free_huge_pages
+
+    def memfd(self, pages: int) -> int:
+        fd = self.task.memfd_create(MFD_HUGETLB | 21 << MFD_HUGE_SHIFT)
+        self.task.ftruncate(fd, pages * HUGE)
+        return fd
+
+    def session(self, name: str) -> int:
+        if self.v4 is not None:
+            return self.v4.create_session(name)
+        return self.task.create_session(self.device, name)
+
+    def preserve(self, session: int, fd: int, token: int = 1) -> None:
+        if self.v4 is not None:
+            self.v4.preserve_fd(session, fd, token)
+        else:
+            self.task.preserve_fd(session, fd, token)
+
+    def prepare(self) -> None:
+        if self.v4 is not None:
+            self.v4.set_event(PREPARE)
+
+    def reboot(self, cmdline: str | None = None) -> Host:
+        kernel = self.kernel
+        self.prepare()
+        cmdline = kernel.params.cmdline if cmdline is None else cmdline
+        kexec.kexec_file_load(kernel, kernel.release, cmdline)
+        given = kexec.jump(kernel, kexec.kernel_kexec(kernel))
+        return Host(boot(kernel.machine, *given, kernel.clock, config=kernel.config))
+
+    def retrieve(self, name: str, token: int = 1) -> int:
+        """The file."""
+        if self.v4 is not None:
+            self.session_fd = self.v4.retrieve_session(name)
+            return self.v4.restore_fd(self.session_fd, token)
+        self.session_fd = self.task.retrieve_session(self.device, name)
+        return self.task.retrieve_fd(self.session_fd, token)
+
+    def finish(self) -> None:
+        """The session that was retrieved last; in v4 the system."""
+        if self.v4 is not None:
+            self.v4.set_event(FINISH)
+        self.task.close(self.session_fd)
+
+
+def host(design: str, pool: int = POOL) -> Host:
+    return Host(power_on(f"{CMDLINE} hugepages={pool}", RELEASES[design]))
+
+
+def frozen(one: Host) -> bool:
+    """Whether a write to nr_hugepages is refused."""
+    hstate = one.kernel.hugetlb.hstate(ORDER)
+    before = hstate.nr_huge_pages
+    try:
+        hstate.set_max_huge_pages(before + 1)
+    except Busy:
+        return True
+    assert hstate.nr_huge_pages == before + 1
+    hstate.set_max_huge_pages(before)
+    return False
+
+
+@pytest.mark.parametrize("design", ALL)
+def test_with_no_hugetlb_file_preserved_nothing_is_stored(design: str) -> None:
+    one = host(design)
+    keys = one.kernel.kho.preserved_keys
+    session = one.session("empty")
+    plain = one.task.memfd_create()
+    one.task.ftruncate(plain, MIB)
+    one.preserve(session, plain)
+    assert one.design.shared_bytes == 0
+    after = one.reboot()
+    assert after.design.shared_bytes == 0
+    assert after.pool == (POOL, POOL)
+    assert not frozen(after)
+    assert keys < one.kernel.kho.preserved_keys
+
+
+@pytest.mark.parametrize("design", ALL)
+def test_the_limited_phase_begins_and_ends_implicitly_or_with_an_event(design: str) -> None:
+    """Of the designs that have one, `frozen-pool` alone begins it without anybody saying so."""
+    one = host(design)
+    first, second = one.session("first"), one.session("second")
+    one.preserve(first, one.memfd(2))
+    one.preserve(second, one.memfd(2))
+    implicit = frozen(one)
+    assert implicit == (design == "frozen-pool")
+    if one.v4 is not None:
+        one.v4.set_event(PREPARE)
+        explicit = frozen(one)
+        assert explicit == (design in {"files-then-subsystem", "handler-subsystem"})
+        one.v4.set_event(CANCEL)
+        assert not frozen(one)
+    one.task.close(first)
+    assert frozen(one) == implicit
+    one.task.close(second)
+    assert not frozen(one)
+    assert one.design.shared_bytes == 0
+    validate_kernel(one.kernel, [one.task])
+
+
+def test_a_frozen_pool_neither_grows_nor_shrinks_until_the_last_session_closes() -> None:
+    one = host("frozen-pool")
+    hstate = one.kernel.hugetlb.hstate(ORDER)
+    hstate.nr_overcommit_huge_pages = 2
+    session = one.session("s")
+    one.preserve(session, one.memfd(1))
+    for wanted in (POOL - 1, POOL + 1):
+        with pytest.raises(Busy):
+            hstate.set_max_huge_pages(wanted)
+    other = one.memfd(POOL)
+    assert one.task.files.fget(other).inode.hugetlb.populate(0, POOL) == POOL - 1  # type: ignore[attr-defined]
+    one.task.close(session)
+    hstate.set_max_huge_pages(POOL + 1)
+    assert one.pool == (POOL + 1, 1)
+
+
+@pytest.mark.parametrize("design", V4)
+def test_who_can_reach_the_shared_state(design: str) -> None:
+    """A v4 subsystem is anybody's to reach; a handler's state needs the handler and a file."""
+    one = host(design)
+    luo = one.kernel.luo_v4
+    assert luo is not None
+    one.preserve(one.session("s"), one.memfd(2))
+    after = one.reboot()
+    luo = after.kernel.luo_v4
+    assert luo is not None
+    names = {h.name for h in luo.subsystems.registered}
+    compatible = after.kernel.release.hugetlb
+    if design == "global-state":
+        assert compatible not in names
+        handler = luo.handlers[-1]
+        assert handler.global_state is not None
+        with pytest.raises(NoEntry), luo.global_states.get(handler):
+            pass  # nothing on its way out: no file of this handler is preserved
+        others = [h for h in luo.handlers if h is not handler]
+        for other in others:
+            with pytest.raises(NoEntry), luo.global_states.get(other, incoming=True):
+                pass
+    else:
+        found = next(h for h in luo.subsystems.registered if h.name == compatible)
+        assert luo.subsystems.data(found) != 0
+        assert (found.users is not None) == (design == "handler-subsystem")
+
+
+@pytest.mark.parametrize("design", ["frozen-pool", "flb-counts", "ours"])
+def test_an_flb_cannot_be_reached_without_a_preserved_file(design: str) -> None:
+    one = host(design)
+    flb = one.kernel.luo.flbs.registered[0]
+    with pytest.raises(NoEntry):
+        one.kernel.luo.flbs.get_outgoing(flb)
+    session = one.session("s")
+    one.preserve(session, one.memfd(1))
+    assert one.kernel.luo.flbs.get_outgoing(flb) is not None
+    one.kernel.luo.flbs.put_outgoing(flb)
+    one.task.close(session)
+    with pytest.raises(NoEntry):
+        one.kernel.luo.flbs.get_outgoing(flb)
+
+
+GIGANTIC = "liveupdate=on kho_scratch=256M,256M,128M hugepagesz=1G hugepages=3"
+
+
+def gigantic(design: str) -> Host:
+    return Host(power_on(GIGANTIC, RELEASES[design], (12 * GIB,)))
+
+
+@pytest.mark.parametrize("design", ALL)
+def test_without_the_count_in_early_boot_every_update_allocates_too_much(design: str) -> None:
+    one = gigantic(design)
+    fd = one.task.memfd_create(MFD_HUGETLB | 30 << MFD_HUGE_SHIFT)
+    one.task.ftruncate(fd, 2 * GIB)
+    for nr in range(3):
+        one.preserve(one.session(f"s{nr}"), fd)
+        one = one.reboot()
+        fd = one.retrieve(f"s{nr}")
+        one.finish()
+        too_many = 2 if design == "subsystem-prepare" else 0
+        assert one.kernel.hugetlb.hstate(18).nr_huge_pages == 3 + too_many
+
+
+@pytest.mark.parametrize("design", ALL)
+def test_unretrieved_pages_return_with_finish_or_stay_lost(design: str) -> None:
+    one = host(design)
+    one.preserve(one.session("wanted"), one.memfd(1))
+    one.preserve(one.session("forgotten"), one.memfd(4))
+    after = one.reboot()
+    assert after.pool[1] == POOL - 5
+    after.task.close(after.retrieve("wanted"))
+    after.finish()
+    assert (after.pool[1] == POOL) == (design in V4)
+    if design in V4:
+        assert after.pool == (POOL, POOL)
+    else:
+        assert after.pool[0] == POOL - 4
+        again = after.reboot()
+        assert again.pool == (POOL, POOL), "the next kexec brings them back"
+
+
+def test_a_pool_keeps_the_size_that_it_was_given() -> None:
+    """`ours` carries it, unless the next command line asks for something else."""
+    sizes = {}
+    for design in ("flb-counts", "ours"):
+        for wanted in (POOL - 4, POOL + 4):
+            one = host(design)
+            session = one.session("s")
+            one.preserve(session, one.memfd(2))
+            one.kernel.hugetlb.hstate(ORDER).set_max_huge_pages(wanted)
+            after = one.reboot()
+            after.retrieve("s")
+            sizes[design, wanted - POOL] = after.pool[0] - POOL
+    assert sizes == {
+        ("flb-counts", -4): 0,
+        ("flb-counts", 4): 0,
+        ("ours", -4): -4,
+        ("ours", 4): 4,
+    }
+    one = host("ours")
+    one.preserve(one.session("s"), one.memfd(2))
+    one.kernel.hugetlb.hstate(ORDER).set_max_huge_pages(POOL + 4)
+    after = one.reboot(f"{CMDLINE} hugepages={POOL + 1}")
+    after.retrieve("s")
+    assert after.pool[0] == POOL + 1
+
+
+def test_ours_keeps_the_size_over_many_updates_and_forgotten_sessions() -> None:
+    one = host("ours")
+    one.kernel.hugetlb.hstate(ORDER).set_max_huge_pages(POOL + 3)
+    for nr in range(4):
+        one.preserve(one.session(f"kept{nr}"), one.memfd(1))
+        one.preserve(one.session(f"forgotten{nr}"), one.memfd(2))
+        one = one.reboot()
+        one.retrieve(f"kept{nr}")
+        assert one.pool[0] == POOL + 3 - 2
+
+
+def test_a_failed_freeze_leaves_a_v4_subsystem_prepared() -> None:
+    """Sessions come first and fail, so the subsystem gets no cancel: pools stay frozen."""
+    one = host("files-then-subsystem")
+    session = one.session("s")
+    one.preserve(session, one.memfd(2))
+    one.prepare()
+    kexec.kexec_file_load(one.kernel, one.kernel.release, one.kernel.params.cmdline)
+
+    def failing(function: str, /, **_: object) -> None:
+        if function == "luo_file_freeze":
+            raise Busy("injected")
+
+    one.kernel.fail_function = failing
+    with pytest.raises(KernelError):
+        kexec.kernel_kexec(one.kernel)
+    one.kernel.fail_function = lambda _function, **_: None
+    one.task.close(session)
+    assert frozen(one)
+    assert one.v4 is not None
+    one.v4.set_event(PREPARE)
+    one.v4.set_event(CANCEL)
+    assert not frozen(one)
+    validate_kernel(one.kernel, [one.task])
