@@ -104,7 +104,7 @@ def _fill(task: Task, kind: str) -> None:
             fd = _memfd(task, size, bytes([nr + 1, token + 1]) * (size // 2))
             task.preserve_fd(session, fd, token)
             task.lseek(fd, 77 * token)
-    if kind == "huge":
+    if kind in _RELEASES:
         huge = task.memfd_create(MFD_HUGETLB | 21 << MFD_HUGE_SHIFT)
         task.ftruncate(huge, 4 * MIB)
         inode = task.files.fget(huge).inode
@@ -114,10 +114,18 @@ def _fill(task: Task, kind: str) -> None:
         task.preserve_fd(task.create_session(device, "huge"), huge, 9)
 
 
+#: Kinds with a file on huge pages, and the release whose proposal hands it over.
+_RELEASES = {
+    "huge": "7.3.4+hugetlb",
+    "frozen": "7.3.4+frozen-pool",
+    "ours": "7.3.4+ours",
+}
+
+
 @cache
 def sound(kind: str) -> Sound:
-    """`plain`: two sessions; `long`: chains of two blocks; `huge`: with the hugetlb proposal."""
-    kernel = _power_on("7.3.4+hugetlb" if kind == "huge" else "7.3.4")
+    """`plain`: two sessions; `long`: chains of two blocks; others: with a hugetlb proposal."""
+    kernel = _power_on(_RELEASES.get(kind, "7.3.4"))
     _fill(Task(kernel, "agent"), kind)
     kexec.kexec_file_load(kernel, kernel.release, CMDLINE)
     release, firmware = kexec.jump(kernel, kexec.kernel_kexec(kernel))
@@ -148,7 +156,7 @@ def sound(kind: str) -> Sound:
 
 
 #: The long chains take five times as long as the others.
-KINDS = ("plain",) * 20 + ("huge",) * 6 + ("long",)
+KINDS = ("plain",) * 20 + ("huge",) * 4 + ("long", "frozen", "ours")
 
 
 @dataclass(frozen=True, slots=True)
