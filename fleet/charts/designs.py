@@ -57,7 +57,7 @@ def line_chart(
         canvas.text(_LEFT - 8, y(tick) + 4, show_y(tick), "tick", "end")
     canvas.text(_RIGHT, floor + 38, f"{titles[0]} →", "tick", "end")
     canvas.text(_LEFT - 76, _TOP - 12, f"↑ {titles[1]}", "tick")
-    ends: list[tuple[float, str]] = []
+    ends: list[tuple[float, str, str]] = []
     for nr, line in enumerate(lines):
         spots = [
             (x(at), y(value if value > 0 or not logarithmic else low)) for at, value in line.points
@@ -66,18 +66,18 @@ def line_chart(
         for (at, value), (across, up) in zip(line.points, spots, strict=True):
             tip = f"{line.name}, {show_x(at)}: {show_y(value)}"
             canvas.rect(across - 3.5, up - 3.5, 7, 7, f"mark d{nr % 7}", tip)
-        ends.append((spots[-1][1], line.name))
+        ends.append((spots[-1][1], line.name, f"mark d{nr % 7}"))
     _names(canvas, ends)
     return canvas.render()
 
 
-def _names(canvas: Canvas, ends: Sequence[tuple[float, str]]) -> None:
-    """Names at the right, those that would lie on one another moved down."""
-    last = -math.inf
-    for up, name in sorted(ends):
-        at = max(up + 4, last + _GAP)
-        canvas.text(_RIGHT + 12, at, name, "value")
-        last = at
+def _names(canvas: Canvas, ends: Sequence[tuple[float, str, str]]) -> None:
+    """Names at the right with their colours, those that would lie on one another moved up."""
+    last = _TOP + _TALL + _GAP
+    for up, name, style in sorted(ends, reverse=True):
+        last = min(up + 4, last - _GAP)
+        canvas.rect(_RIGHT + 14, last - 8, 8, 8, style)
+        canvas.text(_RIGHT + 27, last, name, "value")
 
 
 def _ticks(low: float, top: float, logarithmic: bool) -> list[float]:

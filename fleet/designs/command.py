@@ -13,6 +13,7 @@ from rich.text import Text
 
 from fleet.bad_input import did_you_mean
 from fleet.designs.compare import Compared, Curve, as_json, compare, curves
+from fleet.designs.host import NoLiveUpdate
 from fleet.designs.report import write_designs_report
 from fleet.designs.spec import PRESETS, HostSpec
 from fleet.designs.table import print_tables
@@ -114,8 +115,11 @@ def designs(options: DesignsOptions, console: Console, errors: Console) -> ExitC
     cost = CostModel.load()
     try:
         found, plots = _run(spec, names, cost, errors, with_plots=options.out is not None)
+    except NoLiveUpdate as error:
+        errors.print(Text(f"such a host has no live update, its pools are too large: {error}"))
+        return ExitCode.BAD_INPUT
     except KernelError as error:
-        errors.print(Text(f"this host cannot be had: {error}"))
+        errors.print(Text(f"such a host cannot start its VMs: {error}"))
         return ExitCode.BAD_INPUT
     everything = as_json(spec, found, plots)
     if options.json:

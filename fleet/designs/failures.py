@@ -73,7 +73,7 @@ def fail(spec: HostSpec, design: str, cost: CostModel) -> Failures:
     ):
         back = _free_after(power_on(), act) - free
         setattr(found, case, found.vm_pages - back)
-    found.resized = _resized(power_on())
+    found.resized = _resized(power_on(), power_on())
     _chain(power_on(), found)
     return found
 
@@ -201,7 +201,10 @@ def _free_after(host: DesignHost, act: Callable[[DesignHost, DesignVm], None]) -
     host.load()
     host.preserve()
     host.settle()
-    host.jump(host.freeze())
+    try:
+        host.jump(host.freeze())
+    except (KernelPanic, KernelError):  # as `measure` tells
+        return 0
     host.retrieve(without=frozenset({victim.spec.name}))
     act(host, victim)
     host.finish()
@@ -224,8 +227,11 @@ def _break_retrieve(host: DesignHost, vm: DesignVm) -> None:
     host.kernel.fail_function = no_failures
 
 
-def _resized(host: DesignHost) -> tuple[int, int]:
-    """A pool is grown by some pages at run time; how many of them does the next kernel have?"""
+def _resized(host: DesignHost, plain: DesignHost) -> tuple[int, int]:
+    """A pool is grown by some pages at run time; how many of them does the next kernel have?
+
+    `plain` is a host like the other, updated without that: what it has is no result of growing.
+    """
     order = min(host.asked())
     hstate = host.kernel.hugetlb.hstate(order)
     before = hstate.nr_huge_pages
@@ -233,9 +239,10 @@ def _resized(host: DesignHost) -> tuple[int, int]:
     grown = hstate.nr_huge_pages - before
     try:
         host.update()
-    except KernelPanic:
+        plain.update()
+    except (KernelPanic, KernelError):
         return grown, 0
-    return grown, max(0, min(grown, host.pools()[order] - before))
+    return grown, max(0, min(grown, host.pools()[order] - plain.pools()[order]))
 
 
 def _chain(host: DesignHost, found: Failures) -> None:

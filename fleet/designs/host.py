@@ -8,7 +8,8 @@ Happy path: `DesignHost`, then `load`, `preserve`, `settle`, `freeze`, `jump`, `
 
 Unhappy paths: a VM that the kernel refuses to preserve is in `refused` with the errno, one that it
 refuses to give back in `lost`, and the others go on; what refuses the whole update is raised. A
-kernel that panics while booting raises KernelPanic; the host is of no use then.
+kernel that panics while booting raises KernelPanic, and one that offers no live update what
+opening the device does; the host is of no use then.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from kernelmodel.sim.clock import Clock, Phase
 from kernelmodel.sim.cost import CostModel
 from kernelmodel.syscalls import Task
 
-__all__ = ["DesignHost", "DesignVm", "release_of"]
+__all__ = ["DesignHost", "DesignVm", "NoLiveUpdate", "release_of"]
 
 _MEMORY, _VM = 1, 2
 _VCPUS = 8
@@ -101,8 +102,12 @@ class DesignVm:
             self.task = None
 
 
+class NoLiveUpdate(Exception):
+    """A host on which not even the first kernel offers live update; what it says of that."""
+
+
 class DesignHost:
-    """One host that runs the release with `design`."""
+    """One host that runs the release with `design`. Raises: NoLiveUpdate, NoMemory."""
 
     def __init__(self, spec: HostSpec, design: str, cost: CostModel) -> None:
         self.spec = spec
@@ -111,6 +116,8 @@ class DesignHost:
         self.clock = Clock(cost, spec.cpus, spec.seed, ("designs",))
         firmware = machine.cold_firmware(spec.cmdline())
         self.kernel = boot(machine, self.release, firmware, self.clock)
+        if not self.kernel.live_update.enabled:
+            raise NoLiveUpdate("; ".join(self.kernel.messages))
         self.agent: DesignAgent = agent_of(self.kernel)
         self.vms = {vm.name: DesignVm(vm) for vm in spec.vm_specs()}
         for vm in self.vms.values():
@@ -186,7 +193,7 @@ class DesignHost:
             return kexec.kernel_kexec(self.kernel)
 
     def jump(self, image: kexec.Kimage) -> None:
-        """Into the next kernel, up to its agent. Raises: KernelPanic."""
+        """Into the next kernel, up to its agent. Raises: KernelPanic; as opening the device."""
         with self.clock.phase("kexec"):
             given = kexec.jump(self.kernel, image)
         for vm in self.vms.values():

@@ -13,7 +13,7 @@ from typing import Final
 
 from fleet.designs.host import DesignHost
 from fleet.designs.spec import HostSpec
-from kernelmodel.errors import KernelPanic
+from kernelmodel.errors import KernelError, KernelPanic
 from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE
 from kernelmodel.owners import preserved_by_owner
 from kernelmodel.sim.cost import CostModel
@@ -48,7 +48,7 @@ class Measured:
     `file_memory` the same of all files together. `boot_excess` is how many pages a pool and what
     is still preserved have beyond what the command line asks for, when the agent starts;
     `final_excess` the same of the pool when all is finished. `moved` pages are in a pool of another
-    node than before the update. `panic` ends everything that comes after it.
+    node than before the update. `ended` is why the next kernel, or its agent, did not come up.
     """
 
     design: str
@@ -67,7 +67,7 @@ class Measured:
     boot_excess: dict[str, int] = field(default_factory=dict)
     final_excess: dict[str, int] = field(default_factory=dict)
     moved: dict[str, int] = field(default_factory=dict)
-    panic: str = ""
+    ended: str = ""
 
 
 def measure(spec: HostSpec, design: str, cost: CostModel) -> Measured:
@@ -87,8 +87,8 @@ def measure(spec: HostSpec, design: str, cost: CostModel) -> Measured:
     found.shared_memory, found.file_memory = _memory(host)
     try:
         host.jump(image)
-    except KernelPanic as panic:
-        found.panic = str(panic)
+    except (KernelPanic, KernelError) as error:
+        found.ended = str(error)
         return found
     found.boot_excess = _excess(host, with_unclaimed=True)
     host.retrieve()

@@ -62,7 +62,7 @@ def write_designs_report(
 
 
 def _tables(found: Sequence[Compared]) -> list[str]:
-    names = ["", *(one.name for one in found)]
+    names = ["", *(Markup(text(one.name).replace("-", "-<wbr>")) for one in found)]
     numeric = range(1, len(names))
     return [
         table(
@@ -124,7 +124,7 @@ def _designs(found: Sequence[Compared]) -> Markup:
         + paragraph(
             "All run on the memory management and the KHO of 7.3.4 and are charged alike for the"
             " same work. Failures and ten updates in a row were played on a host of the same"
-            " proportions with 64 GiB.",
+            " proportions with 256 GiB.",
             "note",
         )
     )

@@ -104,5 +104,5 @@ PRESETS: Final = {
 
 
 def small(spec: HostSpec) -> HostSpec:
-    """A host of the same proportions that is quick to update many times: 64 GiB, 16 VMs."""
-    return replace(spec, memory=64 * GIB, vms=min(16, spec.vms), cpus=16, nodes=min(2, spec.nodes))
+    """A host of the same proportions that is quick to update many times: 256 GiB, 16 VMs."""
+    return replace(spec, memory=256 * GIB, vms=min(16, spec.vms), cpus=16, nodes=min(2, spec.nodes))

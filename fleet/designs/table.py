@@ -34,7 +34,7 @@ def sections(found: Sequence[Compared]) -> list[Section]:
         return label, tuple(answer(one) for one in found)
 
     def after_boot(answer: Callable[[Compared], str]) -> Callable[[Compared], str]:
-        return lambda one: "panic" if one.update.panic else answer(one)
+        return lambda one: "never" if one.update.ended else answer(one)
 
     def phase(name: str) -> Callable[[Compared], str]:
         return after_boot(lambda one: _share(one, name))
@@ -47,7 +47,7 @@ def sections(found: Sequence[Compared]) -> list[Section]:
                 row("callbacks to be added", lambda one: str(len(about(one.name).callbacks))),
                 row("1 GiB guest_memfd", lambda one: _yes(one.update.guest_memfd_works)),
                 row("VMs it cannot preserve", lambda one: _none(sum(one.update.refused.values()))),
-                row("VMs lost", lambda one: _none(sum(one.update.lost.values()))),
+                row("VMs lost", _vms_lost),
             ),
         ),
         Section(
@@ -90,6 +90,10 @@ def sections(found: Sequence[Compared]) -> list[Section]:
             ),
         ),
     ]
+
+
+def _vms_lost(one: Compared) -> str:
+    return "all" if one.update.ended else _none(sum(one.update.lost.values()))
 
 
 def _yes(value: bool | None) -> str:
@@ -160,8 +164,8 @@ def _notes(found: Sequence[Compared]) -> list[str]:
         design = about(one.name)
         needs = "; ".join(design.callbacks) or "nothing"
         notes.append(f"{one.name} ({design.source}): beyond LUO {design.luo}, {needs}")
-        if one.update.panic:
-            notes.append(f"  the next kernel panics: {one.update.panic}")
+        if one.update.ended:
+            notes.append(f"  the next kernel is of no use: {one.update.ended}")
         refused = sum(one.update.refused.values())
         if refused:
             why = ", ".join(one.update.refused)
