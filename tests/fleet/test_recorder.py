@@ -79,7 +79,7 @@ def test_a_panic_or_a_refused_reboot_ends_a_trace(
     [
         ({"TRACE": "T 1 open ok\n", "SAYS": "so long\n"}, r"stopped after 1 lines[^$]*so long"),
         ({"EXIT": "1"}, r"QEMU failed"),
-        ({"TAKES": "60"}, r"stopped after 0 s after 4 lines"),
+        ({"TAKES": "60"}, r"its time was over after 4 lines"),
     ],
     ids=["ends early", "fails", "hangs"],
 )
