@@ -11,9 +11,7 @@ __all__ = ["designs"]
 
 
 def designs(
-    host: Annotated[str, typer.Option(metavar="2TiB|12TiB", help="The host to begin with.")] = (
-        "2TiB"
-    ),
+    host: Annotated[str, typer.Option(metavar="2TiB|12TiB", help="Where to begin.")] = "2TiB",
     memory: Annotated[
         str | None,
         typer.Option(metavar="SIZE", help="Memory, from 16GiB to 64TiB.", show_default=False),

@@ -72,12 +72,18 @@ def line_chart(
 
 
 def _names(canvas: Canvas, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Names at the right with their colours, those that would lie on one another moved up."""
-    last = _TOP + _TALL + _GAP
-    for up, name, style in sorted(ends, reverse=True):
-        last = min(up + 4, last - _GAP)
-        canvas.rect(_RIGHT + 14, last - 8, 8, 8, style)
-        canvas.text(_RIGHT + 27, last, name, "value")
+    """Names at the right with their colours, moved apart where they would lie on one another."""
+    ordered = sorted(ends)
+    places: list[float] = []
+    for up, _, _ in ordered:
+        places.append(max([up + 4, *(place + _GAP for place in places[-1:])]))
+    lowest = _TOP + _TALL + 4
+    for nr in reversed(range(len(places))):
+        places[nr] = min(places[nr], lowest)
+        lowest = places[nr] - _GAP
+    for place, (_, name, style) in zip(places, ordered, strict=True):
+        canvas.rect(_RIGHT + 14, place - 8, 8, 8, style)
+        canvas.text(_RIGHT + 27, place, name, "value")
 
 
 def _ticks(low: float, top: float, logarithmic: bool) -> list[float]:
