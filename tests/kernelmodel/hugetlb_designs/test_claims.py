@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -13,9 +14,12 @@ from kernelmodel.hugetlb_designs import DESIGNS
 from kernelmodel.hugetlb_designs.base import HugetlbDesign
 from kernelmodel.kernel import Kernel
 from kernelmodel.luo_v4.client import LiveupdateClient
-from kernelmodel.memory import GIB, MIB
+from kernelmodel.machine import Machine
+from kernelmodel.memory import GIB, MIB, PhysicalMemory
 from kernelmodel.mm.memfd import MFD_HUGE_SHIFT, MFD_HUGETLB
 from kernelmodel.releases import CATALOGUE
+from kernelmodel.sim.clock import Clock
+from kernelmodel.sim.cost import CostModel
 from kernelmodel.syscalls import Task
 from kernelmodel.validate import validate_kernel
 from tests.kernelmodel.kernels import CMDLINE, power_on
@@ -199,6 +203,31 @@ def test_who_can_reach_the_shared_state(design: str) -> None:
         found = next(h for h in luo.subsystems.registered if h.name == compatible)
         assert luo.subsystems.data(found) != 0
         assert (found.users is not None) == (design == "handler-subsystem")
+
+
+@pytest.mark.parametrize("design", ALL)
+def test_the_next_kernel_needs_nothing_but_bytes(design: str, tmp_path: Path) -> None:
+    """Memory goes through a file: lists that were runs of numbers are read byte by byte."""
+    one = host(design)
+    fd = one.memfd(5)
+    one.task.files.fget(fd).inode.hugetlb.populate(0, 5)  # type: ignore[attr-defined]
+    one.preserve(one.session("s"), fd)
+    one.preserve(one.session("forgotten"), one.memfd(2))
+    kernel = one.kernel
+    one.prepare()
+    kexec.kexec_file_load(kernel, kernel.release, kernel.params.cmdline)
+    release, firmware = kexec.jump(kernel, kexec.kernel_kexec(kernel))
+    kernel.memory.save(tmp_path / "memory")
+    machine = Machine(kernel.machine.spec)
+    ranges = machine.spec.memory_map()
+    machine.memory = PhysicalMemory.load(tmp_path / "memory", ranges)
+    clock = Clock(CostModel.load(), 2, 0)
+    after = Host(boot(machine, release, firmware, clock, config=kernel.config))
+    assert after.kernel.messages == []
+    after.task.close(after.retrieve("s"))
+    after.finish()
+    assert after.pool[1] == (POOL if design in V4 else POOL - 2)
+    validate_kernel(after.kernel, [after.task])
 
 
 @pytest.mark.parametrize("design", ["frozen-pool", "flb-counts", "ours"])
