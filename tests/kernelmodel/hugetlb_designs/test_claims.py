@@ -82,9 +82,10 @@ class Host:
         if self.v4 is not None:
             self.v4.set_event(PREPARE)
 
-    def reboot(self, cmdline: str | None = None) -> Host:
+    def reboot(self, cmdline: str | None = None, *, prepared: bool = False) -> Host:
         kernel = self.kernel
-        self.prepare()
+        if not prepared:
+            self.prepare()
         cmdline = kernel.params.cmdline if cmdline is None else cmdline
         kexec.kexec_file_load(kernel, kernel.release, cmdline)
         given = kexec.jump(kernel, kexec.kernel_kexec(kernel))
@@ -344,3 +345,26 @@ def test_a_failed_freeze_leaves_a_v4_subsystem_prepared() -> None:
     one.v4.set_event(CANCEL)
     assert not frozen(one)
     validate_kernel(one.kernel, [one.task])
+
+
+@pytest.mark.parametrize("design", V4)
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_session_that_closes_after_prepare_is_not_handed_over(design: str, left: int) -> None:
+    one = host(design)
+    closing, staying = one.session("closing"), one.session("staying")
+    one.preserve(closing, one.memfd(3))
+    fd = one.memfd(2)
+    if left:
+        one.preserve(staying, fd)
+    one.prepare()
+    one.task.close(closing)
+    validate_kernel(one.kernel, [one.task])
+    if not left:
+        assert frozen(one) == (design == "files-then-subsystem")  # until FREEZE asks it again
+    after = one.reboot(prepared=True)
+    assert after.pool == ((POOL - 2, POOL - 2) if left else (POOL, POOL))
+    if left:
+        after.task.close(after.retrieve("staying"))
+        after.finish()
+        assert after.pool == (POOL, POOL)
+    validate_kernel(after.kernel, [after.task])
