@@ -21,7 +21,7 @@ from kernelmodel.errors import (
 )
 from kernelmodel.fs import MAX_LFS_FILESIZE, File, Inode, PlainFileOperations
 from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE, Content
-from kernelmodel.mm.ranges import RangeMap
+from kernelmodel.mm.ranges import RangeMap, RangeSet
 
 if TYPE_CHECKING:
     from kernelmodel.kernel import Kernel
@@ -154,12 +154,13 @@ class ShmemInode(Inode):
         C: memfd_pin_folios() through migrate_longterm_unpinnable_folios(). Raises: NoMemory.
         """
         kernel = self.kernel
+        # A set, for areas that a spoilt handover brought may overlap.
+        scratch = RangeSet(
+            (area.addr >> PAGE_SHIFT, area.addr + area.size >> PAGE_SHIFT)
+            for area in kernel.kho.scratch
+        )
         for index, pfn, nr_pages, flags in self.extents(0, self.nr_size_pages):
-            for area in kernel.kho.scratch:
-                low = max(pfn, area.addr >> PAGE_SHIFT)
-                high = min(pfn + nr_pages, area.addr + area.size >> PAGE_SHIFT)
-                if low >= high:
-                    continue
+            for low, high in scratch.within(pfn, pfn + nr_pages):
                 at, source = index + low - pfn, low
                 nid = kernel.page_alloc.pfn_to_nid(low)
                 for new, count in kernel.page_alloc.alloc_bulk(0, high - low, nid):
