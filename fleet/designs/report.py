@@ -12,7 +12,7 @@ from fleet.charts.designs import Line, line_chart
 from fleet.designs.compare import Compared, Curve, about
 from fleet.designs.host import release_of
 from fleet.designs.measure import Measured
-from fleet.designs.table import sections
+from fleet.designs.table import caveats, sections
 from fleet.html import Markup, code, paragraph, table, text
 from fleet.report import own_version, page_style
 from fleet.units import show_size
@@ -51,7 +51,7 @@ def write_designs_report(
         title=text(f"Designs for hugetlb: {title}"),
         name=text("Designs for preserving hugetlb's shared state"),
         subtitle=text(f"{title} · simulated, all times virtual"),
-        tables=Markup("".join(_tables(found))),
+        tables=Markup("".join([*_tables(found), *(paragraph(c, "note") for c in caveats(found))])),
         plots=Markup("".join(_plots(found, plots))),
         designs=_designs(found),
         footer=text(f"lufleet {own_version()}"),

@@ -14,7 +14,7 @@ from fleet.designs.failures import CHAIN
 from fleet.designs.measure import BLACKOUT
 from fleet.units import counted, show_size
 
-__all__ = ["Section", "print_tables", "sections"]
+__all__ = ["Section", "caveats", "print_tables", "sections"]
 
 _LABEL, _CELL = 28, 13
 
@@ -164,13 +164,18 @@ def _notes(found: Sequence[Compared]) -> list[str]:
         design = about(one.name)
         needs = "; ".join(design.callbacks) or "nothing"
         notes.append(f"{one.name} ({design.source}): beyond LUO {design.luo}, {needs}")
+    return notes + caveats(found)
+
+
+def caveats(found: Sequence[Compared]) -> list[str]:
+    """What makes figures hard to compare, a sentence for each design that it is true of."""
+    said = []
+    for one in found:
         if one.update.ended:
-            notes.append(f"  the next kernel is of no use: {one.update.ended}")
+            said.append(f"{one.name}: the next kernel is of no use: {one.update.ended}")
         refused = sum(one.update.refused.values())
         if refused:
             why = ", ".join(one.update.refused)
-            notes.append(
-                f"  its figures are of {counted(one.update.vms - refused, 'VM')} only: "
-                f"{refused} are refused with {why}"
-            )
-    return notes
+            left = counted(one.update.vms - refused, "VM")
+            said.append(f"{one.name}: figures are of {left} only, {refused} are refused with {why}")
+    return said

@@ -127,7 +127,7 @@ def test_the_table_has_a_column_for_each_and_says_what_luo_must_offer() -> None:
     assert "64GiB on 2 nodes, 16 VMs" in text
     assert re.search(r"retrieve fails\s+│ +(\d+) of \1 lost │ +– │", text)
     assert "global-state (P. Tatashin, 7 Oct 2025): beyond LUO v4," in text
-    assert "its figures are of 12 VMs only: 4 are refused with ENOENT" in text
+    assert "global-state: figures are of 12 VMs only, 4 are refused with ENOENT" in text
     assert "frozen-pool" not in text
 
 
