@@ -174,7 +174,8 @@ def _freeze_fails(host: DesignHost) -> str:
     host.kernel.fail_function = no_failures
     host.agent.give_up()
     frozen = keeper_since(host) is not None
-    what = "pools frozen" if frozen else "list kept" if _Books.of(host) != before else ""
+    kept = "list kept" if host.design.shared_bytes else "LUO's page kept"
+    what = "pools frozen" if frozen else kept if _Books.of(host) != before else ""
     if not what:
         return ""
     _warm_up(host)

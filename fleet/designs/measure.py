@@ -79,6 +79,7 @@ def measure(spec: HostSpec, design: str, cost: CostModel) -> Measured:
     host.preserve()
     host.settle()
     host.pause()
+    began_ns = host.clock.now_ns
     image = host.freeze()
     frozen_since = keeper_since(host)
     if frozen_since is not None:
@@ -92,6 +93,7 @@ def measure(spec: HostSpec, design: str, cost: CostModel) -> Measured:
         return found
     found.boot_excess = _excess(host, with_unclaimed=True)
     host.retrieve()
+    found.blackout_seconds = (host.clock.now_ns - began_ns) / _NS
     host.finish()
     found.final_excess = _excess(host, with_unclaimed=False)
     found.moved = _moved(nodes, host.node_pages())
@@ -162,4 +164,3 @@ def _times(host: DesignHost, found: Measured) -> None:
         elif phase.name == "prepare":
             found.prepare_seconds = seconds
     found.phases = phases
-    found.blackout_seconds = sum(phases.values())

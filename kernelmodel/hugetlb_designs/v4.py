@@ -95,6 +95,7 @@ class MarkingSubsystem(V4Design, SubsystemOps):
         #: Folios that hugetlb preserved for the pool, with PREPARE.
         self.others: Marks = {}
         self.list: PoolList | None = None
+        self._stale = False  # the list, since a session was closed
         #: Folios of the previous kernel's files that nobody has claimed.
         self.unclaimed: Marks = {}
 
@@ -134,6 +135,7 @@ class MarkingSubsystem(V4Design, SubsystemOps):
 
     def _unmark(self, order: int, runs: list[FolioRun]) -> None:
         marks = self.marks[order]
+        self._stale = True
         with self.kernel.clock.lock(_MARKS_LOCK):
             self.kernel.charge("kho_radix_del_key", sum(run.nr for run in runs))
         for run in runs:
@@ -157,6 +159,7 @@ class MarkingSubsystem(V4Design, SubsystemOps):
                 self.pools.freeze()
                 self._preserve_others()
             self.list = PoolList(self.kernel, listed(self.marks, self.others))
+            self._stale = False
         except KernelError:
             self._undo()
             raise
@@ -173,7 +176,7 @@ class MarkingSubsystem(V4Design, SubsystemOps):
 
     def freeze(self, h: Subsystem, data: int) -> int:
         """A session may have been closed since PREPARE; its folios are not handed over."""
-        if self.list is not None:
+        if self.list is not None and self._stale:
             if not self.marks:
                 self._undo()
                 return 0
@@ -228,8 +231,10 @@ class MarkingSubsystem(V4Design, SubsystemOps):
         """Claim them."""
         restored = super().retrieve_folios(order, pfn, nr)
         low = pfn >> order
-        if order in self.unclaimed:
-            self.unclaimed[order].remove(low, low + restored)
+        with self.kernel.clock.lock(_MARKS_LOCK):
+            self.kernel.charge("kho_radix_del_key", restored)
+            if order in self.unclaimed:
+                self.unclaimed[order].remove(low, low + restored)
         return restored
 
     def discard_folios(self, order: int, pfn: int, nr: int) -> int:

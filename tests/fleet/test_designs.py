@@ -122,6 +122,33 @@ def test_phases_add_up_and_pools_are_frozen_as_the_designs_say(
     assert serial.prepare_seconds > parallel.preserve_seconds + parallel.prepare_seconds
 
 
+def test_work_that_designs_share_is_charged_alike(found: dict[str, Compared]) -> None:
+    """A list that nothing changed since PREPARE is not written again inside the blackout."""
+    files = found["flb-counts"].update.phases
+    for name in ("subsystem-prepare", "files-then-subsystem", "handler-subsystem"):
+        phases = found[name].update.phases
+        assert phases["freeze"] == pytest.approx(files["freeze"], rel=0.01)
+        assert files["retrieve"] < phases["retrieve"] < 1.01 * files["retrieve"]  # folios claimed
+        assert phases["kexec"] == files["kexec"]
+        assert phases["userspace"] == pytest.approx(files["userspace"], rel=0.001)
+    assert found["frozen-pool"].update.phases["freeze"] > 2 * files["freeze"]  # the sweep
+
+
+def test_a_failed_freeze_leaves_what_the_subsystem_had_written(
+    found: dict[str, Compared],
+) -> None:
+    said = {name: one.failures.freeze_fails for name, one in found.items()}
+    assert said == {
+        "subsystem-prepare": "list kept until the next PREPARE",
+        "global-state": "LUO's page kept until the next PREPARE",
+        "frozen-pool": "",
+        "files-then-subsystem": "pools frozen until the next PREPARE",
+        "handler-subsystem": "",
+        "flb-counts": "",
+        "ours": "",
+    }
+
+
 def test_the_table_has_a_column_for_each_and_says_what_luo_must_offer() -> None:
     text = designs(*SMALL, "--design", "flb-counts", "--design", "global-state")
     assert "64GiB on 2 nodes, 16 VMs" in text
