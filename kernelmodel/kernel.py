@@ -70,6 +70,7 @@ class Kernel:
         "machine",
         "memblock",
         "messages",
+        "overran",
         "page_alloc",
         "params",
         "release",
@@ -98,6 +99,9 @@ class Kernel:
         #: What printk wrote, oldest first.
         self.messages: list[str] = []
         self.tainted = False
+        #: Whether a handover had it write into a page that was not its own: what that page held for
+        #: somebody else is gone, and no invariant of its memory can be relied on.
+        self.overran = False
         self._ino = 0
         self.memblock = Memblock()
         ram = [(r.base >> PAGE_SHIFT, r.size >> PAGE_SHIFT, r.nid) for r in firmware.memory_map]

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from kernelmodel.abi.kexec_handover import KhoBlockHeaderSer
 from kernelmodel.errors import InvalidArgument, KernelError, NoSpace
 from kernelmodel.kho.kexec_handover import Kho
-from kernelmodel.memory import PAGE_SIZE
+from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE
 
 __all__ = ["KHO_MAX_BLOCKS", "KhoBlockSet"]
 
@@ -85,7 +85,10 @@ class KhoBlockSet:
         else:
             self._kho.unpreserve_free(block)
         if self.blocks:
-            self._kho.kernel.memory.write_u64(self.blocks[-1], 0)
+            tail, kernel = self.blocks[-1], self._kho.kernel
+            if self.incoming and self._kho.tag_order(tail >> PAGE_SHIFT) is None:
+                kernel.overran = True  # a block that nobody preserved is free memory by now
+            kernel.memory.write_u64(tail, 0)
 
     def reserve_entry(self, index: int) -> int:
         """Address of slot `index`; its block's count then ends with it.
