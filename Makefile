@@ -3,7 +3,8 @@
 #   make run     set up, then the main job on the default example
 #   make test    set up, then the whole test suite (PYTEST="-k kho" passes flags on)
 #   make lint    set up, then linters, type checker and the protos' linter
-#   make bench   set up, then the benchmarks
+#   make bench   set up, then the benchmarks beside their targets (BENCH=--full: those of minutes too)
+#   make bench-parts   set up, then the benchmarks of parts, with pytest-benchmark
 #   make proto   regenerate the code beside the protos
 #   make lock    resolve the dependencies of pyproject.toml anew
 
@@ -17,7 +18,7 @@ PROTO_DIR := proto
 PROTOS    := lufleet/v1/host.proto lufleet/v1/vm.proto lufleet/v1/fleet.proto
 
 .DEFAULT_GOAL := run
-.PHONY: setup run test lint format bench proto lock clean
+.PHONY: setup run test lint format bench bench-parts proto lock clean
 
 # Set-up is redone only when the lock's content differs from what was installed last.
 setup:
@@ -50,6 +51,9 @@ format: setup
 	$(BIN)/ruff format .
 
 bench: setup
+	PYTHONPATH=. $(BIN)/python -m benchmarks.table $(BENCH)
+
+bench-parts: setup
 	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' --benchmark-only $(PYTEST)
 
 proto: setup

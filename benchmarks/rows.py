@@ -1,0 +1,207 @@
+"""A row of the table in a process of its own: `python -m benchmarks.rows NAME` prints a figure."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from benchmarks import simpy_rollout
+from fleet.experiment import Experiment, journal_header
+from fleet.journal import Journal
+from fleet.launcher import Backend, LocalBackend, RayBackend
+from fleet.outputs import write_outputs
+from fleet.scenario import Scenario, load_scenario
+from node.api import (
+    Backing,
+    HostOutcome,
+    HostSpec,
+    HugepagePool,
+    ShardConfig,
+    UpdateCommand,
+    UpdatePolicy,
+    VmSpec,
+)
+from node.shard import Shard
+
+__all__ = ["ROWS"]
+
+MIB, GIB = 1 << 20, 1 << 30
+SCALE = Path(__file__).parents[1] / "examples" / "scale.toml"
+_ROUNDS = 9
+HOST = HostSpec("h", {"rack": "r"}, (320 * GIB, 320 * GIB), 96, "7.3.2+hugetlb")
+
+
+def _copy() -> float:
+    """Seconds of CPU in which a gigabyte is copied: the physical limit."""
+    source, target = bytearray(64 * MIB), bytearray(64 * MIB)
+
+    def copy() -> None:
+        for _ in range(16):
+            target[:] = source
+
+    copy()
+    return _least(copy)
+
+
+def _least(work: Callable[[], object], rounds: int = 5) -> float:
+    """The least CPU time of several rounds, in seconds."""
+    times = []
+    for _ in range(rounds):
+        began = time.process_time()
+        work()
+        times.append(time.process_time() - began)
+    return min(times)
+
+
+def _simpy() -> float:
+    """Seconds of CPU a host of a rollout without kernels."""
+    return _least(lambda: simpy_rollout.roll_out(1000, 10), 3) / 1000
+
+
+def _shard(vms: int, each: int, backing: Backing) -> Shard:
+    pools: tuple[HugepagePool, ...] = ()
+    if backing is not Backing.MEMFD:
+        pools = (HugepagePool(backing.page_bytes, vms * each // backing.page_bytes),)
+    spec = msgspec.structs.replace(HOST, hugepages=pools)
+    specs = tuple(VmSpec(f"vm-{nr}", "h", each, backing, 8) for nr in range(vms))
+    shard = Shard(ShardConfig(seed=7, hosts=(spec,), vms=specs))
+    shard.host("h")
+    return shard
+
+
+def _update(shard: Shard) -> None:
+    command = UpdateCommand("h", 1, 0, "7.3.4+hugetlb", UpdatePolicy())
+    (result,) = shard.update([command])
+    assert result.outcome is HostOutcome.UPDATED, result.detail
+    assert not result.reason, result.detail
+
+
+def _host_update(vms: int, each: int, backing: Backing) -> float:
+    """Milliseconds of CPU for one update of a host that is up."""
+    times = []
+    for _ in range(_ROUNDS):
+        shard = _shard(vms, each, backing)
+        gc.collect()
+        began = time.process_time()
+        _update(shard)
+        times.append(time.process_time() - began)
+    return min(times) * 1e3
+
+
+def _small_pages_mib() -> float:
+    """MiB that an update of 64 GiB on 4 KiB pages takes above the idle host."""
+    shard = _shard(1, 64 * GIB, Backing.MEMFD)
+    gc.collect()
+    before = _rss_now()
+    _update(shard)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+
+
+def _rss_now() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / MIB
+
+
+def _scenario(hosts: int) -> Scenario:
+    racks = max(1, hosts // 40)
+    overrides = [f"fleet.host_class.0.count={hosts}", f"fleet.host_class.0.racks={racks}"]
+    return load_scenario(SCALE, overrides)
+
+
+def _run(hosts: int, backend: Backend, actors: int | None, *, outputs: bool = True) -> float:
+    """Wall seconds of a whole run, results and all."""
+    began = time.monotonic()
+    scenario = _scenario(hosts)
+
+    async def go() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "journal.sqlite" if outputs else None
+            header = journal_header(scenario, records_events=False)
+            with Journal.create(path, header) as journal:
+                experiment = Experiment(scenario, backend, journal, actors=actors)
+                try:
+                    await experiment.open()
+                    record = await experiment.run()
+                finally:
+                    await backend.close()
+            if outputs:
+                write_outputs(record, Path(folder))
+            peaks.append(record.peak_rss_bytes / MIB)
+
+    peaks: list[float] = []
+    asyncio.run(go())
+    return time.monotonic() - began
+
+
+def _idle_kib() -> float:
+    """KiB of memory for each host with 10 VMs that nobody is updating."""
+    tracemalloc.start()
+    scenario = _scenario(2000)
+    shard = Shard(ShardConfig(seed=7, hosts=scenario.hosts, vms=scenario.vms))
+    commands = [
+        UpdateCommand(host.name, 1, 0, "7.3.4+hugetlb", UpdatePolicy())
+        for host in scenario.hosts[:200]
+    ]
+    shard.update(commands)
+    gc.collect()
+    size, _ = tracemalloc.get_traced_memory()
+    return size / 1024 / len(scenario.hosts)
+
+
+def _flatness() -> float:
+    """CPU a host update late in a shard's life, over that of the first ones."""
+    scenario = _scenario(1000)
+    shard = Shard(ShardConfig(seed=7, hosts=scenario.hosts, vms=scenario.vms))
+    times = []
+    for at in range(0, 1000, 100):
+        commands = [
+            UpdateCommand(host.name, 1, 0, "7.3.4+hugetlb", UpdatePolicy())
+            for host in scenario.hosts[at : at + 100]
+        ]
+        began = time.process_time()
+        shard.update(commands)
+        times.append(time.process_time() - began)
+    return min(times[-3:]) / min(times[:3])
+
+
+def _two_actors() -> float:
+    """Throughput of two actors over that of one."""
+    one = _run(400, RayBackend(), 1, outputs=False)
+    return one / _run(400, RayBackend(), 2, outputs=False)
+
+
+def _store_cost() -> float:
+    """Per cent that journal, event store and report add to a run."""
+    without = min(_run(300, LocalBackend(), 1, outputs=False) for _ in range(2))
+    return (min(_run(300, LocalBackend(), 1) for _ in range(2)) / without - 1) * 100
+
+
+ROWS: dict[str, Callable[[], float]] = {
+    "copy": _copy,
+    "simpy": _simpy,
+    "update-2MiB": lambda: _host_update(8, 32 * GIB, Backing.HUGETLB_2M),
+    "update-1GiB": lambda: _host_update(8, 32 * GIB, Backing.HUGETLB_1G),
+    "update-4KiB": lambda: _host_update(1, 64 * GIB, Backing.MEMFD),
+    "memory-4KiB": _small_pages_mib,
+    "run-1000": lambda: _run(1_000, RayBackend(), 2),
+    "run-20000": lambda: _run(20_000, RayBackend(), 2),
+    "run-100000": lambda: _run(100_000, RayBackend(), 2),
+    "idle-host": _idle_kib,
+    "flatness": _flatness,
+    "two-actors": _two_actors,
+    "store": _store_cost,
+}
+
+if __name__ == "__main__":
+    print(json.dumps(ROWS[sys.argv[1]]()))
