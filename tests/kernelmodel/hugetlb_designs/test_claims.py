@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,117 +9,27 @@ import pytest
 from kernelmodel import kexec
 from kernelmodel.boot import boot
 from kernelmodel.errors import Busy, KernelError, NoEntry
-from kernelmodel.hugetlb_designs import DESIGNS
-from kernelmodel.hugetlb_designs.base import HugetlbDesign
-from kernelmodel.kernel import Kernel
-from kernelmodel.luo_v4.client import LiveupdateClient
 from kernelmodel.machine import Machine
 from kernelmodel.memory import GIB, MIB, PhysicalMemory
 from kernelmodel.mm.memfd import MFD_HUGE_SHIFT, MFD_HUGETLB
-from kernelmodel.releases import CATALOGUE
+from kernelmodel.owners import preserved_by_owner
 from kernelmodel.sim.clock import Clock
 from kernelmodel.sim.cost import CostModel
-from kernelmodel.syscalls import Task
 from kernelmodel.validate import validate_kernel
-from tests.kernelmodel.kernels import CMDLINE, power_on
-from tests.kernelmodel.kernels import Agent as SessionsAgent
-from tests.kernelmodel.luo_v4.hosts import CANCEL, FINISH, PREPARE
+from tests.kernelmodel.hugetlb_designs.hosts import (
+    ALL,
+    ORDER,
+    POOL,
+    RELEASES,
+    V4,
+    Host,
+    frozen,
+    host,
+)
+from tests.kernelmodel.kernels import power_on
+from tests.kernelmodel.luo_v4.hosts import CANCEL, PREPARE
 
-HUGE, ORDER, POOL = 2 * MIB, 9, 12
-RELEASES = {
-    release.hugetlb_design: name
-    for name, release in CATALOGUE.items()
-    if release.guest_hugetlb is not None and release.name.startswith("7.3.4")
-}
-V4 = [name for name, design in DESIGNS.items() if getattr(design, "luo", "") == "v4"]
-ALL = list(DESIGNS)
-
-
-@dataclass
-class Host:
-    """An agent of either LUO: what a test does is the same."""
-
-    kernel: Kernel
-
-    def __post_init__(self) -> None:
-        self.v4: LiveupdateClient | None = None
-        if self.kernel.luo_v4 is not None:
-            self.task = Task(self.kernel, "agent")
-            self.v4 = LiveupdateClient(self.task)
-        else:
-            agent = SessionsAgent(self.kernel)
-            self.task, self.device = agent.task, agent.device
-
-    @property
-    def design(self) -> HugetlbDesign:
-        assert self.kernel.hugetlb_design is not None
-        return self.kernel.hugetlb_design
-
-    @property
-    def pool(self) -> tuple[int, int]:
-        """Pages, and free ones."""
-        hstate = self.kernel.hugetlb.hstate(ORDER)
-        return hstate.nr_huge_pages, hstate.free_huge_pages
-
-    def memfd(self, pages: int) -> int:
-        fd = self.task.memfd_create(MFD_HUGETLB | 21 << MFD_HUGE_SHIFT)
-        self.task.ftruncate(fd, pages * HUGE)
-        return fd
-
-    def session(self, name: str) -> int:
-        if self.v4 is not None:
-            return self.v4.create_session(name)
-        return self.task.create_session(self.device, name)
-
-    def preserve(self, session: int, fd: int, token: int = 1) -> None:
-        if self.v4 is not None:
-            self.v4.preserve_fd(session, fd, token)
-        else:
-            self.task.preserve_fd(session, fd, token)
-
-    def prepare(self) -> None:
-        if self.v4 is not None:
-            self.v4.set_event(PREPARE)
-
-    def reboot(self, cmdline: str | None = None, *, prepared: bool = False) -> Host:
-        kernel = self.kernel
-        if not prepared:
-            self.prepare()
-        cmdline = kernel.params.cmdline if cmdline is None else cmdline
-        kexec.kexec_file_load(kernel, kernel.release, cmdline)
-        given = kexec.jump(kernel, kexec.kernel_kexec(kernel))
-        return Host(boot(kernel.machine, *given, kernel.clock, config=kernel.config))
-
-    def retrieve(self, name: str, token: int = 1) -> int:
-        """The file."""
-        if self.v4 is not None:
-            self.session_fd = self.v4.retrieve_session(name)
-            return self.v4.restore_fd(self.session_fd, token)
-        self.session_fd = self.task.retrieve_session(self.device, name)
-        return self.task.retrieve_fd(self.session_fd, token)
-
-    def finish(self) -> None:
-        """The session that was retrieved last; in v4 the system."""
-        if self.v4 is not None:
-            self.v4.set_event(FINISH)
-        self.task.close(self.session_fd)
-
-
-def host(design: str, pool: int = POOL) -> Host:
-    return Host(power_on(f"{CMDLINE} hugepages={pool}", RELEASES[design]))
-
-
-def frozen(one: Host) -> bool:
-    """Whether a write to nr_hugepages is refused."""
-    hstate = one.kernel.hugetlb.hstate(ORDER)
-    before = hstate.nr_huge_pages
-    try:
-        hstate.set_max_huge_pages(before + 1)
-    except Busy:
-        return True
-    assert hstate.nr_huge_pages == before + 1
-    hstate.set_max_huge_pages(before)
-    return False
+SHARED = ("FLB ", "global state ", "subsystem ", "LUO: array of global states")
 
 
 @pytest.mark.parametrize("design", ALL)
@@ -132,6 +41,13 @@ def test_with_no_hugetlb_file_preserved_nothing_is_stored(design: str) -> None:
     one.task.ftruncate(plain, MIB)
     one.preserve(session, plain)
     assert one.design.shared_bytes == 0
+    if one.v4 is not None:  # where subsystems would write it
+        one.v4.set_event(PREPARE)
+    assert one.design.shared_bytes == 0
+    assert not frozen(one)
+    assert not [e.owner for e in preserved_by_owner(one.kernel) if e.owner.startswith(SHARED)]
+    if one.v4 is not None:
+        one.v4.set_event(CANCEL)
     after = one.reboot()
     assert after.design.shared_bytes == 0
     assert after.pool == (POOL, POOL)
@@ -283,43 +199,6 @@ def test_unretrieved_pages_return_with_finish_or_stay_lost(design: str) -> None:
         assert after.pool[0] == POOL - 4
         again = after.reboot()
         assert again.pool == (POOL, POOL), "the next kexec brings them back"
-
-
-def test_a_pool_keeps_the_size_that_it_was_given() -> None:
-    """`ours` carries it, unless the next command line asks for something else."""
-    sizes = {}
-    for design in ("flb-counts", "ours"):
-        for wanted in (POOL - 4, POOL + 4):
-            one = host(design)
-            session = one.session("s")
-            one.preserve(session, one.memfd(2))
-            one.kernel.hugetlb.hstate(ORDER).set_max_huge_pages(wanted)
-            after = one.reboot()
-            after.retrieve("s")
-            sizes[design, wanted - POOL] = after.pool[0] - POOL
-    assert sizes == {
-        ("flb-counts", -4): 0,
-        ("flb-counts", 4): 0,
-        ("ours", -4): -4,
-        ("ours", 4): 4,
-    }
-    one = host("ours")
-    one.preserve(one.session("s"), one.memfd(2))
-    one.kernel.hugetlb.hstate(ORDER).set_max_huge_pages(POOL + 4)
-    after = one.reboot(f"{CMDLINE} hugepages={POOL + 1}")
-    after.retrieve("s")
-    assert after.pool[0] == POOL + 1
-
-
-def test_ours_keeps_the_size_over_many_updates_and_forgotten_sessions() -> None:
-    one = host("ours")
-    one.kernel.hugetlb.hstate(ORDER).set_max_huge_pages(POOL + 3)
-    for nr in range(4):
-        one.preserve(one.session(f"kept{nr}"), one.memfd(1))
-        one.preserve(one.session(f"forgotten{nr}"), one.memfd(2))
-        one = one.reboot()
-        one.retrieve(f"kept{nr}")
-        assert one.pool[0] == POOL + 3 - 2
 
 
 def test_a_failed_freeze_leaves_a_v4_subsystem_prepared() -> None:

@@ -1,0 +1,96 @@
+"""What size the next kernel's pools have, when they were resized or sizes are written early."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from kernelmodel.boot import boot
+from kernelmodel.errors import NoSpace
+from kernelmodel.machine import Machine, MachineSpec
+from kernelmodel.memory import MIB
+from kernelmodel.releases import CATALOGUE
+from kernelmodel.sim.clock import Clock
+from kernelmodel.sim.cost import CostModel
+from tests.kernelmodel.hugetlb_designs.hosts import (
+    ALL,
+    ORDER,
+    POOL,
+    RELEASES,
+    Host,
+    host,
+)
+from tests.kernelmodel.kernels import CMDLINE, CONFIG
+
+
+@pytest.mark.parametrize("design", ALL)
+def test_a_size_written_before_files_are_retrieved_comes_beside_them(design: str) -> None:
+    """As a sysctl at boot does; those that remember a pool's size remember this one too."""
+    one = host(design)
+    fd = one.memfd(5)
+    sizes = []
+    for nr in range(2):
+        one.preserve(one.session(f"s{nr}"), fd)
+        one = one.reboot()
+        if nr == 0:
+            one.kernel.hugetlb.hstate(ORDER).set_max_huge_pages(POOL)
+        fd = one.retrieve(f"s{nr}")
+        one.finish()
+        sizes.append(one.pool[0])
+    forgets = design in {"subsystem-prepare", "global-state", "flb-counts"}
+    assert sizes == [POOL + 5, POOL if forgets else POOL + 5]
+
+
+def test_a_fifth_page_size_keeps_ours_from_preserving_but_not_flb_counts() -> None:
+    """The price of a structure with every size that there is, not only those in use."""
+    config = replace(CONFIG, hugepage_orders=(9, 11, 13, 14, 18))
+    for design in ("flb-counts", "ours"):
+        machine = Machine(MachineSpec((256 * MIB,), 2))
+        firmware = machine.cold_firmware(f"{CMDLINE} hugepages={POOL}")
+        clock = Clock(CostModel.load(), 2, 0)
+        one = Host(boot(machine, CATALOGUE[RELEASES[design]], firmware, clock, config=config))
+        assert len(one.kernel.hugetlb.hstates) == 5
+        session, fd = one.session("s"), one.memfd(1)
+        if design == "ours":
+            with pytest.raises(NoSpace):
+                one.preserve(session, fd)
+        else:
+            one.preserve(session, fd)
+
+
+def test_a_pool_keeps_the_size_that_it_was_given() -> None:
+    """`ours` carries it, unless the next command line asks for something else."""
+    sizes = {}
+    for design in ("flb-counts", "ours"):
+        for wanted in (POOL - 4, POOL + 4):
+            one = host(design)
+            session = one.session("s")
+            one.preserve(session, one.memfd(2))
+            one.kernel.hugetlb.hstate(ORDER).set_max_huge_pages(wanted)
+            after = one.reboot()
+            after.retrieve("s")
+            sizes[design, wanted - POOL] = after.pool[0] - POOL
+    assert sizes == {
+        ("flb-counts", -4): 0,
+        ("flb-counts", 4): 0,
+        ("ours", -4): -4,
+        ("ours", 4): 4,
+    }
+    one = host("ours")
+    one.preserve(one.session("s"), one.memfd(2))
+    one.kernel.hugetlb.hstate(ORDER).set_max_huge_pages(POOL + 4)
+    after = one.reboot(f"{CMDLINE} hugepages={POOL + 1}")
+    after.retrieve("s")
+    assert after.pool[0] == POOL + 1
+
+
+def test_ours_keeps_the_size_over_many_updates_and_forgotten_sessions() -> None:
+    one = host("ours")
+    one.kernel.hugetlb.hstate(ORDER).set_max_huge_pages(POOL + 3)
+    for nr in range(4):
+        one.preserve(one.session(f"kept{nr}"), one.memfd(1))
+        one.preserve(one.session(f"forgotten{nr}"), one.memfd(2))
+        one = one.reboot()
+        one.retrieve(f"kept{nr}")
+        assert one.pool[0] == POOL + 3 - 2
