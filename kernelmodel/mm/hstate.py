@@ -192,9 +192,10 @@ class Hstate(HstatePool):
         self._shrink_surplus(min(self.surplus_huge_pages, max(0, self.available_huge_pages)))
 
     def add_preserved(self, runs: Iterable[tuple[int, int]]) -> None:
-        """Folios that come back from a handover enter the books as in use."""
+        """Folios that come back from a handover enter the books as in use, and the pool's size."""
         for nid, folio, count in self.by_node(runs):
             self.own(nid, folio, count)
+            self.max_huge_pages += count
 
     def sysfs(self, nid: int | None = None) -> dict[str, str]:
         """The counters of `hugepages-*kB`, in all or below a node's directory, and their text."""
