@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final, Protocol
 
 from kernelmodel.errors import (
+    BadAddress,
     BadFileDescriptor,
     FileTooBig,
     InvalidArgument,
@@ -34,6 +36,7 @@ __all__ = [
     "check_fallocate",
     "check_size",
     "null_file",
+    "vfs_ioctl",
 ]
 
 
@@ -46,6 +49,12 @@ NULL_INO: Final = -1
 ANON_INO: Final = -2
 #: Descriptors that a process may have where nothing lowers it (fs.nr_open).
 _NR_OPEN: Final = 1 << 20
+
+# Requests that any descriptor answers, whatever it stands for.
+_FIONBIO: Final = 0x5421
+_FIONCLEX: Final = 0x5450
+_FIOCLEX: Final = 0x5451
+_FIOASYNC: Final = 0x5452
 
 # Modes of fallocate. KEEP_SIZE goes with some of the others, of which there can be one.
 _FALLOC_KEEP_SIZE: Final = 0x01
@@ -147,6 +156,27 @@ class File:
 def null_file(ino: int) -> File:
     """An open /dev/null."""
     return File(NullInode(ino, nlink=1), PlainFileOperations())
+
+
+def vfs_ioctl(cmd: int, arg: UserBuffer) -> bool:
+    """Whether a request is one that every file answers alike, flags of its own.
+
+    Nothing here looks at close-on-exec or O_NONBLOCK, and no file sends signals, so there is
+    nothing to keep. C: do_vfs_ioctl(), as far as it is about descriptors.
+
+    Raises:
+        BadAddress: no room for the number. NotTty: signals are asked for.
+    """
+    if cmd in {_FIOCLEX, _FIONCLEX}:
+        return True
+    if cmd not in {_FIONBIO, _FIOASYNC}:
+        return False
+    if len(arg) < 4:
+        raise BadAddress("no room for a number")
+    (on,) = struct.unpack_from("<I", arg)
+    if cmd == _FIOASYNC and on:
+        raise NotTty("no file that sends signals")
+    return True
 
 
 class FdTable:

@@ -31,6 +31,7 @@ from kernelmodel.fs import (
     check_fallocate,
     check_size,
     null_file,
+    vfs_ioctl,
 )
 from kernelmodel.mm.guest_memfd import (
     GuestHugetlbInode,
@@ -105,7 +106,7 @@ class Task:
         `bytes` is memory that is mapped for reading only: an answer to it is EFAULT.
         """
         file = self.files.fget(fd)
-        return file.f_op.ioctl(self, file, cmd, arg)
+        return 0 if vfs_ioctl(cmd, arg) else file.f_op.ioctl(self, file, cmd, arg)
 
     # Live update, as a small library wraps it.
 

@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/mount.h>
 #include <sys/reboot.h>
 #include <sys/resource.h>
@@ -68,7 +69,7 @@ void die(const char *format, ...)
 
 uint64_t number(int at)
 {
-	return at < nr_words ? strtoull(words[at], NULL, strncmp(words[at], "0x", 2) ? 10 : 16) : 0;
+	return at < nr_words ? strtoull(words[at], NULL, strncasecmp(words[at], "0x", 2) ? 10 : 16) : 0;
 }
 
 int has(int at, char flag)
