@@ -68,11 +68,17 @@ def _tables(found: Sequence[Compared]) -> list[str]:
         table(
             section.title,
             names,
-            [[label.strip(), *(_cell(cell) for cell in cells)] for label, cells in section.rows],
+            [[_indented(label), *(_cell(cell) for cell in cells)] for label, cells in section.rows],
             numeric=numeric,
         )
         for section in sections(found)
     ]
+
+
+def _indented(label: str) -> str:
+    """A row that is part of the one above stands in from the margin, on a page too."""
+    inner = label.lstrip()
+    return "\N{NO-BREAK SPACE}" * 2 * (len(label) - len(inner)) + inner
 
 
 def _cell(cell: str) -> Markup:
