@@ -124,7 +124,7 @@ def test_an_flb_of_two_handlers_counts_the_files_of_both() -> None:
         host.flbs.register(other, host.flb)  # a handler that is not registered
     host.kernel.luo.register_file_handler(other)
     host.flbs.register(other, host.flb)
-    host.toy.can_preserve = lambda _: not host.flb.outgoing_count  # type: ignore[method-assign]
+    host.toy.can_preserve = lambda file: not host.flb.outgoing_count  # type: ignore[method-assign]  # noqa: ARG005
     for token in (1, 2):
         host.preserve(token)
     handlers = [f.handler for f in host.kernel.luo.sessions.outgoing[0].file_set.files]
