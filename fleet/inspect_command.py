@@ -232,6 +232,8 @@ def _for_people(said: dict[str, Any]) -> RenderableType:
             parts.append(_files_table(boot))
     if "faults" in said:
         parts.append(Text("\n".join(f"fault: {fault}" for fault in said["faults"]), "red"))
+    if "notes" in said:
+        parts.append(Text("\n".join(f"note: {note}" for note in said["notes"]), "dim"))
     return Group(*parts)
 
 

@@ -37,10 +37,10 @@ _KNOWN_FLBS: Final = {*(f"liveupdate-test-flb-v{index}" for index in range(3)), 
 def inspect_image(image: Image, *, hashes: bool = True) -> dict[str, Any]:
     """What an image hands over, ready for JSON. Without `hashes` no content is looked at.
 
-    Keys are always the same but for `hugetlb` (pages by order that the proposal's FLB counts) and
-    `faults`, which are there if there are any.
+    Keys are always the same but for `hugetlb` (pages by order that the proposal's FLB counts),
+    `faults` and `notes`, which are there if there are any.
     """
-    faults = Faults()
+    faults, notes = Faults(), Faults()
     for remark in image.remarks:
         faults.add(remark)
     said: dict[str, Any] = {
@@ -56,9 +56,10 @@ def inspect_image(image: Image, *, hashes: bool = True) -> dict[str, Any]:
         "flbs": [],
         "kexec_metadata": None,
     }
-    _read(Reader(image.frames, faults), image.fdt_pa, said, hashes=hashes)
-    if sentences := faults.sentences():
-        said["faults"] = sentences
+    _read(Reader(image.frames, faults, notes), image.fdt_pa, said, hashes=hashes)
+    for key, found in (("faults", faults), ("notes", notes)):
+        if sentences := found.sentences():
+            said[key] = sentences
     return said
 
 

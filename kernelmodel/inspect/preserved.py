@@ -89,7 +89,7 @@ class Preserved:
         return None if pfn & (1 << order) - 1 else (order, self._ends[at])
 
     def missing(self, reader: Reader) -> None:
-        """Note which preserved pages the image lacks."""
+        """Note which preserved pages the image lacks. It may: absent frames read as zero."""
         total = 0
         gaps: list[tuple[int, int]] = []
         for first, end in self.runs():
@@ -102,7 +102,7 @@ class Preserved:
         if total:
             named = ", ".join(span_text(*gap) for gap in islice(gaps, _NAMED))
             more = ", …" if len(gaps) > _NAMED else ""
-            reader.faults.add(
+            reader.notes.add(
                 f"{total} of {self.nr_pages} preserved pages are not in the image and read as "
                 f"zero: {named}{more}"
             )

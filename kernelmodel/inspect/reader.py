@@ -43,9 +43,11 @@ class Faults:
 class Reader:
     """The frames of an image, with its faults and who claims which of them."""
 
-    def __init__(self, frames: Frames, faults: Faults) -> None:
+    def __init__(self, frames: Frames, faults: Faults, notes: Faults | None = None) -> None:
         self.frames = frames
         self.faults = faults
+        #: What is worth knowing and nobody's mistake.
+        self.notes = Faults() if notes is None else notes
         self._owners: dict[int, str] = {}
         self._claims: list[tuple[int, int, str]] = []
         #: Bytes of files that may still be hashed: every frame once, and a little.
