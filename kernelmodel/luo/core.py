@@ -106,8 +106,9 @@ class Luo:
         if size < LuoSer.SIZE:
             raise KernelPanic(f"luo: handover blob has {size} bytes")
         ser = LuoSer.unpack(kernel.memory.read(pa, LuoSer.SIZE))
-        if cstring(ser.compatible).decode("ascii", "replace") != kernel.release.luo:
-            raise KernelPanic(f"luo: incompatible handover {cstring(ser.compatible)!r}")
+        compatible = cstring(ser.compatible).decode("ascii", "replace")
+        if compatible != kernel.release.luo:
+            raise KernelPanic(f"luo: incompatible handover {compatible!r}")
         self.liveupdate_num = ser.liveupdate_num
         try:
             self.sessions.setup_incoming(ser.sessions_pa)

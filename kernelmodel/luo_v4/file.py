@@ -170,7 +170,8 @@ class LuoFiles:
             compatible = cstring(entry.compatible)
             handler = luo.handler_named(compatible)
             if handler is None:
-                raise KernelPanic(f"luo: no handler for an incoming file: {compatible!r}")
+                said = compatible.decode("ascii", "replace")
+                raise KernelPanic(f"luo: no handler for an incoming file: {said!r}")
             if entry.token in self.files:
                 raise KernelPanic(f"luo: token {entry.token:#x} comes twice")
             self.files[entry.token] = LuoFile(
