@@ -155,7 +155,7 @@ FLIPS = [
     ("vmalloc chunk", 9, 0x10, "T 13 fetch EIO"),
     ("folio table", 1, 0x10, "T 13 fetch EIO"),
     ("folio content", 17, 1, "T 14 stat ok size=8192 pos=100 seals=4 hash="),
-    ("scratch array", 11, 0x80, "panic: unable to handle page fault"),
+    ("scratch array", 11, 0x80, "panic: hang: scratch at"),
     ("kernel", 0x202, 1, "panic: triple fault: no kernel at the entry point"),
 ]
 
