@@ -137,9 +137,7 @@ def _run(hosts: int, backend: Backend, actors: int | None, *, outputs: bool = Tr
                     await backend.close()
             if outputs:
                 write_outputs(record, Path(folder))
-            peaks.append(record.peak_rss_bytes / MIB)
 
-    peaks: list[float] = []
     asyncio.run(go())
     return time.monotonic() - began
 

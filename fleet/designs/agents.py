@@ -9,6 +9,8 @@ Unhappy paths: what the kernel refuses is raised as it is.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from kernelmodel.abi.luo_v4 import LiveupdateEvent, LiveupdateState
 from kernelmodel.kernel import Kernel
 from kernelmodel.luo_v4.client import LiveupdateClient
@@ -17,7 +19,7 @@ from kernelmodel.syscalls import DEV_LIVEUPDATE, Task
 __all__ = ["DesignAgent", "SessionsAgent", "V4Agent", "agent_of"]
 
 
-class DesignAgent:
+class DesignAgent(ABC):
     """The process that holds the sessions, by the VM's name."""
 
     def __init__(self, kernel: Kernel) -> None:
@@ -25,9 +27,9 @@ class DesignAgent:
         self.task = Task(kernel, "luod")
         self.sessions: dict[str, int] = {}
 
+    @abstractmethod
     def create(self, name: str) -> None:
         """A new session."""
-        raise NotImplementedError
 
     def preserve(self, name: str, vmm: Task, fd: int, token: int) -> None:
         """A VMM's descriptor into the session."""
@@ -37,10 +39,10 @@ class DesignAgent:
         finally:
             self.task.close(mine)
 
-    def _preserve(self, session: int, fd: int, token: int) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _preserve(self, session: int, fd: int, token: int) -> None: ...
 
-    def settle(self) -> None:
+    def settle(self) -> None:  # noqa: B027 # only v4 has something to do
         """Everything is preserved that is to be."""
 
     def give_up(self) -> None:
@@ -48,9 +50,9 @@ class DesignAgent:
         for name in list(self.sessions):
             self.close(name)
 
+    @abstractmethod
     def retrieve_session(self, name: str) -> None:
         """The session of the previous kernel."""
-        raise NotImplementedError
 
     def retrieve(self, name: str, token: int, vmm: Task) -> int:
         """A file of it; its descriptor in the VMM."""
@@ -60,14 +62,14 @@ class DesignAgent:
         finally:
             self.task.close(mine)
 
-    def _retrieve(self, session: int, token: int) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def _retrieve(self, session: int, token: int) -> int: ...
 
+    @abstractmethod
     def finish(self, name: str) -> None:
         """The VM has all it needs."""
-        raise NotImplementedError
 
-    def finish_all(self) -> None:
+    def finish_all(self) -> None:  # noqa: B027 # as above
         """Every VM has."""
 
     def close(self, name: str) -> None:
@@ -116,7 +118,7 @@ class V4Agent(DesignAgent):
     def _preserve(self, session: int, fd: int, token: int) -> None:
         self.client.preserve_fd(session, fd, token)
 
-    def settle(self) -> None:
+    def settle(self) -> None:  # noqa: B027 # only v4 has something to do
         """PREPARE."""
         self.client.set_event(LiveupdateEvent.PREPARE)
 
@@ -138,7 +140,7 @@ class V4Agent(DesignAgent):
         self.client.session_set_event(self.sessions[name], LiveupdateEvent.FINISH)
         self.close(name)
 
-    def finish_all(self) -> None:
+    def finish_all(self) -> None:  # noqa: B027 # as above
         """FINISH of the system."""
         if self.client.state() is LiveupdateState.UPDATED:
             self.client.set_event(LiveupdateEvent.FINISH)

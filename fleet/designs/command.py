@@ -90,7 +90,7 @@ def _spec(options: DesignsOptions) -> HostSpec:
             faults.append(f'--page-size: "{options.page_size}" is neither 2MiB nor 1GiB')
     if faults:
         raise _Wrong(faults)
-    return replace(PRESETS[options.host], **changed)  # type: ignore[arg-type]
+    return replace(PRESETS[options.host], **changed)  # type: ignore[arg-type]  # its own fields, by name
 
 
 def _memory(given: str) -> int:

@@ -67,7 +67,7 @@ def curves(spec: HostSpec, known: Compared, cost: CostModel) -> list[Curve]:
         for up, down in _STEPS:
             other = max(1, value * up // down)
             same = other == value
-            varied = replace(spec, **{field: other})  # type: ignore[arg-type]
+            varied = replace(spec, **{field: other})  # type: ignore[arg-type]  # vms or memory
             at = known.update if same else measure(varied, known.name, cost)
             found.append((other, at))
         return tuple(found)

@@ -33,7 +33,6 @@ class CellSummary(Struct, frozen=True):
     failed: int
     errors: tuple[str, ...]  # of the failed runs, each once
     estimates: dict[str, Estimate]
-    digest_of: dict[int, str]  # seed -> digest
     is_efficient: bool = False  # no other cell is better in one of PARETO and worse in none
     meets_goal: bool = False
     #: Metric of the goal, this cell less the best one, seed by seed; None for the best itself.
@@ -100,7 +99,6 @@ def _summary(cell: Cell, outcomes: Mapping[int, Outcome]) -> CellSummary:
         failed=len(bad),
         errors=tuple(dict.fromkeys(bad)),
         estimates={name: _estimate(name, good) for name in METRICS},
-        digest_of={outcome.seed: outcome.digest for outcome in good},
     )
 
 

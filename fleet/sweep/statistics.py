@@ -24,7 +24,6 @@ class Estimate(Struct, frozen=True):
     count: int
     mean: float | None
     half_width: float | None
-    least: float | None
     most: float | None
     infinite: int = 0
 
@@ -34,15 +33,13 @@ def estimate(values: Sequence[float]) -> Estimate:
     finite = [value for value in values if math.isfinite(value)]
     infinite = len(values) - len(finite)
     if not finite:
-        return Estimate(0, None, None, None, None, infinite)
+        return Estimate(0, None, None, None, infinite)
     half_width = None
     if len(finite) > 1:
         quantile = student_quantile((1 + _CONFIDENCE) / 2, len(finite) - 1)
         half_width = quantile * stdev(finite) / math.sqrt(len(finite))
     mean = None if infinite else fmean(finite)
-    return Estimate(
-        len(finite), mean, None if infinite else half_width, min(finite), max(finite), infinite
-    )
+    return Estimate(len(finite), mean, None if infinite else half_width, max(finite), infinite)
 
 
 def student_quantile(share: float, degrees: int) -> float:
