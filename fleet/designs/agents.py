@@ -118,7 +118,7 @@ class V4Agent(DesignAgent):
     def _preserve(self, session: int, fd: int, token: int) -> None:
         self.client.preserve_fd(session, fd, token)
 
-    def settle(self) -> None:  # noqa: B027 # only v4 has something to do
+    def settle(self) -> None:
         """PREPARE."""
         self.client.set_event(LiveupdateEvent.PREPARE)
 
@@ -140,7 +140,7 @@ class V4Agent(DesignAgent):
         self.client.session_set_event(self.sessions[name], LiveupdateEvent.FINISH)
         self.close(name)
 
-    def finish_all(self) -> None:  # noqa: B027 # as above
+    def finish_all(self) -> None:
         """FINISH of the system."""
         if self.client.state() is LiveupdateState.UPDATED:
             self.client.set_event(LiveupdateEvent.FINISH)
