@@ -4,9 +4,7 @@ A backend spawns shards from their configs and hands out handles; `await handle.
 commands)` is the same on both, and so are the answers, for a shard is a function of its config and
 the commands that it was given.
 
-An actor that dies takes its hosts' kernels with it. Its handle spawns another one from the same
-config with the commands answered so far, which replays a host's own commands when that host is
-next needed, and repeats the call. A shard that dies again and again is `HostUnreachable`.
+An actor that dies is replaced: see `fleet.shard_actor`.
 
 Ray is loaded when a `RayBackend` is made and never before: it costs half a second to import and
 three to start.
@@ -20,14 +18,12 @@ import os
 import resource
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
-
-from msgspec.structs import replace
 
 from fleet.plan import RolloutPlan
 from fleet.scenario import Scenario
-from node.api import FaultSpec, HostCall, HostSpec, ShardConfig, UpdateCommand, VmSpec
+from fleet.shard_actor import Deed, HostUnreachable, RayShard
+from node.api import FaultSpec, HostSpec, ShardConfig, VmSpec
 
 if TYPE_CHECKING:
     from node.shard import Shard
@@ -42,18 +38,8 @@ __all__ = [
     "partition",
 ]
 
-#: Something done to a host; with its spec and the seed these determine it.
-Deed = UpdateCommand | HostCall
-
 #: Up to this many hosts each one gets an actor of its own unless said otherwise.
 PER_HOST_MAX = 32
-
-#: How often in a row a shard may die over one call before it is given up.
-_DEATHS_MAX = 3
-
-
-class HostUnreachable(Exception):
-    """A shard cannot be kept alive; its hosts can no longer be asked anything."""
 
 
 class ShardHandle(Protocol):
@@ -217,13 +203,20 @@ class RayBackend:
                 logging_level=logging.ERROR,
                 **(local if address is None else {}),
             )
-        self._shards: list[_RayShard] = []
+        self._shards: list[RayShard] = []
 
     def spawn(self, config: ShardConfig) -> ShardHandle:
         """A shard with this config, in an actor that starts up while others are spawned."""
-        shard = _RayShard(config, self._ray)
+        shard = RayShard(config, self._ray, self._start)
         self._shards.append(shard)
         return shard
+
+    def _start(self, config: ShardConfig) -> Any:  # noqa: ANN401 - Ray's handles are not typed
+        from node.actor import ShardActor
+
+        # Without a demand for CPUs Ray would put every actor of a cluster on its first node.
+        remote = self._ray.remote(num_cpus=0, max_restarts=0, scheduling_strategy="SPREAD")
+        return remote(ShardActor).remote(config)
 
     async def peak_rss_bytes(self) -> int:
         """The most memory that this process and each actor have had resident, in sum."""
@@ -236,53 +229,6 @@ class RayBackend:
             shard.kill()
         if self._owns_ray:
             self._ray.shutdown()
-
-
-class _RayShard:
-    """One actor, replaced by another when it dies."""
-
-    def __init__(self, config: ShardConfig, ray: ModuleType) -> None:
-        self._config = config
-        self._ray = ray
-        self._history: list[Deed] = []
-        self._actor = self._start()
-
-    @property
-    def hosts(self) -> tuple[str, ...]:
-        return tuple(host.name for host in self._config.hosts)
-
-    async def call(self, method: str, *args: object, history: Sequence[Deed] = ()) -> Any:  # noqa: ANN401 - ShardHandle
-        for death in range(1, _DEATHS_MAX + 1):
-            actor = self._actor
-            try:
-                answer = await getattr(actor, method).remote(*args)
-            except self._ray.exceptions.RayActorError as error:
-                if death == _DEATHS_MAX:
-                    first, count = self.hosts[0], len(self.hosts)
-                    raise HostUnreachable(
-                        f"the actor of {first} ({count} hosts) died {death} times: {error}"
-                    ) from error
-                if self._actor is actor:  # no other call has replaced it meanwhile
-                    # It may be merely unreachable, and two of them must not both answer.
-                    self.kill()
-                    self._actor = self._start()
-            else:
-                self._history += history
-                return answer
-        raise AssertionError("the loop returns or raises")
-
-    def kill(self) -> None:
-        """End the actor at once; the next call starts another."""
-        self._ray.kill(self._actor)
-
-    def _start(self) -> Any:  # noqa: ANN401 - Ray's handles are not typed
-        from node.actor import ShardActor
-
-        commands = (*self._config.commands, *self._history)
-        # Without a demand for CPUs Ray would put every actor of a cluster on its first node.
-        remote = self._ray.remote(num_cpus=0, max_restarts=0, scheduling_strategy="SPREAD")
-        actor = remote(ShardActor)
-        return actor.remote(replace(self._config, commands=commands))
 
 
 def own_peak_rss_bytes() -> int:

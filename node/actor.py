@@ -17,6 +17,7 @@ import resource
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from inspect import isawaitable
 from typing import Any, TypeVar
 
 import grpc
@@ -37,6 +38,7 @@ class ShardActor:
     """One shard, its gRPC server, and the thread on which the shard computes.
 
     The methods are those of `node.shard.Shard`, awaitable, and a few that an actor has of its own.
+    The coordinator calls them through `ask`.
     """
 
     def __init__(self, config: ShardConfig) -> None:
@@ -45,6 +47,11 @@ class ShardActor:
         self._shard: Shard | None = None
         self._server: asyncio.Task[tuple[Server, int]] | None = None
         self._watchers = Watchers()
+
+    async def ask(self, method: str, *args: object) -> tuple[int, object]:
+        """Call a method. Returns which incarnation of the shard this is, and the answer."""
+        answer = getattr(self, method)(*args)
+        return self._config.incarnation, await answer if isawaitable(answer) else answer
 
     async def update(self, commands: list[UpdateCommand]) -> list[UpdateResult]:
         """Update hosts."""

@@ -236,3 +236,4 @@ class ShardConfig(Struct, frozen=True):
     keep_images: frozenset[str] = frozenset()  # of its hosts: those whose last jump's image is kept
     #: Already done, of each host in its order: replay lazily.
     commands: tuple[UpdateCommand | HostCall, ...] = field(default=())
+    incarnation: int = 0  # how many actors had this shard before; changes nothing about its hosts
