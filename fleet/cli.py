@@ -77,8 +77,19 @@ _Actors = Annotated[
 _Address = Annotated[
     str | None,
     typer.Option(
-        metavar="HOST:PORT",
-        help="Join this Ray cluster instead of starting a Ray on this machine.",
+        metavar="HOST:PORT|auto",
+        help="Join this Ray cluster instead of starting a Ray on this machine; RAY_ADDRESS does so "
+        "too.",
+        show_default=False,
+    ),
+]
+_ActorCpus = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0001,
+        max=1,
+        help="CPUs that an actor asks of a cluster that is joined, for one that grows on demand; "
+        "if not given, an equal share of those that are there.",
         show_default=False,
     ),
 ]
@@ -109,6 +120,7 @@ def run(
     backend: _Backend = BackendName.RAY,
     actors: _Actors = None,
     address: _Address = None,
+    actor_cpus: _ActorCpus = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -148,6 +160,7 @@ def run(
         backend=backend.value,
         actors=_number(actors),
         address=address,
+        actor_cpus=actor_cpus,
         out=out,
         trace_out=trace_out,
         resume=resume,
@@ -245,6 +258,7 @@ def serve(
     backend: _Backend = BackendName.RAY,
     actors: _Actors = None,
     address: _Address = None,
+    actor_cpus: _ActorCpus = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -275,6 +289,7 @@ def serve(
         backend=backend.value,
         actors=_number(actors),
         address=address,
+        actor_cpus=actor_cpus,
         out=out,
         grpc=grpc,
         metrics=metrics,

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -30,8 +29,9 @@ from fleet.api import FleetSnapshot, RolloutState, RunRecord
 from fleet.coordinator import Coordinator
 from fleet.inbox import Inbox, RolloutRefused
 from fleet.journal import Journal, journal_header
-from fleet.launcher import Backend, ShardHandle, partition
+from fleet.launcher import Backend, ShardHandle
 from fleet.pace import FreeRunning, Pace
+from fleet.placement import partition
 from fleet.plan import make_plan
 from fleet.promises import check_answer
 from fleet.record import RunCosts, make_record
@@ -123,7 +123,7 @@ class Experiment:
             records_events=self._log.wants_events or self._on_result is not None,
             keep_images=self._keep_images,
             done=self._journal.history(),
-            processors=1 if self._backend.name == "local" else os.cpu_count() or 1,
+            processors=self._backend.processors,
         )
         self.shards = [self._backend.spawn(config) for config in configs]
         self._shard_of = {host: shard for shard in self.shards for host in shard.hosts}

@@ -55,6 +55,7 @@ class Options(Struct, frozen=True):
     backend: str = "ray"
     actors: int | str | None = None
     address: str | None = None  # of a Ray cluster to join
+    actor_cpus: float | None = None  # what an actor asks for there
     out: Path | None = None
 
     def directory(self, scenario: Scenario) -> Path:
@@ -75,9 +76,9 @@ class Options(Struct, frozen=True):
         for override in self.overrides:
             words += ["--set", override]
         words += ["--backend", backend or self.backend]
-        for name in ("actors", "address"):
+        for name in ("actors", "address", "actor_cpus"):
             if (value := getattr(self, name)) is not None and not backend:
-                words += [f"--{name}", str(value)]
+                words += [f"--{name.replace('_', '-')}", str(value)]
         return shlex.join([*words, *flags])
 
 
@@ -100,7 +101,9 @@ def open_journal(
 
 def make_backend(options: Options) -> Backend:
     """The backend that was asked for. Ray takes some seconds to start."""
-    return RayBackend(options.address) if options.backend == "ray" else LocalBackend()
+    if options.backend != "ray":
+        return LocalBackend()
+    return RayBackend(options.address, actor_cpus=options.actor_cpus)
 
 
 def note_actors(options: Options, scenario: Scenario, errors: Console) -> None:

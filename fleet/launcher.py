@@ -18,12 +18,21 @@ import os
 import resource
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fleet.plan import RolloutPlan
-from fleet.scenario import Scenario
+from fleet.placement import (
+    NOTHING,
+    PER_HOST_MAX,
+    Demand,
+    Node,
+    cpu_share,
+    demand_of,
+    is_room_for,
+)
 from fleet.shard_actor import Deed, HostUnreachable, RayShard
-from node.api import FaultSpec, HostSpec, ShardConfig, VmSpec
+from fleet.units import show_size
+from node.api import ShardConfig
 
 if TYPE_CHECKING:
     from node.shard import Shard
@@ -35,11 +44,7 @@ __all__ = [
     "LocalBackend",
     "RayBackend",
     "ShardHandle",
-    "partition",
 ]
-
-#: Up to this many hosts each one gets an actor of its own unless said otherwise.
-PER_HOST_MAX = 32
 
 
 class ShardHandle(Protocol):
@@ -63,6 +68,10 @@ class Backend(Protocol):
     #: Commands that go into one message at most: a message is answered as a whole.
     batch: int
 
+    @property
+    def processors(self) -> int:
+        """How many shards can compute at once."""
+
     def spawn(self, config: ShardConfig) -> ShardHandle:
         """A shard with this config. It may still be starting up when this returns."""
 
@@ -73,56 +82,6 @@ class Backend(Protocol):
         """End every shard."""
 
 
-def partition(
-    scenario: Scenario,
-    plan: RolloutPlan,
-    *,
-    shards: int | str | None,
-    records_events: bool,
-    keep_images: frozenset[str] = frozenset(),
-    done: Sequence[Deed] = (),
-    processors: int = 1,
-) -> list[ShardConfig]:
-    """Split a fleet into shards.
-
-    `shards` is a number, "per-host", or None: one per host up to `PER_HOST_MAX` hosts, one per
-    processor beyond. Hosts are dealt out in plan order, so that each wave keeps every shard busy.
-    `done` is what a resumed run has done to hosts already.
-    """
-    names = [*plan.hosts, *plan.up_to_date]
-    if shards == "per-host" or (shards is None and len(names) <= PER_HOST_MAX):
-        count = len(names)
-    else:
-        count = min(len(names), processors if shards is None else int(shards))
-    mine = {name: nr % count for nr, name in enumerate(names)}
-    hosts: list[list[HostSpec]] = [[] for _ in range(count)]
-    vms: list[list[VmSpec]] = [[] for _ in range(count)]
-    faults: list[list[FaultSpec]] = [[] for _ in range(count)]
-    commands: list[list[Deed]] = [[] for _ in range(count)]
-    for host in scenario.hosts:
-        hosts[mine[host.name]].append(host)
-    for vm in scenario.vms:
-        vms[mine[vm.host]].append(vm)
-    for fault in scenario.faults:
-        faults[mine[fault.host]].append(fault)
-    for command in done:
-        commands[mine[command.host]].append(command)
-    return [
-        ShardConfig(
-            seed=scenario.seed,
-            hosts=tuple(hosts[nr]),
-            vms=tuple(vms[nr]),
-            faults=tuple(faults[nr]),
-            cost_profile=scenario.cost_profile,
-            releases=scenario.releases,
-            record_events=records_events,
-            keep_images=keep_images.intersection(host.name for host in hosts[nr]),
-            commands=tuple(commands[nr]),
-        )
-        for nr in range(count)
-    ]
-
-
 class LocalBackend:
     """Shards in this process, on one thread of their own, so that the event loop stays free.
 
@@ -131,6 +90,7 @@ class LocalBackend:
 
     name = "local"
     batch = 4
+    processors = 1
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shards")
@@ -171,52 +131,56 @@ class _LocalShard:
 
 
 class RayBackend:
-    """Each shard in a Ray actor. Starts a small Ray on this machine, or joins one at `address`."""
+    """Each shard in a Ray actor. Starts a small Ray on this machine, or joins one at `address`.
+
+    Without an address the one in `RAY_ADDRESS` is meant, if that is set; "auto" is the cluster on
+    one of whose nodes this runs. `actor_cpus` is what an actor asks for on a cluster that was
+    joined, and `patience_seconds` how long it may wait for that; see `fleet.placement`.
+    """
 
     name = "ray"
     batch = 64
 
-    def __init__(self, address: str | None = None) -> None:
-        # Before Ray is loaded, which reads them once: a Ray that is ours alone needs no token
-        # file in the home directory and has nothing to report to its makers.
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        # An actor per host means many processes: let them start together, and spare people Ray's
-        # warning of them, which it would print into our own output.
-        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(PER_HOST_MAX))
-        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been started")
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        actor_cpus: float | None = None,
+        patience_seconds: float = 300,
+    ) -> None:
+        address = address or os.environ.get("RAY_ADDRESS") or None
+        if address is None:
+            _quiet()
         import ray
 
         self._ray = ray
         self._owns_ray = not ray.is_initialized()
+        self._is_alone = self._owns_ray and address is None
         if self._owns_ray:
-            local: dict[str, Any] = {
-                "num_cpus": os.cpu_count() or 1,
-                "object_store_memory": 80 << 20,
-                "include_dashboard": False,
-            }
-            ray.init(
-                # Not None: that joins whatever Ray happens to run on this machine.
-                address=address or "local",
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                **(local if address is None else {}),
-            )
+            _init(ray, address)
+        self._actor_cpus = actor_cpus
+        self.patience_seconds = patience_seconds
+        # An answer too big for a message lies on the actor's node until it is fetched, and is lost
+        # with it. The actor has acted by then: it takes a new one to ask again.
+        self.losses: tuple[type[Exception], ...] = (
+            ray.exceptions.RayActorError,
+            ray.exceptions.ObjectLostError,
+            ray.exceptions.OutOfMemoryError,
+        )
         self._shards: list[RayShard] = []
+
+    @property
+    def processors(self) -> int:
+        """CPUs of the cluster as it is now."""
+        return max(1, int(sum(node.cpus for node in self._nodes())))
 
     def spawn(self, config: ShardConfig) -> ShardHandle:
         """A shard with this config, in an actor that starts up while others are spawned."""
-        shard = RayShard(config, self._ray, self._start)
+        if self._actor_cpus is None:
+            self._actor_cpus = cpu_share(config.of_shards, self._nodes())
+        shard = RayShard(config, self)
         self._shards.append(shard)
         return shard
-
-    def _start(self, config: ShardConfig) -> Any:  # noqa: ANN401 - Ray's handles are not typed
-        from node.actor import ShardActor
-
-        # Without a demand for CPUs Ray would put every actor of a cluster on its first node.
-        remote = self._ray.remote(num_cpus=0, max_restarts=0, scheduling_strategy="SPREAD")
-        return remote(ShardActor).remote(config)
 
     async def peak_rss_bytes(self) -> int:
         """The most memory that this process and each actor have had resident, in sum."""
@@ -229,6 +193,94 @@ class RayBackend:
             shard.kill()
         if self._owns_ray:
             self._ray.shutdown()
+
+    def start(self, config: ShardConfig, *, squeezed: bool) -> Any:  # noqa: ANN401 - Ray's handles are not typed
+        """An actor; see `fleet.shard_actor.Place`, as for what follows."""
+        from node.actor import ShardActor
+
+        demand = self._demand(config, squeezed=squeezed)
+        # By itself Ray would fill one node before it takes the next.
+        remote = self._ray.remote(
+            num_cpus=demand.cpus,
+            memory=demand.memory_bytes,
+            max_restarts=0,
+            scheduling_strategy="SPREAD",
+        )
+        if self._is_alone:
+            return remote(ShardActor).remote(config)
+        # Called where the actor runs: its gRPC server is to be found by the other nodes.
+        return remote(ShardActor).remote(config, self._ray.util.get_node_ip_address)
+
+    def kill(self, actor: Any) -> None:  # noqa: ANN401 - as above
+        """End an actor, if it can be reached."""
+        self._ray.kill(actor)
+
+    def is_short(self, config: ShardConfig) -> bool:
+        """Whether the nodes that there are could not hold every shard, were they empty."""
+        demand = self._demand(config, squeezed=False)
+        return not is_room_for(config.of_shards, demand, self._nodes())
+
+    def missing(self, config: ShardConfig, *, squeezed: bool) -> str:
+        """What keeps an actor from being placed now, "" if nothing does."""
+        demand, free = self._demand(config, squeezed=squeezed), self._nodes(free=True)
+        if is_room_for(1, demand, free):
+            return ""
+        has = "; ".join(f"{node.cpus:g} CPU and {show_size(node.memory_bytes)}" for node in free)
+        return f"wants {demand}; the nodes have left: {has or 'there are none'}"
+
+    def _demand(self, config: ShardConfig, *, squeezed: bool) -> Demand:
+        if self._is_alone:
+            return NOTHING
+        return demand_of(config, 0 if squeezed else self._actor_cpus or 0)
+
+    def _nodes(self, *, free: bool = False) -> list[Node]:
+        """What each node has, or has left."""
+        from ray._private.state import available_resources_per_node
+
+        nodes = [node for node in self._ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        left = available_resources_per_node() if free else {}  # type: ignore[no-untyped-call]
+        found = []
+        for node in nodes:
+            has = left.get(node["NodeID"], {}) if free else node["Resources"]
+            found.append(Node(has.get("CPU", 0), int(has.get("memory", 0))))
+        return found
+
+
+def _quiet() -> None:
+    """Settings for a Ray that is ours alone; to be made before Ray is loaded, which reads them."""
+    # It needs no token file in the home directory and has nothing to report to its makers.
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # An actor per host means many processes: let them start together, and spare people Ray's
+    # warning of them, which it would print into our own output.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(PER_HOST_MAX))
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been started")
+
+
+def _init(ray: ModuleType, address: str | None) -> None:
+    """Start a Ray on this machine, or join one.
+
+    Raises:
+        HostUnreachable: there is none at that address.
+    """
+    if address is None:
+        size: dict[str, Any] = {
+            "num_cpus": os.cpu_count() or 1,
+            "object_store_memory": 80 << 20,
+            "include_dashboard": False,
+        }
+    else:
+        size = {}
+    try:
+        # "local" and not None: that would join whatever Ray happens to run on this machine.
+        ray.init(
+            address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **size
+        )
+    except (ConnectionError, RuntimeError) as error:
+        if address is None:
+            raise
+        raise HostUnreachable(f"cannot join a Ray cluster at {address}: {error}") from error
 
 
 def own_peak_rss_bytes() -> int:

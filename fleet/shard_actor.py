@@ -8,31 +8,67 @@ An actor that cannot be reached may be alive all the same: workers of a node tha
 computing until they notice. So each actor of a shard gets the next incarnation number, says it
 with every reply, and a reply of any but the present one is dropped: what a former actor did, its
 successor does not know of, and has been asked for in the same order.
+
+An actor for which a cluster has no room waits for it: another program may end, or an autoscaler
+add a node. That is said, and after a while it is `NoRoom`. A successor does not insist on its share
+of a CPU when a node was lost: those that are left have to do.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import ModuleType
-from typing import Any
+from typing import Any, Final, Protocol
 
 from msgspec.structs import replace
 
 from node.api import HostCall, ShardConfig, UpdateCommand
 
-__all__ = ["Deed", "HostUnreachable", "RayShard"]
+__all__ = ["Deed", "HostUnreachable", "NoRoom", "Place", "RayShard"]
+
+_log = logging.getLogger("lufleet")
 
 #: Something done to a host; with its spec and the seed these determine it.
 Deed = UpdateCommand | HostCall
 
 #: How often in a row a shard may die over one call before it is given up.
-_DEATHS_MAX = 3
+_DEATHS_MAX: Final = 3
+
+#: How often an actor that does not come up is looked after, and when people hear of it.
+_LOOK_SECONDS: Final = 0.5
+_SAY_SECONDS: Final = 5.0
 
 
 class HostUnreachable(Exception):
     """A shard cannot be kept alive; its hosts can no longer be asked anything."""
+
+
+class NoRoom(HostUnreachable):
+    """No node has had room for a shard's actor for as long as was waited."""
+
+
+class Place(Protocol):
+    """Where actors are started."""
+
+    #: Exceptions with which a call ends whose actor is gone.
+    losses: tuple[type[Exception], ...]
+    #: How long an actor may wait for room.
+    patience_seconds: float
+
+    def start(self, config: ShardConfig, *, squeezed: bool) -> Any:  # noqa: ANN401 - Ray's handles are not typed
+        """An actor, at once; it comes up when there is room. `squeezed`: without its CPU."""
+
+    def kill(self, actor: Any) -> None:  # noqa: ANN401 - as above
+        """End an actor, if it can be reached."""
+
+    def is_short(self, config: ShardConfig) -> bool:
+        """Whether the nodes that there are could not hold every shard, were they empty."""
+
+    def missing(self, config: ShardConfig, *, squeezed: bool) -> str:
+        """What keeps an actor from being placed now, "" if nothing does."""
 
 
 @dataclass(slots=True, eq=False)
@@ -47,86 +83,103 @@ class _Asked:
 
 
 class RayShard:
-    """One actor, replaced by another when it dies. `start` starts one with a config."""
+    """One actor, replaced by another when it dies."""
 
-    def __init__(
-        self, config: ShardConfig, ray: ModuleType, start: Callable[[ShardConfig], Any]
-    ) -> None:
+    def __init__(self, config: ShardConfig, place: Place) -> None:
         self._config = config
-        self._ray = ray
-        self._start = start
+        self._place = place
         self._history: list[Deed] = []
         self._unsettled: deque[_Asked] = deque()
         self._incarnation = 0
-        self._actor = self._successor()
-        exceptions = ray.exceptions
-        # An answer too big for a message lies on the actor's node until it is fetched, and is lost
-        # with it. The actor has acted by then: it takes a new one to ask again.
-        self._losses = (
-            exceptions.RayActorError,
-            exceptions.ObjectLostError,
-            exceptions.OutOfMemoryError,
-        )
+        self._launch()
 
     @property
     def hosts(self) -> tuple[str, ...]:
         """Names of its hosts."""
         return tuple(host.name for host in self._config.hosts)
 
-    async def call(self, method: str, *args: object, history: Sequence[Deed] = ()) -> Any:  # noqa: ANN401 - ShardHandle
+    async def call(self, method: str, *args: object, history: Sequence[Deed] = ()) -> Any:  # noqa: ANN401 - the shard's answer
         """Call a method of the shard; see `fleet.launcher.ShardHandle`.
 
         Raises:
-            HostUnreachable: its actors die one after the other.
+            HostUnreachable: its actors die one after the other, or there is no room for one.
         """
         asked = _Asked(method, args, history)
         self._unsettled.append(asked)
         self._send(asked)
         try:
             answer = await self._answer(asked)
-        except BaseException:
-            self._unsettled.remove(asked)
-            raise
-        asked.is_answered = True
+            asked.is_answered = True
+        finally:
+            if not asked.is_answered:
+                self._unsettled.remove(asked)
         # Answers may overtake one another on their way; what they did to hosts must not.
         while self._unsettled and self._unsettled[0].is_answered:
             self._history += self._unsettled.popleft().history
         return answer
+
+    def kill(self) -> None:
+        """End the actor at once; the next call starts another."""
+        self._place.kill(self._actor)
 
     async def _answer(self, asked: _Asked) -> object:
         deaths = 0
         while True:
             present = self._incarnation
             try:
+                await self._up()
                 incarnation, answer = await asked.reply
-            except self._losses as error:
+            except self._place.losses as error:
                 deaths += 1
                 if deaths == _DEATHS_MAX:
-                    first, count = self.hosts[0], len(self.hosts)
-                    raise HostUnreachable(
-                        f"the actor of {first} ({count} hosts) died {deaths} times: {error}"
-                    ) from error
+                    raise HostUnreachable(f"{self} died {deaths} times: {error}") from error
                 if self._incarnation == present:  # no other call has replaced it meanwhile
                     self._replace()
             else:
                 if incarnation == self._incarnation:
                     return answer
 
-    def _replace(self) -> None:
+    def _replace(self, *, squeezed: bool = False) -> None:
         """The actor counts as dead from here on, whether it is or not: its successor is asked."""
         self.kill()
         self._incarnation += 1
-        self._actor = self._successor()
+        self._launch(squeezed=squeezed)
         for asked in self._unsettled:
             self._send(asked)
+
+    def _launch(self, *, squeezed: bool = False) -> None:
+        commands = (*self._config.commands, *self._history)
+        config = replace(self._config, commands=commands, incarnation=self._incarnation)
+        self._actor = self._place.start(config, squeezed=squeezed)
+        self._squeezed = squeezed
+        self._coming_up: asyncio.Task[None] | None = None
 
     def _send(self, asked: _Asked) -> None:
         asked.reply = self._actor.ask.remote(asked.method, *asked.args)
 
-    def kill(self) -> None:
-        """End the actor at once; the next call starts another."""
-        self._ray.kill(self._actor)
+    async def _up(self) -> None:
+        """Return when the present actor is there, or is not the present one any more."""
+        if self._coming_up is None:
+            self._coming_up = asyncio.ensure_future(self._come_up())
+        await asyncio.shield(self._coming_up)
 
-    def _successor(self) -> Any:  # noqa: ANN401 - Ray's handles are not typed
-        commands = (*self._config.commands, *self._history)
-        return self._start(replace(self._config, commands=commands, incarnation=self._incarnation))
+    async def _come_up(self) -> None:
+        present, waited = self._incarnation, 0.0
+        ready = asyncio.ensure_future(self._actor.__ray_ready__.remote())
+        while not (await asyncio.wait({ready}, timeout=_LOOK_SECONDS))[0]:
+            if self._incarnation != present:
+                return
+            if present and not self._squeezed and self._place.is_short(self._config):
+                self._replace(squeezed=True)
+                return
+            missing = self._place.missing(self._config, squeezed=self._squeezed)
+            waited = waited + _LOOK_SECONDS if missing else 0.0
+            if waited == _SAY_SECONDS:
+                _log.warning("waiting for room: %s %s", self, missing)
+            if waited >= self._place.patience_seconds:
+                raise NoRoom(f"no room after {waited:g} s: {self} {missing}")
+        await ready
+
+    def __str__(self) -> str:
+        first, count = self._config.hosts[0].name, len(self._config.hosts)
+        return f"the actor of {first} ({count} hosts)"

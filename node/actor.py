@@ -38,11 +38,13 @@ class ShardActor:
     """One shard, its gRPC server, and the thread on which the shard computes.
 
     The methods are those of `node.shard.Shard`, awaitable, and a few that an actor has of its own.
-    The coordinator calls them through `ask`.
+    The coordinator calls them through `ask`. `own_address` tells where to serve, if that is not for
+    this machine alone.
     """
 
-    def __init__(self, config: ShardConfig) -> None:
+    def __init__(self, config: ShardConfig, own_address: Callable[[], str] | None = None) -> None:
         self._config = config
+        self._address = own_address() if own_address is not None else "127.0.0.1"
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shard")
         self._shard: Shard | None = None
         self._server: asyncio.Task[tuple[Server, int]] | None = None
@@ -76,7 +78,7 @@ class ShardActor:
     async def grpc_address(self) -> str:
         """Where this actor's HostService listens."""
         _, port = await self._serve()
-        return f"127.0.0.1:{port}"
+        return f"{self._address}:{port}"
 
     async def peak_rss_bytes(self) -> int:
         """The most memory that this process has had resident."""
@@ -94,7 +96,9 @@ class ShardActor:
         if self._server is None:
             hosts = _OwnHosts(self._config, self.call_host, self._watchers)
             self._server = asyncio.ensure_future(
-                start_server("127.0.0.1:0", {HOST_SERVICE: lambda server: add_to(server, hosts)})
+                start_server(
+                    f"{self._address}:0", {HOST_SERVICE: lambda server: add_to(server, hosts)}
+                )
             )
         return await self._server
 

@@ -237,3 +237,4 @@ class ShardConfig(Struct, frozen=True):
     #: Already done, of each host in its order: replay lazily.
     commands: tuple[UpdateCommand | HostCall, ...] = field(default=())
     incarnation: int = 0  # how many actors had this shard before; changes nothing about its hosts
+    of_shards: int = 1  # into how many the fleet is split; decides where this one is put, at most

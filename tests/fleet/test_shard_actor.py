@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from types import ModuleType
 from typing import Any
 
 import pytest
 
-from fleet.shard_actor import HostUnreachable, RayShard
+from fleet.shard_actor import HostUnreachable, NoRoom, RayShard
 from node.api import ShardConfig, UpdateCommand, UpdatePolicy
 from tests.fleet.rollouts import NEW, racks
 
@@ -17,78 +16,89 @@ class ActorDied(Exception):
     """Stands in for Ray's error."""
 
 
-class ObjectLost(Exception):
-    """Stands in for Ray's error, too."""
-
-
 class FakeActor:
-    """An actor handle of a Ray that is none: dies at the calls that it is told to."""
+    """An actor of a Ray that is none: dies at the calls that it is told to."""
 
-    def __init__(self, ray: FakeRay, config: ShardConfig) -> None:
-        self.ray = ray
+    def __init__(self, place: FakePlace, config: ShardConfig) -> None:
+        self.place = place
         self.config = config
-
-    @property
-    def ask(self) -> FakeActor:
-        return self
+        self.comes_up = not place.is_full
+        self.ask = self
+        self.__ray_ready__ = Ready(self)
 
     def remote(self, method: str, *args: object) -> Any:
         async def answer() -> tuple[int, object]:
-            await self.ray.held.get(method, asyncio.sleep)(0)
-            self.ray.calls += 1
-            self.ray.asked.append(args)
-            if self.ray.calls in self.ray.dies_at:
-                raise self.ray.error
+            await self.place.held.get(method, asyncio.sleep)(0)
+            self.place.calls += 1
+            self.place.asked.append(args)
+            if self.place.calls in self.place.dies_at:
+                raise ActorDied
             return self.config.incarnation, args
 
         return asyncio.ensure_future(answer())
 
 
-class FakeRay(ModuleType):
-    """As much of Ray as a shard's handle uses."""
+class Ready:
+    """What says that an actor has come up."""
 
-    def __init__(self, *dies_at: int, error: type[Exception] = ActorDied) -> None:
-        super().__init__("ray")
+    def __init__(self, actor: FakeActor) -> None:
+        self.actor = actor
+
+    def remote(self) -> Any:
+        ready = asyncio.get_running_loop().create_future()
+        if self.actor.comes_up:
+            ready.set_result(None)
+        return ready
+
+
+class FakePlace:
+    """As much of Ray and of a cluster as a shard's handle uses."""
+
+    losses: tuple[type[Exception], ...] = (ActorDied,)
+    patience_seconds = 1.0
+
+    def __init__(self, *dies_at: int) -> None:
         self.dies_at = dies_at
-        self.error = error
+        self.is_full = False  # actors that are started now do not come up
+        self.lacks_nodes = False
         self.held: dict[str, Any] = {}  # method -> what its answer waits for
         self.calls = 0
         self.asked: list[tuple[object, ...]] = []
         self.started: list[FakeActor] = []
+        self.another = asyncio.Event()  # there is a second one
+        self.squeezed: list[bool] = []
         self.killed: list[FakeActor] = []
-        self.exceptions = ModuleType("exceptions")
-        self.exceptions.__dict__.update(
-            RayActorError=ActorDied, ObjectLostError=ObjectLost, OutOfMemoryError=MemoryError
-        )
+
+    def start(self, config: ShardConfig, *, squeezed: bool) -> FakeActor:
+        self.started.append(FakeActor(self, config))
+        self.squeezed.append(squeezed)
+        if len(self.started) == 2:
+            self.another.set()
+        return self.started[-1]
 
     def kill(self, actor: FakeActor) -> None:
         self.killed.append(actor)
 
-    def start(self, config: ShardConfig) -> FakeActor:
-        self.started.append(FakeActor(self, config))
-        return self.started[-1]
+    def is_short(self, config: ShardConfig) -> bool:
+        return self.lacks_nodes
+
+    def missing(self, config: ShardConfig, *, squeezed: bool) -> str:
+        return "wants 1 CPU; free: no node" if self.is_full else ""
 
 
 COMMANDS = [UpdateCommand(f"r1-h0{nr}", 1, nr, NEW, UpdatePolicy()) for nr in (1, 2)]
 CONFIG = ShardConfig(seed=7, hosts=racks(2), vms=())
 
 
-def shard_on(ray: FakeRay) -> RayShard:
-    return RayShard(CONFIG, ray, ray.start)
-
-
-@pytest.mark.parametrize("error", [ActorDied, ObjectLost, MemoryError])
-def test_a_dead_actor_is_rebuilt_with_what_was_answered_and_asked_again(
-    error: type[Exception],
-) -> None:
-    ray = FakeRay(2, error=error)
-    shard = shard_on(ray)
+def test_a_dead_actor_is_rebuilt_with_what_was_answered_and_asked_again() -> None:
+    place = FakePlace(2)
+    shard = RayShard(CONFIG, place)
     for command in COMMANDS:
         answer = asyncio.run(shard.call("update", [command], history=[command]))
         assert answer == ([command],)
-    assert [actor.config.commands for actor in ray.started] == [(), (COMMANDS[0],)]
-    assert [actor.config.incarnation for actor in ray.started] == [0, 1]
-    assert ray.killed == [ray.started[0]]
+    assert [actor.config.commands for actor in place.started] == [(), (COMMANDS[0],)]
+    assert [actor.config.incarnation for actor in place.started] == [0, 1]
+    assert place.killed == [place.started[0]]
 
 
 def test_a_late_reply_of_an_actor_that_was_given_up_is_not_counted() -> None:
@@ -97,22 +107,22 @@ def test_a_late_reply_of_an_actor_that_was_given_up_is_not_counted() -> None:
     async def late() -> None:
         first_is_told, second_is_told = asyncio.Event(), asyncio.Event()
         told = iter([first_is_told, second_is_told])
-        ray.held["update"] = lambda _: next(told).wait()
+        place.held["update"] = lambda _: next(told).wait()
         updating = asyncio.ensure_future(shard.call("update", [COMMANDS[0]], history=COMMANDS[:1]))
         await asyncio.sleep(0)
         await shard.call("gauges")  # finds the actor dead; its successor answers
-        assert [actor.config.incarnation for actor in ray.started] == [0, 1]
+        assert [actor.config.incarnation for actor in place.started] == [0, 1]
         first_is_told.set()
         for _ in range(9):  # turns of the event loop
             await asyncio.sleep(0)
-        assert ray.calls == 3
+        assert place.calls == 3
         assert shard._history == []
         assert not updating.done()
         second_is_told.set()
         assert await updating == ([COMMANDS[0]],)
 
-    ray = FakeRay(1)
-    shard = shard_on(ray)
+    place = FakePlace(1)
+    shard = RayShard(CONFIG, place)
     asyncio.run(late())
     assert shard._history == COMMANDS[:1]
 
@@ -120,7 +130,7 @@ def test_a_late_reply_of_an_actor_that_was_given_up_is_not_counted() -> None:
 def test_deeds_are_replayed_in_the_order_of_the_calls_whichever_is_answered_first() -> None:
     async def overtaken() -> None:
         may_answer = asyncio.Event()
-        ray.held["update"] = lambda _: may_answer.wait()
+        place.held["update"] = lambda _: may_answer.wait()
         calls = [
             asyncio.ensure_future(shard.call(method, [command], history=[command]))
             for method, command in zip(("update", "call_host"), COMMANDS, strict=True)
@@ -129,8 +139,8 @@ def test_deeds_are_replayed_in_the_order_of_the_calls_whichever_is_answered_firs
         may_answer.set()
         await calls[0]
 
-    ray = FakeRay()
-    shard = shard_on(ray)
+    place = FakePlace()
+    shard = RayShard(CONFIG, place)
     asyncio.run(overtaken())
     assert shard._history == COMMANDS
 
@@ -140,32 +150,99 @@ def test_calls_in_flight_are_repeated_in_their_order() -> None:
         calls = [shard.call("update", [command], history=[command]) for command in COMMANDS]
         await asyncio.gather(*calls)
 
-    ray = FakeRay(1, 2)
-    shard = shard_on(ray)
+    place = FakePlace(1, 2)
+    shard = RayShard(CONFIG, place)
     asyncio.run(both())
-    assert ray.asked[2:] == [([command],) for command in COMMANDS]
+    assert place.asked[2:] == [([command],) for command in COMMANDS]
 
 
 def test_a_shard_that_dies_again_and_again_is_given_up() -> None:
-    shard = shard_on(FakeRay(1, 2, 3))
+    shard = RayShard(CONFIG, FakePlace(1, 2, 3))
     with pytest.raises(HostUnreachable, match=r"the actor of r1-h01 \(2 hosts\) died 3 times"):
         asyncio.run(shard.call("update", COMMANDS, history=COMMANDS))
 
 
 def test_two_calls_that_see_the_same_death_rebuild_the_actor_once() -> None:
-    ray = FakeRay(1, 2)
-    shard = shard_on(ray)
+    place = FakePlace(1, 2)
+    shard = RayShard(CONFIG, place)
 
     async def both() -> None:
         await asyncio.gather(shard.call("gauges"), shard.call("gauges"))
 
     asyncio.run(both())
-    assert len(ray.started) == 2
-    assert len(ray.killed) == 1
+    assert len(place.started) == 2
+    assert len(place.killed) == 1
 
 
 def test_an_exception_of_the_shard_is_not_taken_for_a_death() -> None:
-    ray = FakeRay(1, error=KeyError)
-    with pytest.raises(KeyError):
-        asyncio.run(shard_on(ray).call("gauges"))
-    assert len(ray.started) == 1
+    place = FakePlace(1)
+    place.losses = (OSError,)
+    with pytest.raises(ActorDied):
+        asyncio.run(RayShard(CONFIG, place).call("gauges"))
+    assert len(place.started) == 1
+
+
+def test_an_actor_without_room_is_waited_for_and_then_given_up(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fleet.shard_actor._LOOK_SECONDS", 0.001)
+    monkeypatch.setattr("fleet.shard_actor._SAY_SECONDS", 0.002)
+    place = FakePlace()
+    place.is_full, place.patience_seconds = True, 0.004
+    wants = r"the actor of r1-h01 \(2 hosts\) wants 1 CPU; free: no node"
+    with pytest.raises(NoRoom, match=rf"no room after 0.004 s: {wants}"):
+        asyncio.run(RayShard(CONFIG, place).call("gauges"))
+    assert [record.message for record in caplog.records] == [
+        "waiting for room: the actor of r1-h01 (2 hosts) wants 1 CPU; free: no node"
+    ]
+    assert len(place.started) == 1
+
+
+def test_an_actor_that_is_slow_to_start_where_there_is_room_is_not_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def slow() -> None:
+        looks = 0
+
+        def missing(config: ShardConfig, *, squeezed: bool) -> str:
+            nonlocal looks
+            looks += 1
+            if looks == 9:
+                ready.set_result(None)
+            return ""
+
+        ready = asyncio.get_running_loop().create_future()
+        place.started[0].__ray_ready__.remote = lambda: ready  # type: ignore[method-assign]
+        place.missing = missing  # type: ignore[method-assign]
+        assert await shard.call("gauges") == ()
+
+    monkeypatch.setattr("fleet.shard_actor._LOOK_SECONDS", 0.001)
+    place = FakePlace()
+    place.patience_seconds = 0.004
+    shard = RayShard(CONFIG, place)
+    asyncio.run(slow())
+
+
+@pytest.mark.parametrize("lacks_nodes", [True, False])
+def test_a_successor_waits_for_its_cpu_unless_too_few_nodes_are_left(
+    monkeypatch: pytest.MonkeyPatch, *, lacks_nodes: bool
+) -> None:
+    async def die_and_wait() -> None:
+        await shard.call("gauges")
+        place.is_full, place.lacks_nodes = True, lacks_nodes
+        waiting = asyncio.ensure_future(shard.call("gauges"))
+        await asyncio.wait_for(place.another.wait(), 9)
+        place.is_full = False  # for the one that is squeezed in
+        if not lacks_nodes:
+            with pytest.raises(NoRoom):
+                await waiting
+        else:
+            await waiting
+
+    monkeypatch.setattr("fleet.shard_actor._LOOK_SECONDS", 0.001)
+    place = FakePlace(2)
+    place.patience_seconds = 0.0
+    shard = RayShard(CONFIG, place)
+    asyncio.run(die_and_wait())
+    assert place.squeezed == [False, False, True][: len(place.started)]
+    assert len(place.started) == (3 if lacks_nodes else 2)

@@ -153,6 +153,7 @@ class ToyBackend:
 
     name = "toy"
     batch = 4
+    processors = 1
 
     def __init__(self, calls_left: int = -1, failure: BaseException | None = None) -> None:
         self.calls_left = calls_left
