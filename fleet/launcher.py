@@ -16,7 +16,7 @@ import asyncio
 import logging
 import os
 import resource
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -158,6 +158,10 @@ class RayBackend:
         self._is_alone = self._owns_ray and address is None
         if self._owns_ray:
             _init(ray, address)
+        # Called where an actor runs: on a cluster, other nodes are to find its gRPC server.
+        self._own_address: Callable[[], str] | None = (
+            None if self._is_alone else ray.util.get_node_ip_address
+        )
         self._actor_cpus = actor_cpus
         self.patience_seconds = patience_seconds
         # An answer too big for a message lies on the actor's node until it is fetched, and is lost
@@ -206,10 +210,7 @@ class RayBackend:
             max_restarts=0,
             scheduling_strategy="SPREAD",
         )
-        if self._is_alone:
-            return remote(ShardActor).remote(config)
-        # Called where the actor runs: its gRPC server is to be found by the other nodes.
-        return remote(ShardActor).remote(config, self._ray.util.get_node_ip_address)
+        return remote(ShardActor).remote(config, self._own_address)
 
     def kill(self, actor: Any) -> None:  # noqa: ANN401 - as above
         """End an actor, if it can be reached."""

@@ -128,6 +128,8 @@ class RayShard:
             present = self._incarnation
             try:
                 await self._up()
+                if self._incarnation != present:
+                    continue  # that one was not awaited any longer
                 incarnation, answer = await asked.reply
             except self._place.losses as error:
                 deaths += 1
@@ -164,8 +166,14 @@ class RayShard:
         await asyncio.shield(self._coming_up)
 
     async def _come_up(self) -> None:
-        present, waited = self._incarnation, 0.0
         ready = asyncio.ensure_future(self._actor.__ray_ready__.remote())
+        try:
+            await self._look_after(ready)
+        finally:
+            ready.cancel()
+
+    async def _look_after(self, ready: asyncio.Future[object]) -> None:
+        present, waited = self._incarnation, 0.0
         while not (await asyncio.wait({ready}, timeout=_LOOK_SECONDS))[0]:
             if self._incarnation != present:
                 return
