@@ -115,7 +115,7 @@ def _validate_kho(kernel: Kernel) -> None:
         keys.setdefault(run.order, RangeSet()).add(low, low + run.nr)
     for entry in preserved_by_owner(kernel):
         left, low = keys.setdefault(entry.order, RangeSet()), entry.pfn >> entry.order
-        if next(left.gaps(low, low + entry.nr), None) is not None:
+        if left.gaps(low, low + entry.nr):
             raise ModelBug(
                 f"{entry.owner}: {entry.pfn:#x}, {entry.nr} of order {entry.order}, "
                 "has no key in the tree"

@@ -117,9 +117,9 @@ class HugetlbFolios:
             self.kernel.charge("hugetlb_add_to_page_cache", nr_folios)
 
     def _add_run(self, hugetlb: HugetlbInode, run: FolioRun) -> None:
-        taken = next(hugetlb.folios.within(run.index, run.index + run.nr), None)
-        if taken is not None:
-            raise Exists("two folios at one index", index=taken[0])
+        taken = hugetlb.folios.within(run.index, run.index + run.nr)
+        if taken:
+            raise Exists("two folios at one index", index=taken[0][0])
         order = hugetlb.hstate.order
         restored = self.design.retrieve_folios(order, run.pfn, run.nr)
         if restored != run.nr:

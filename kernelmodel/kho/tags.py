@@ -64,8 +64,8 @@ class PageTags:
         if entries is None or pfn & (1 << order) - 1:
             return 0
         first = pfn >> order
-        low, high = next(entries.within(first, first + most), (first, first))
-        return high - low if low == first else 0
+        parts = entries.within(first, first + most)
+        return parts[0][1] - first if parts and parts[0][0] == first else 0
 
     def take(self, pfn: int, order: int, nr: int) -> None:
         """Clear the tags of `nr` entries, and of all that share pages with them."""

@@ -206,9 +206,10 @@ class HstatePool:
         optimized = self.nodes[nid].optimized
         at, end = folio, folio + n
         while at < end:
-            part = next(optimized.within(at, end), None)
-            if part is None:
+            parts = optimized.within(at, end)
+            if not parts:
                 return n
+            part = parts[0]
             got = self.vmemmap.restore(self.allocator, nid, part[1] - part[0], self.order)
             optimized.remove(part[0], part[0] + got)
             if got < part[1] - part[0]:
@@ -241,18 +242,22 @@ class HstatePool:
             n -= take
         return runs
 
-    def by_node(self, runs: Iterable[tuple[int, int]]) -> Iterable[tuple[int, int, int]]:
+    def by_node(self, runs: Iterable[tuple[int, int]]) -> list[tuple[int, int, int]]:
         """Runs cut at the borders of nodes: (nid, folio number, number of folios).
 
         Raises:
             ModelBug: part of a run lies on no node.
         """
+        order, nodes = self.order, self.allocator.nodes
+        parts: list[tuple[int, int, int]] = []
         for pfn, n in runs:
             left = n
             for nid in self.nodes:
-                spans = self.allocator.nodes[nid].spans
-                for low, high in spans.within(pfn, pfn + (n << self.order)):
-                    yield nid, low >> self.order, (high - low) >> self.order
-                    left -= (high - low) >> self.order
+                for low, high in nodes[nid].spans.within(pfn, pfn + (n << order)):
+                    parts.append((nid, low >> order, high - low >> order))
+                    left -= high - low >> order
+                if not left:
+                    break
             if left:
                 raise ModelBug(f"{left} folios from page frame {pfn:#x} on lie on no node")
+        return parts

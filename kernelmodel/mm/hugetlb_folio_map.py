@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Final
 
 from kernelmodel.mm.hstate import Runs
@@ -42,20 +42,22 @@ class HugetlbFolioMap:
         self.total -= indices.total
         return runs, indices
 
-    def gaps(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+    def gaps(self, start: int, end: int) -> list[tuple[int, int]]:
         """The parts of [start, end) without folios, ascending."""
-        for low, high, _ in list(self._map.within(start, end)):
+        parts: list[tuple[int, int]] = []
+        for low, high, _ in self._map.within(start, end):
             if start < low:
-                yield start, low
+                parts.append((start, low))
             start = high
         if start < end:
-            yield start, end
+            parts.append((start, end))
+        return parts
 
-    def within(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    def within(self, start: int, end: int) -> list[tuple[int, int, int]]:
         """What [start, end) holds as (index, pfn, number of folios), ascending by index."""
-        for low, high, shift in self._map.within(start, end):
-            yield low, (low + shift) << self.order, high - low
+        order, parts = self.order, self._map.within(start, end)
+        return [(low, (low + shift) << order, high - low) for low, high, shift in parts]
 
-    def runs(self) -> Iterator[tuple[int, int, int]]:
+    def runs(self) -> list[tuple[int, int, int]]:
         """Everything as (index, pfn, number of folios), ascending by index."""
         return self.within(0, _LAST)

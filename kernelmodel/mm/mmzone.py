@@ -107,7 +107,7 @@ class FreeArea:
         """Up to `n` free aligned stretches of an order above MAX_PAGE_ORDER in [start, end)."""
         shift = order - MAX_PAGE_ORDER
         runs: _Runs = []
-        for low, high in list(self.top.within(start >> MAX_PAGE_ORDER, end >> MAX_PAGE_ORDER)):
+        for low, high in self.top.within(start >> MAX_PAGE_ORDER, end >> MAX_PAGE_ORDER):
             first = -(-low >> shift)
             take = min(n, (high >> shift) - first)
             if take > 0:
@@ -123,7 +123,7 @@ class FreeArea:
                 pfn, _ = self.low[have].popitem()
                 break
         else:
-            first = next(self.top.within(0, _LAST), None)
+            first = self.top.lowest()
             if first is None:
                 return None
             self.top.remove(first[0], first[0] + 1)
@@ -132,26 +132,40 @@ class FreeArea:
             self.low[half][pfn + (1 << half)] = None
         return pfn
 
-    def take_many(self, order: int, n: int, runs: list[tuple[int, int]]) -> None:
-        """Take `n` blocks that are known to be there, appending (first pfn, blocks) to `runs`."""
-        per_top = 1 << (MAX_PAGE_ORDER - order)
+    def take_many(self, order: int, n: int, runs: _Runs) -> int:
+        """Take up to `n` blocks, as runs appended to `runs`; returns how many are missing.
+
+        Just what `n` calls of `take_one` would give and leave. The smallest block that is large
+        enough falls into blocks of `order` from its start on; what nobody takes of it are halves
+        of each order, of which there was none, or a smaller block would have been taken.
+        """
         while n:
-            if n >= per_top and not any(self.low[order:]):
-                # Whole largest-order blocks: what splitting each of them would give in turn.
-                low, high = next(self.top.within(0, _LAST))
-                high = min(high, low + n // per_top)
-                self.top.remove(low, high)
-                pfn, count = low << MAX_PAGE_ORDER, (high - low) * per_top
+            for have in range(order, MAX_PAGE_ORDER):
+                if self.low[have]:
+                    pfn, _ = self.low[have].popitem()
+                    count = 1 << (have - order)
+                    break
             else:
-                one = self.take_one(order)
-                if one is None:
-                    raise ModelBug("a free area gave fewer blocks than it counted")
-                pfn, count = one, 1
+                first = self.top.lowest()
+                if first is None:
+                    return n
+                per_top = 1 << (MAX_PAGE_ORDER - order)
+                blocks = min(first[1] - first[0], -(-n // per_top))
+                self.top.remove(first[0], first[0] + blocks)
+                pfn, count = first[0] << MAX_PAGE_ORDER, blocks * per_top
+            if count > n:
+                at, end = pfn + (n << order), pfn + (count << order)
+                while at < end:
+                    size = at & -at
+                    self.low[size.bit_length() - 1][at] = None
+                    at += size
+                count = n
             n -= count
             if runs and runs[-1][0] + (runs[-1][1] << order) == pfn:
                 runs[-1] = (runs[-1][0], runs[-1][1] + count)
             else:
                 runs.append((pfn, count))
+        return 0
 
     def put(self, start: int, end: int) -> None:
         """Free the pages [start, end): largest blocks as one run, the edges one by one."""
@@ -190,21 +204,26 @@ class FreeArea:
             for pfn in blocks:
                 yield pfn, pfn + (1 << order)
 
-    def within(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+    def within(self, start: int, end: int) -> list[tuple[int, int]]:
         """The free parts of the page frames [start, end), in no particular order."""
+        parts: list[tuple[int, int]] = []
         first, last = start >> MAX_PAGE_ORDER, -(-end // MAX_ORDER_NR_PAGES)
         for low, high in self.top.within(first, last):
-            yield max(start, low << MAX_PAGE_ORDER), min(end, high << MAX_PAGE_ORDER)
-        for order, blocks in enumerate(self.low):
-            if not blocks:
-                continue
-            size = 1 << order
-            if len(blocks) <= (end - start) >> order:
-                found: Iterable[int] = (pfn for pfn in blocks if start < pfn + size and pfn < end)
-            else:
-                found = (pfn for pfn in range(start & -size, end, size) if pfn in blocks)
-            for pfn in found:
-                yield max(start, pfn), min(end, pfn + size)
+            parts.append((max(start, low << MAX_PAGE_ORDER), min(end, high << MAX_PAGE_ORDER)))
+        size = 1
+        for blocks in self.low:
+            if blocks:
+                if len(blocks) * size <= end - start:
+                    found: Iterable[int] = blocks
+                else:
+                    found = range(start & -size, end, size)
+                parts += [
+                    (max(start, pfn), min(end, pfn + size))
+                    for pfn in found
+                    if pfn in blocks and start < pfn + size and pfn < end
+                ]
+            size <<= 1
+        return parts
 
 
 class Zone:
@@ -230,10 +249,10 @@ class Zone:
         """Free pages, CMA included."""
         return self.areas[0].nr_free_pages + self.areas[1].nr_free_pages
 
-    def free_within(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+    def free_within(self, start: int, end: int) -> list[tuple[int, int]]:
         """The free parts of the page frames [start, end), in no particular order."""
-        for area in self.areas:
-            yield from area.within(start, end)
+        other, cma = self.areas
+        return other.within(start, end) + cma.within(start, end)
 
     def buddyinfo(self) -> str:
         """The zone's line in /proc/buddyinfo."""
@@ -253,7 +272,7 @@ class Node:
         self.spans = spans
         self.zones: list[Zone] = []
         for _, name, start, end in ZONE_BOUNDS:
-            parts = list(spans.within(start, end))
+            parts = spans.within(start, end)
             if parts:
                 self.zones.append(Zone(nid, name, parts[0][0], parts[-1][1]))
 

@@ -22,6 +22,7 @@ Simplifications, and what a test could notice:
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from typing import Final
 
@@ -29,7 +30,6 @@ from kernelmodel.errors import ModelBug, NoMemory
 from kernelmodel.mm.mmzone import (
     MAX_ORDER_NR_PAGES,
     MAX_PAGE_ORDER,
-    FreeArea,
     MigrateType,
     Node,
     Zone,
@@ -54,7 +54,7 @@ class PageAllocator:
     `memory` gives every (start_pfn, nr_pages, nid) that exists; nothing is free to begin with.
     """
 
-    __slots__ = ("_zonelists", "nodes")
+    __slots__ = ("_ends", "_starts", "_zonelists", "_zones", "nodes")
 
     def __init__(self, memory: Iterable[tuple[int, int, int]]) -> None:
         spans: dict[int, RangeSet] = {}
@@ -71,6 +71,16 @@ class PageAllocator:
             )
             for at, nid in enumerate(order)
         }
+        # Stretches of existing page frames that lie in one zone, ascending.
+        pieces = sorted(
+            (max(low, zone.start_pfn), min(high, zone.end_pfn), zone.nid, at)
+            for node in self.nodes.values()
+            for at, zone in enumerate(node.zones)
+            for low, high in node.spans.within(zone.start_pfn, zone.end_pfn)
+        )
+        self._starts = [start for start, _, _, _ in pieces]
+        self._ends = [end for _, end, _, _ in pieces]
+        self._zones = [self.nodes[nid].zones[at] for _, _, nid, at in pieces]
 
     # Setting up.
 
@@ -83,7 +93,7 @@ class PageAllocator:
         if start_pfn % MAX_ORDER_NR_PAGES or nr_pages % MAX_ORDER_NR_PAGES:
             raise ModelBug(f"CMA range {start_pfn:#x}+{nr_pages:#x} cuts a largest-order block")
         for zone, start, end in self._by_zone(start_pfn, start_pfn + nr_pages):
-            if next(zone.free_within(start, end), None):
+            if zone.free_within(start, end):
                 raise ModelBug(f"CMA range {start:#x}-{end:#x} has free pages already")
             zone.cma.add(start, end)
 
@@ -151,12 +161,14 @@ class PageAllocator:
     ) -> tuple[list[tuple[int, int]], int]:
         """As `alloc_bulk`, but keeps what there is; returns (runs, blocks missing)."""
         runs: list[tuple[int, int]] = []
-        for area, room in self._candidates(order, nid, movable, thisnode):
-            take = min(n, room)
-            n -= take
-            area.take_many(order, take, runs)
-            if not n:
-                break
+        for zone in self._zonelist(nid, thisnode):
+            for kind in _KINDS[movable]:
+                most = n
+                if zone.protected:
+                    most = min(n, max(0, zone.nr_free_pages - zone.protected) >> order)
+                n -= most - zone.areas[kind].take_many(order, most, runs)
+                if not n:
+                    return runs, 0
         return runs, n
 
     def alloc_contig(self, order: int, n: int, nid: int) -> tuple[list[tuple[int, int]], int]:
@@ -193,15 +205,16 @@ class PageAllocator:
         Raises:
             ModelBug: a page of it is free already, or does not exist.
         """
-        zone, start, end = next(self._by_zone(pfn, pfn + (1 << order)))
-        area = zone.areas[MigrateType.CMA if zone.cma and pfn in zone.cma else MigrateType.OTHER]
         size = 1 << order
-        if end - start < size or pfn % size or order > MAX_PAGE_ORDER or any(area.low[:order]):
-            self.free_run(pfn, 1 << order)
+        zone, _, end = self._by_zone(pfn, pfn + size)[0]
+        area = zone.areas[bool(zone.cma) and pfn in zone.cma]
+        low = area.low
+        if end < pfn + size or pfn % size or order > MAX_PAGE_ORDER or any(low[:order]):
+            self.free_run(pfn, size)
             return
         # No smaller block is free, so only one that is as large could hold this one.
         for larger in range(order, MAX_PAGE_ORDER):
-            if pfn & -(1 << larger) in area.low[larger]:
+            if pfn & -(1 << larger) in low[larger]:
                 raise ModelBug(f"double free of page frame {pfn:#x}, order {order}")
         if pfn >> MAX_PAGE_ORDER in area.top:
             raise ModelBug(f"double free of page frame {pfn:#x}, order {order}")
@@ -214,13 +227,17 @@ class PageAllocator:
             ModelBug: a page is free already, or does not exist.
         """
         for zone, start, end in self._by_zone(pfn, pfn + nr_pages):
-            clash = next(zone.free_within(start, end), None)
+            clash = zone.free_within(start, end)
             if clash:
-                raise ModelBug(f"double free of page frame {clash[0]:#x} in {start:#x}-{end:#x}")
+                raise ModelBug(f"double free of page frame {clash[0][0]:#x} in {start:#x}-{end:#x}")
+            other, cma = zone.areas
+            if not zone.cma:
+                other.put(start, end)
+                continue
             for low, high in zone.cma.within(start, end):
-                zone.areas[MigrateType.CMA].put(low, high)
+                cma.put(low, high)
             for low, high in zone.cma.gaps(start, end):
-                zone.areas[MigrateType.OTHER].put(low, high)
+                other.put(low, high)
 
     # Looking.
 
@@ -270,8 +287,7 @@ class PageAllocator:
     def any_free(self, pfn: int, nr_pages: int = 1) -> bool:
         """Whether any of these page frames is free."""
         return any(
-            next(zone.free_within(start, end), None)
-            for zone, start, end in self._by_zone(pfn, pfn + nr_pages)
+            zone.free_within(start, end) for zone, start, end in self._by_zone(pfn, pfn + nr_pages)
         )
 
     def free_ranges(self) -> RangeSet:
@@ -301,36 +317,27 @@ class PageAllocator:
         zones = self._zonelists[nid]
         return zones[: len(self.nodes[nid].zones)] if thisnode else zones
 
-    def _candidates(
-        self, order: int, nid: int, movable: bool, thisnode: bool
-    ) -> Iterator[tuple[FreeArea, int]]:
-        """Free areas that may serve, in the order they are tried, with the blocks they can give."""
-        for zone in self._zonelist(nid, thisnode):
-            for kind in _KINDS[movable]:
-                area = zone.areas[kind]
-                room = area.nr_available(order)
-                if zone.protected and room:
-                    room = min(room, max(0, zone.nr_free_pages - zone.protected) >> order)
-                yield area, room
-
-    def _by_zone(self, start: int, end: int) -> Iterator[tuple[Zone, int, int]]:
+    def _by_zone(self, start: int, end: int) -> list[tuple[Zone, int, int]]:
         """Cut a range of page frames at zone borders.
 
         Raises:
             ModelBug: part of it does not exist.
         """
+        at = bisect_right(self._starts, start) - 1
+        if at >= 0 and start < end <= self._ends[at]:  # in one zone, as nearly always
+            return [(self._zones[at], start, end)]
         left = end - start
+        parts: list[tuple[Zone, int, int]] = []
         for node in self.nodes.values():
-            if not left:
-                return
-            for low, high in node.spans.within(start, end):
+            for low, high in node.spans.within(start, end) if left else ():
                 for zone in node.zones:
                     first, last = max(low, zone.start_pfn), min(high, zone.end_pfn)
                     if first < last:
                         left -= last - first
-                        yield zone, first, last
+                        parts.append((zone, first, last))
         if left:
             raise ModelBug(f"page frames {start:#x}-{end:#x}: {left} of them do not exist")
+        return parts
 
 
 def validate_page_alloc(allocator: PageAllocator) -> None:

@@ -65,35 +65,35 @@ class RangeSet:
         """Add [start, end)."""
         if start >= end:
             return
-        first = bisect_left(self._ends, start)
-        last = bisect_right(self._starts, end)
+        starts, ends = self._starts, self._ends
+        first = bisect_left(ends, start)
+        if first == len(ends):  # behind all others, as what is added in order
+            starts.append(start)
+            ends.append(end)
+            return
+        last = bisect_right(starts, end, first)
         if first < last:
-            start = min(start, self._starts[first])
-            end = max(end, self._ends[last - 1])
-        self._starts[first:last] = [start]
-        self._ends[first:last] = [end]
+            start = min(start, starts[first])
+            end = max(end, ends[last - 1])
+        starts[first:last] = [start]
+        ends[first:last] = [end]
 
     def remove(self, start: int, end: int) -> None:
         """Remove [start, end), whatever of it is there."""
         if start >= end:
             return
-        first = bisect_right(self._ends, start)
-        last = bisect_left(self._starts, end)
-        if first >= last:
+        starts, ends = self._starts, self._ends
+        first = bisect_right(ends, start)
+        if first == len(starts) or starts[first] >= end:
             return
-        starts: list[int] = []
-        ends: list[int] = []
-        if self._starts[first] < start:
-            starts.append(self._starts[first])
-            ends.append(start)
-        if self._ends[last - 1] > end:
-            starts.append(end)
-            ends.append(self._ends[last - 1])
-        self._starts[first:last] = starts
-        self._ends[first:last] = ends
+        last = bisect_left(starts, end, first)
+        left, right = starts[first], ends[last - 1]
+        starts[first:last] = ([left] if left < start else []) + ([end] if right > end else [])
+        ends[first:last] = ([start] if left < start else []) + ([right] if right > end else [])
 
     def __contains__(self, value: int) -> bool:
-        return self.contains(value, value + 1)
+        at = bisect_right(self._starts, value) - 1
+        return at >= 0 and self._ends[at] > value
 
     def contains(self, start: int, end: int) -> bool:
         """Whether all of [start, end) is in the set."""
@@ -105,21 +105,36 @@ class RangeSet:
         at = bisect_right(self._ends, start)
         return at < len(self._starts) and self._starts[at] < end
 
-    def within(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """The parts of the set that lie in [start, end), ascending."""
-        at = bisect_right(self._ends, start)
-        while at < len(self._starts) and self._starts[at] < end:
-            yield max(start, self._starts[at]), min(end, self._ends[at])
-            at += 1
+    def lowest(self) -> tuple[int, int] | None:
+        """The first range; None if there is none."""
+        return (self._starts[0], self._ends[0]) if self._starts else None
 
-    def gaps(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+    def within(self, start: int, end: int) -> list[tuple[int, int]]:
+        """The parts of the set that lie in [start, end), ascending."""
+        starts, ends = self._starts, self._ends
+        first = bisect_right(ends, start)
+        if first == len(starts) or starts[first] >= end:
+            return []
+        if starts[first] <= start and ends[first] >= end:  # inside one range, as most often
+            return [(start, end)]
+        last = bisect_left(starts, end, first)
+        parts = list(zip(starts[first:last], ends[first:last], strict=True))
+        if starts[first] < start:
+            parts[0] = (start, ends[first])
+        if ends[last - 1] > end:
+            parts[-1] = (parts[-1][0], end)
+        return parts
+
+    def gaps(self, start: int, end: int) -> list[tuple[int, int]]:
         """The parts of [start, end) that are not in the set, ascending."""
+        parts: list[tuple[int, int]] = []
         for low, high in self.within(start, end):
             if start < low:
-                yield start, low
+                parts.append((start, low))
             start = high
         if start < end:
-            yield start, end
+            parts.append((start, end))
+        return parts
 
 
 class RangeMap(Generic[V]):
@@ -150,17 +165,18 @@ class RangeMap(Generic[V]):
     def clear(self, start: int, end: int) -> int:
         """Take [start, end) out; returns the index at which it would stand."""
         first = bisect_right(self._ends, start)
-        last = bisect_left(self._starts, end)
-        if first >= last:
+        if first == len(self._starts) or self._starts[first] >= end:
             return first
+        last = bisect_left(self._starts, end, first)
         starts: list[int] = []
         ends: list[int] = []
         values: list[V] = []
+        at = first
         if self._starts[first] < start:
             starts.append(self._starts[first])
             ends.append(start)
             values.append(self._values[first])
-        at = first + len(starts)
+            at += 1
         if self._ends[last - 1] > end:
             starts.append(end)
             ends.append(self._ends[last - 1])
@@ -177,9 +193,19 @@ class RangeMap(Generic[V]):
             return None
         return self._starts[at], self._ends[at], self._values[at]
 
-    def within(self, start: int, end: int) -> Iterator[tuple[int, int, V]]:
+    def within(self, start: int, end: int) -> list[tuple[int, int, V]]:
         """The ranges that meet [start, end), cut to it, ascending."""
-        at = bisect_right(self._ends, start)
-        while at < len(self._starts) and self._starts[at] < end:
-            yield max(start, self._starts[at]), min(end, self._ends[at]), self._values[at]
-            at += 1
+        starts, ends, values = self._starts, self._ends, self._values
+        first = bisect_right(ends, start)
+        if first == len(starts) or starts[first] >= end:
+            return []
+        if starts[first] <= start and ends[first] >= end:  # inside one range, as most often
+            return [(start, end, values[first])]
+        last = bisect_left(starts, end, first)
+        held = values[first:last]
+        parts = list(zip(starts[first:last], ends[first:last], held, strict=True))
+        if starts[first] < start:
+            parts[0] = (start, ends[first], held[0])
+        if ends[last - 1] > end:
+            parts[-1] = (parts[-1][0], end, held[-1])
+        return parts

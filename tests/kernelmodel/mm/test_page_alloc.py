@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from kernelmodel.errors import ModelBug, NoMemory
-from kernelmodel.mm.mmzone import MAX_ORDER_NR_PAGES, MAX_PAGE_ORDER
+from kernelmodel.mm.mmzone import MAX_ORDER_NR_PAGES, MAX_PAGE_ORDER, FreeArea
 from kernelmodel.mm.page_alloc import PageAllocator, validate_page_alloc
+from kernelmodel.mm.ranges import RangeSet
 
 #: The first page of the zone that has neither ISA nor 32-bit devices to think of.
 NORMAL = (4 << 30) >> 12
@@ -95,6 +96,29 @@ def test_many_blocks_at_once_are_what_single_calls_give(order: int) -> None:
     singles = [one.alloc_pages(order, 1, movable=True) for _ in range(n)]
     assert [pfn + (at << order) for pfn, count in runs for at in range(count)] == singles
     assert many.buddyinfo() == one.buddyinfo()
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 4000), st.integers(1, 300)), max_size=12),
+    st.integers(0, MAX_PAGE_ORDER),
+    st.integers(0, 3000),
+)
+def test_many_blocks_leave_the_free_lists_that_single_calls_leave(
+    holes: list[tuple[int, int]], order: int, n: int
+) -> None:
+    """The order of the free lists decides every later address."""
+    one, many = FreeArea(), FreeArea()
+    taken = RangeSet((start, start + nr) for start, nr in holes)
+    for area in (one, many):
+        for start, end in taken.gaps(0, 5000):
+            area.put(start, end)
+    runs: list[tuple[int, int]] = []
+    missing = many.take_many(order, n, runs)
+    singles = [pfn for pfn in (one.take_one(order) for _ in range(n)) if pfn is not None]
+    assert [pfn + (at << order) for pfn, count in runs for at in range(count)] == singles
+    assert missing == n - len(singles)
+    assert [list(blocks) for blocks in many.low] == [list(blocks) for blocks in one.low]
+    assert many.top == one.top
 
 
 def test_all_or_nothing_leaves_the_allocator_as_it_was() -> None:
