@@ -84,6 +84,10 @@ class RunRecord(Struct, frozen=True):
     backend: str  # "local" | "ray"
     actors: int
 
+    def __repr__(self) -> str:
+        """Which run it is, not a million VMs: asyncio spells out the result of a task that ends."""
+        return f"<RunRecord of {self.scenario.name}, seed {self.seed}: {self.state}>"
+
 
 class Histogram(Struct, frozen=True):
     """A duration histogram, not cumulative.

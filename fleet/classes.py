@@ -50,10 +50,10 @@ def read_host_classes(fleet: Fields, into: Inventory, faults: Faults) -> dict[st
                     further.complain(domain, "is no name of a further failure domain")
         fields.close()
         classes[name] = names = [f"{name}-{nr + 1}" for nr in range(count)]
-        usable = len(faults) == before
+        usable, place = len(faults) == before, fields.place()
         for nr, host in enumerate(names):
-            into.name_host(host, fields.place(), faults)
-            if usable and into.host_places[host] == fields.place():
+            into.name_host(host, place, faults)
+            if usable and into.host_places[host] == place:
                 own = {domain: f"{domain}-{nr * n // count + 1}" for domain, n in domains.items()}
                 into.hosts[host] = _renamed(model, host, own)
                 if nr:
@@ -135,11 +135,17 @@ def read_vm_classes(
         _check_name(fields, f"{longest}-{name}-{per_host}")
         if len(faults) > before:
             continue
+        place, memory, backing, vcpus = (
+            fields.place(),
+            model.memory_bytes,
+            model.backing,
+            model.vcpus,
+        )
         for host in hosts:
             for nr in range(per_host):
                 vm = f"{host}-{name}-{nr + 1}"
-                into.name_vm(vm, fields.place(), faults)
-                into.vms[vm] = VmSpec(vm, host, model.memory_bytes, model.backing, model.vcpus)
+                into.name_vm(vm, place, faults)
+                into.vms[vm] = VmSpec(vm, host, memory, backing, vcpus)
 
 
 def _check_name(fields: Fields, longest: str) -> None:

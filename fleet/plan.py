@@ -14,8 +14,7 @@ host by host, under the limits of `max_unavailable`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
@@ -24,6 +23,9 @@ if TYPE_CHECKING:
     from node.api import HostSpec, UpdatePolicy
 
 __all__ = ["PlanError", "PlannedWave", "RolloutPlan", "deal", "make_plan"]
+
+
+_WHOLE: Final = 1 << 64
 
 
 class PlanError(Exception):
@@ -68,8 +70,10 @@ def deal(hosts: Sequence[HostSpec], keys: Sequence[str]) -> list[HostSpec]:
     domains: dict[str, list[HostSpec]] = {}
     for host in hosts:
         domains.setdefault(host.domains.get(keys[0], ""), []).append(host)
+    # Whole numbers that order as the fractions do and are equal where those are: two fractions
+    # whose denominators have 31 bits differ by more than one part of `_WHOLE`.
     places = [
-        (Fraction(2 * nr + 1, 2 * len(members)), rank, host)
+        ((2 * nr + 1) * _WHOLE // (2 * len(members)), rank, host)
         for rank, members in enumerate(domains.values())
         for nr, host in enumerate(deal(members, keys[1:]))
     ]
