@@ -12,8 +12,10 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left, insort
+from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Protocol
 
@@ -39,7 +41,8 @@ MIB = 1 << 20
 GIB = 1 << 30
 
 _ZERO_PAGE = bytes(PAGE_SIZE)
-_U64 = struct.Struct("<Q")
+_pack_u64, _u64_at = struct.Struct("<Q").pack, struct.Struct("<Q").unpack_from
+_PIECE = struct.Struct("<QQQ").pack
 #: Pages that are read from a file, or written to it, at a time.
 _STRIDE = 256
 
@@ -54,6 +57,11 @@ class Content(Protocol):
     def key(self) -> bytes:
         """A name for the rule; two rules with one key are one rule."""
         ...
+
+
+#: (frame, frames, content or None, first page of the content), as `segments` gives them.
+_Piece = tuple[int, int, Content | None, int]
+_FRAME = itemgetter(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +106,13 @@ class PhysicalMemory:
     hence a `KernelPanic`.
     """
 
-    __slots__ = ("_installed", "_pages", "_runs")
+    __slots__ = ("_frames", "_installed", "_pages", "_runs")
 
     def __init__(self, ranges: tuple[MemoryRange, ...]) -> None:
         self._installed = RangeSet((r.base >> PAGE_SHIFT, r.end >> PAGE_SHIFT) for r in ranges)
+        # Frames that hold plain bytes, and their numbers in ascending order.
         self._pages: dict[int, bytes | bytearray] = {}
+        self._frames: list[int] = []
         self._runs: RangeMap[tuple[Content, int]] = RangeMap()
 
     def is_ram(self, pa: int, size: int = 1) -> bool:
@@ -111,8 +121,9 @@ class PhysicalMemory:
             pa >> PAGE_SHIFT, (pa + size + PAGE_SIZE - 1) >> PAGE_SHIFT
         )
 
-    def _check(self, pa: int, size: int) -> None:
-        if not self.is_ram(pa, size):
+    def _check(self, pfn: int, nr_pages: int) -> None:
+        if not self._installed.contains(pfn, pfn + nr_pages):
+            pa = pfn << PAGE_SHIFT
             raise KernelPanic(f"unable to handle page fault: physical address {pa:#x}")
 
     def page(self, pfn: int) -> bytes | bytearray:
@@ -124,7 +135,7 @@ class PhysicalMemory:
         if run is not None:
             content, base = run[2]
             return content.page(pfn - base)
-        self._check(pfn << PAGE_SHIFT, PAGE_SIZE)
+        self._check(pfn, 1)
         return _ZERO_PAGE
 
     def read(self, pa: int, size: int) -> bytes:
@@ -147,7 +158,10 @@ class PhysicalMemory:
         """Put `data` at physical address `pa`."""
         size, offset = len(data), pa & (PAGE_SIZE - 1)
         if offset + size <= PAGE_SIZE:
-            if size:
+            page = self._pages.get(pa >> PAGE_SHIFT)
+            if type(page) is bytearray:
+                page[offset : offset + size] = data
+            elif size:
                 self._writable(pa >> PAGE_SHIFT)[offset : offset + size] = data
             return
         at = 0
@@ -164,6 +178,7 @@ class PhysicalMemory:
         fresh = bytearray(self.page(pfn))
         if page is None:
             self._runs.clear(pfn, pfn + 1)
+            insort(self._frames, pfn)
         self._pages[pfn] = fresh
         return fresh
 
@@ -171,37 +186,40 @@ class PhysicalMemory:
         """The little-endian u64 at `pa`."""
         offset = pa & (PAGE_SIZE - 1)
         page = self._pages.get(pa >> PAGE_SHIFT)
-        if page is None or offset > PAGE_SIZE - _U64.size:
-            return int.from_bytes(self.read(pa, _U64.size), "little")
-        value: int = _U64.unpack_from(page, offset)[0]
+        if page is None or offset > PAGE_SIZE - 8:
+            return int.from_bytes(self.read(pa, 8), "little")
+        value: int = _u64_at(page, offset)[0]
         return value
 
     def write_u64(self, pa: int, value: int) -> None:
         """Put a little-endian u64 at `pa`."""
-        self.write(pa, _U64.pack(value))
+        self.write(pa, _pack_u64(value))
 
     def fill(self, pfn: int, nr_pages: int, content: Content, first: int = 0) -> None:
         """Let frames pfn … hold `content`, beginning with its page `first`."""
-        self.zero(pfn, nr_pages)
+        self._check(pfn, nr_pages)
+        self._drop_pages(pfn, pfn + nr_pages)
         self._runs.put(pfn, pfn + nr_pages, (content, pfn - first))
 
     def zero(self, pfn: int, nr_pages: int) -> None:
         """Clear whole frames."""
-        self._check(pfn << PAGE_SHIFT, nr_pages << PAGE_SHIFT)
-        if nr_pages == 1:
-            if self._pages.pop(pfn, None) is not None:
-                return
-        elif nr_pages <= len(self._pages):
-            for frame in range(pfn, pfn + nr_pages):
-                self._pages.pop(frame, None)
-        else:
-            for frame in [f for f in self._pages if pfn <= f < pfn + nr_pages]:
-                del self._pages[frame]
+        self._check(pfn, nr_pages)
+        self._drop_pages(pfn, pfn + nr_pages)
         self._runs.clear(pfn, pfn + nr_pages)
+
+    def _drop_pages(self, pfn: int, end: int) -> None:
+        frames = self._frames
+        first = bisect_left(frames, pfn)
+        if first == len(frames) or frames[first] >= end:
+            return
+        last = bisect_left(frames, end, first)
+        for frame in frames[first:last]:
+            del self._pages[frame]
+        del frames[first:last]
 
     def copy(self, source: int, target: int, nr_pages: int) -> None:
         """Copy whole frames; the two ranges do not overlap."""
-        pieces = list(self.segments(source, nr_pages))
+        pieces = self.segments(source, nr_pages)
         self.zero(target, nr_pages)
         for pfn, frames, content, first in pieces:
             at = target + pfn - source
@@ -209,34 +227,38 @@ class PhysicalMemory:
                 self._runs.put(at, at + frames, (content, at - first))
             elif pfn in self._pages:
                 self._pages[at] = bytes(self._pages[pfn])
+                insort(self._frames, at)
 
-    def segments(self, pfn: int, nr_pages: int) -> Iterator[tuple[int, int, Content | None, int]]:
+    def segments(self, pfn: int, nr_pages: int) -> list[_Piece]:
         """What frames [pfn, pfn + nr_pages) hold, ascending, in as few pieces as there are.
 
-        Yields (frame, frames, content, first page of the content); content is None for frames
+        Pieces are (frame, frames, content, first page of the content); content is None for frames
         that hold plain bytes or nothing, which come one by one and in runs of zeroes.
         """
-        self._check(pfn << PAGE_SHIFT, nr_pages << PAGE_SHIFT)
+        self._check(pfn, nr_pages)
         end = pfn + nr_pages
-        if self._pages and nr_pages <= len(self._pages):
-            explicit = [f for f in range(pfn, end) if f in self._pages]
-        else:
-            explicit = sorted(f for f in self._pages if pfn <= f < end)
-        cuts = iter([*explicit, end])
-        cut = next(cuts)
+        pieces: list[_Piece] = [
+            (low, high - low, content, low - base)
+            for low, high, (content, base) in self._runs.within(pfn, end)
+        ]
+        frames = self._frames
+        first = bisect_left(frames, pfn)
+        if first < len(frames) and frames[first] < end:
+            last = bisect_left(frames, end, first)
+            pieces += [(frame, 1, None, 0) for frame in frames[first:last]]
+            pieces.sort(key=_FRAME)
+        elif len(pieces) == 1 and pieces[0][1] == nr_pages:  # one run, as guest memory mostly is
+            return pieces
+        whole: list[_Piece] = []
         at = pfn
-        for low, high, (content, base) in [*self._runs.within(pfn, end), (end, end, (None, 0))]:
-            while at < low:
-                if at == cut:
-                    yield at, 1, None, 0
-                    at, cut = at + 1, next(cuts)
-                else:
-                    stop = min(low, cut)
-                    yield at, stop - at, None, 0
-                    at = stop
-            if content is not None:
-                yield low, high - low, content, low - base
-                at = high
+        for piece in pieces:
+            if at < piece[0]:
+                whole.append((at, piece[0] - at, None, 0))
+            whole.append(piece)
+            at = piece[0] + piece[1]
+        if at < end:
+            whole.append((at, end - at, None, 0))
+        return whole
 
     def content_digest(self, extents: Iterable[tuple[int, int]]) -> bytes:
         """A fingerprint of what the frames of `extents` (pfn, nr_pages) hold, in that order.
@@ -245,29 +267,30 @@ class PhysicalMemory:
         extents are cut: runs count as their rule and page numbers, other frames as their bytes.
         """
         digest = hashlib.blake2b(digest_size=16)
-        pending: tuple[bytes, int, int] | None = None  # key, first page, pages
+        pages, absorb = self._pages, digest.update
+        # The piece at hand, which what follows may continue: its key, first page, pages.
+        key, start, nr = b"", 0, 0
+        rule: Content | None = None
         for pfn, nr_pages in extents:
             for frame, frames, content, first in self.segments(pfn, nr_pages):
                 if content is not None:
-                    piece = (content.key(), first, frames)
-                elif frame in self._pages:
-                    piece = (bytes(self._pages[frame]), 0, 1)
-                    if piece[0] == _ZERO_PAGE:
-                        piece = (b"", 0, 1)
+                    new = key if content is rule else content.key()
+                    if new == key and first == start + nr and nr:
+                        nr += frames
+                        continue
+                    at = first
                 else:
-                    piece = (b"", 0, frames)
-                if (
-                    pending is not None
-                    and pending[0] == piece[0]
-                    and (piece[0] == b"" or piece[1] == pending[1] + pending[2])
-                ):
-                    pending = (pending[0], pending[1], pending[2] + piece[2])
-                    continue
-                if pending is not None:
-                    _absorb(digest, pending)
-                pending = piece
-        if pending is not None:
-            _absorb(digest, pending)
+                    new, at = b"", 0
+                    if frame in pages and pages[frame] != _ZERO_PAGE:
+                        new = bytes(pages[frame])
+                    elif key == b"" and nr:
+                        nr += frames
+                        continue
+                if nr:
+                    absorb(_PIECE(len(key), start, nr) + key)
+                key, start, nr, rule = new, at, frames, content
+        if nr:
+            absorb(_PIECE(len(key), start, nr) + key)
         return digest.digest()
 
     def save(self, path: Path) -> None:
@@ -275,7 +298,7 @@ class PhysicalMemory:
         top = max((end for _, end in self._installed), default=0) << PAGE_SHIFT
         with path.open("wb") as out:
             os.truncate(out.fileno(), top)
-            for pfn in sorted(self._pages):
+            for pfn in self._frames:
                 os.pwrite(out.fileno(), self._pages[pfn], pfn << PAGE_SHIFT)
             for low, high, (content, base) in self._runs:
                 for start in range(low, high, _STRIDE):
@@ -306,9 +329,4 @@ class PhysicalMemory:
             page = data[at : at + PAGE_SIZE]
             if page != _ZERO_PAGE and self.is_ram((pfn << PAGE_SHIFT) + at):
                 self._pages[pfn + (at >> PAGE_SHIFT)] = page.ljust(PAGE_SIZE, b"\0")
-
-
-def _absorb(digest: hashlib.blake2b, piece: tuple[bytes, int, int]) -> None:
-    key, first, pages = piece
-    digest.update(struct.pack("<QQQ", len(key), first, pages))
-    digest.update(key)
+                self._frames.append(pfn + (at >> PAGE_SHIFT))  # a file is read upwards

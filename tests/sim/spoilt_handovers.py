@@ -65,6 +65,7 @@ class Sound:
         """The memory, anew."""
         memory = PhysicalMemory(SPEC.memory_map())
         memory._pages = dict(self.pages)
+        memory._frames = sorted(self.pages)
         runs: RangeMap[tuple[Content, int]] = RangeMap()
         for low, high, value in self.runs:
             runs.put(low, high, value)
