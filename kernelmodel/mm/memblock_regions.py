@@ -6,7 +6,7 @@ changes what is there already, equal neighbours become one. Addresses and sizes 
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from enum import IntFlag
 from typing import Final, NamedTuple
@@ -44,12 +44,20 @@ class Region(NamedTuple):
         return self.end - self.base
 
 
-def _base_of(region: Region) -> int:
-    return region.base
+# A region compares like the tuple that it is, so `(base,)` sorts just before one that begins at
+# `base`: no key function has to be called at each step of a bisection.
 
 
-def _end_of(region: Region) -> int:
-    return region.end
+def _first_beyond(regions: list[Region], base: int) -> int:
+    """Index of the first region that ends after `base`."""
+    at = bisect_left(regions, (base,))
+    return at - 1 if at and regions[at - 1].end > base else at
+
+
+def _first_from(regions: list[Region], base: int) -> int:
+    """Index of the first region that ends at `base` or after it."""
+    at = bisect_left(regions, (base,))
+    return at - 1 if at and regions[at - 1].end >= base else at
 
 
 def _merged(regions: Iterable[Region]) -> list[Region]:
@@ -92,8 +100,8 @@ class RegionList:
         """
         if base >= end:
             return
-        low = bisect_left(self._regions, base, key=_end_of)
-        high = bisect_right(self._regions, end, key=_base_of)
+        low = _first_from(self._regions, base)
+        high = bisect_left(self._regions, (end + 1,))
         pieces: list[Region] = []
         at = base
         for region in self._regions[low:high]:
@@ -107,8 +115,8 @@ class RegionList:
 
     def remove(self, base: int, end: int) -> None:
         """Take [base, end) out, whatever of it is there. C: memblock_remove_range()."""
-        low = bisect_right(self._regions, base, key=_end_of)
-        high = bisect_left(self._regions, end, key=_base_of)
+        low = _first_beyond(self._regions, base)
+        high = bisect_left(self._regions, (end,))
         pieces: list[Region] = []
         for region in self._regions[low:high]:
             if region.base < base:
@@ -119,8 +127,8 @@ class RegionList:
 
     def change(self, base: int, end: int, *, on: int = 0, off: int = 0) -> None:
         """Set and clear flags on whatever of [base, end) is there. C: memblock_setclr_flag()."""
-        low = bisect_left(self._regions, base, key=_end_of)
-        high = bisect_right(self._regions, end, key=_base_of)
+        low = _first_from(self._regions, base)
+        high = bisect_left(self._regions, (end + 1,))
         pieces: list[Region] = []
         for region in self._regions[low:high]:
             inner = max(region.base, base), min(region.end, end)
@@ -142,7 +150,7 @@ class RegionList:
 
     def within(self, base: int, end: int) -> Iterator[Region]:
         """The parts of regions that lie in [base, end), ascending."""
-        at = bisect_right(self._regions, base, key=_end_of)
+        at = _first_beyond(self._regions, base)
         while at < len(self._regions) and self._regions[at].base < end:
             region = self._regions[at]
             yield Region(max(region.base, base), min(region.end, end), region.nid, region.flags)
@@ -151,7 +159,7 @@ class RegionList:
     def gaps_down(self, base: int, end: int) -> Iterator[tuple[int, int]]:
         """The parts of [base, end) that no region covers, descending."""
         regions = self._regions
-        at = bisect_left(regions, end, key=_base_of) - 1
+        at = bisect_left(regions, (end,)) - 1
         while at >= 0 and regions[at].end > base:
             if regions[at].end < end:
                 yield regions[at].end, end
