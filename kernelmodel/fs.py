@@ -11,7 +11,6 @@ from kernelmodel.errors import (
     BadFileDescriptor,
     FileTooBig,
     InvalidArgument,
-    KernelError,
     ModelBug,
     NoDevice,
     NotSupported,
@@ -26,6 +25,7 @@ __all__ = [
     "ANON_INO",
     "MAX_LFS_FILESIZE",
     "NULL_INO",
+    "VFS_IOCTLS",
     "FdTable",
     "File",
     "FileOperations",
@@ -55,6 +55,7 @@ _FIONBIO: Final = 0x5421
 _FIONCLEX: Final = 0x5450
 _FIOCLEX: Final = 0x5451
 _FIOASYNC: Final = 0x5452
+VFS_IOCTLS: Final = frozenset({_FIOCLEX, _FIONCLEX, _FIONBIO, _FIOASYNC})
 
 # Modes of fallocate. KEEP_SIZE goes with some of the others, of which there can be one.
 _FALLOC_KEEP_SIZE: Final = 0x01
@@ -158,8 +159,8 @@ def null_file(ino: int) -> File:
     return File(NullInode(ino, nlink=1), PlainFileOperations())
 
 
-def vfs_ioctl(cmd: int, arg: UserBuffer) -> bool:
-    """Whether a request is one that every file answers alike, flags of its own.
+def vfs_ioctl(cmd: int, arg: UserBuffer) -> None:
+    """One of `VFS_IOCTLS`, which every file answers alike: flags of its own.
 
     Nothing here looks at close-on-exec or O_NONBLOCK, and no file sends signals, so there is
     nothing to keep. C: do_vfs_ioctl(), as far as it is about descriptors.
@@ -167,58 +168,55 @@ def vfs_ioctl(cmd: int, arg: UserBuffer) -> bool:
     Raises:
         BadAddress: no room for the number. NotTty: signals are asked for.
     """
-    if cmd in {_FIOCLEX, _FIONCLEX}:
-        return True
-    if cmd not in {_FIONBIO, _FIOASYNC}:
-        return False
+    if cmd in (_FIOCLEX, _FIONCLEX):
+        return
     if len(arg) < 4:
         raise BadAddress("no room for a number")
     (on,) = struct.unpack_from("<I", arg)
     if cmd == _FIOASYNC and on:
         raise NotTty("no file that sends signals")
-    return True
 
 
 class FdTable:
     """One process's descriptors. C: struct files_struct."""
 
-    __slots__ = ("_files", "limit")
+    __slots__ = ("_files", "_next_fd", "limit")
 
     def __init__(self, limit: int = _NR_OPEN) -> None:
         self._files: dict[int, File] = {}
+        #: No number below is free.
+        self._next_fd = 0
         #: RLIMIT_NOFILE.
         self.limit = limit
 
-    def install(self, file: File) -> int:
-        """Put a file at the lowest free number; the table takes over the reference.
+    def get_unused_fd(self) -> int:
+        """The lowest free number; nothing is there before `fd_install`. C: get_unused_fd_flags().
 
         Raises:
             TooManyFiles: no number is left.
         """
-        return self.install_new(lambda: file)
-
-    def install_new(
-        self, make: Callable[[], File], answer: Callable[[int], None] | None = None
-    ) -> int:
-        """As `install`, of a file that is made once it is clear that there is a number for it.
-
-        `answer` tells the caller the number before anybody else can use it. If it cannot, the
-        file is let go: the reference that `make` gave is dropped.
-        """
-        if len(self._files) >= self.limit:
+        files = self._files
+        if len(files) >= self.limit:
             raise TooManyFiles("no descriptor is left", limit=self.limit)
-        file = make()
-        fd = 0
-        while fd in self._files:
+        fd = self._next_fd
+        while fd in files:
             fd += 1
-        if answer is not None:
-            try:
-                answer(fd)
-            except KernelError:
-                file.put()
-                raise
+        self._next_fd = fd
+        return fd
+
+    def fd_install(self, fd: int, file: File) -> int:
+        """Put a file at an unused number; the table takes over the reference. C: fd_install()."""
         self._files[fd] = file
         return fd
+
+    def install(self, file: File) -> int:
+        """Put a file at the lowest free number. Raises: TooManyFiles, and the file stays open."""
+        return self.fd_install(self.get_unused_fd(), file)
+
+    def install_new(self, make: Callable[[], File]) -> int:
+        """Both, of a file that is made once it is clear that there is a number for it."""
+        fd = self.get_unused_fd()
+        return self.fd_install(fd, make())
 
     def fget(self, fd: int) -> File:
         """The file behind a descriptor, without a reference of its own.
@@ -235,6 +233,7 @@ class FdTable:
         """C: close_fd()."""
         file = self.fget(fd)
         del self._files[fd]
+        self._next_fd = min(self._next_fd, fd)
         file.put()
 
     def close_all(self) -> None:

@@ -15,7 +15,6 @@ from kernelmodel.abi.luo import (
     LIVEUPDATE_RETRIEVE_SESSION,
     LIVEUPDATE_SESSION_FINISH,
     LIVEUPDATE_SESSION_GET_NAME,
-    LIVEUPDATE_SESSION_NAME_LENGTH,
     LIVEUPDATE_SESSION_PRESERVE_FD,
     LIVEUPDATE_SESSION_RETRIEVE_FD,
 )
@@ -23,6 +22,7 @@ from kernelmodel.errors import IllegalSeek, InvalidArgument, NoEntry, NotTty
 from kernelmodel.fs import (
     ANON_INO,
     NULL_INO,
+    VFS_IOCTLS,
     FdTable,
     File,
     Inode,
@@ -52,6 +52,10 @@ __all__ = ["DEV_LIVEUPDATE", "DEV_NULL", "Task"]
 DEV_LIVEUPDATE: Final = "/dev/liveupdate"
 DEV_NULL: Final = "/dev/null"
 
+# Arguments of LUO's ioctls, by the caller: size and descriptor or a reserved field come first.
+_NAMED: Final = struct.Struct("<Ii64s")
+_FD_TOKEN: Final = struct.Struct("<IiQ")
+_FINISH: Final = struct.Struct("<II")
 
 #: Inodes of files that consist of memory.
 _Memory = ShmemInode | HugetlbMemfdInode | GuestMemfdInode | GuestHugetlbInode
@@ -90,11 +94,12 @@ class Task:
 
     def dup(self, fd: int) -> int:
         """dup(2)."""
-        return self.files.install_new(self.files.fget(fd).get)
+        return self.send_fd(fd, self)
 
     def send_fd(self, fd: int, other: Task) -> int:
         """Pass a descriptor to another process, as SCM_RIGHTS does; its number there."""
-        return other.files.install_new(self.files.fget(fd).get)
+        file, files = self.files.fget(fd), other.files
+        return files.fd_install(files.get_unused_fd(), file.get())
 
     def exit(self) -> None:
         """exit(2): every descriptor is closed."""
@@ -106,7 +111,10 @@ class Task:
         `bytes` is memory that is mapped for reading only: an answer to it is EFAULT.
         """
         file = self.files.fget(fd)
-        return 0 if vfs_ioctl(cmd, arg) else file.f_op.ioctl(self, file, cmd, arg)
+        if cmd in VFS_IOCTLS:
+            vfs_ioctl(cmd, arg)
+            return 0
+        return file.f_op.ioctl(self, file, cmd, arg)
 
     # Live update, as a small library wraps it.
 
@@ -119,30 +127,31 @@ class Task:
         return self._named(device, LIVEUPDATE_RETRIEVE_SESSION, name)
 
     def _named(self, device: int, cmd: int, name: str) -> int:
-        raw = name.encode()[:LIVEUPDATE_SESSION_NAME_LENGTH]
-        arg = bytearray(struct.pack("<Ii64s", 72, 0, raw))
+        arg = bytearray(_NAMED.pack(_NAMED.size, 0, name.encode()))
         self.ioctl(device, cmd, arg)
-        return int.from_bytes(arg[4:8], "little", signed=True)
+        fd: int = _NAMED.unpack(arg)[1]
+        return fd
 
     def preserve_fd(self, session: int, fd: int, token: int) -> None:
         """LIVEUPDATE_SESSION_PRESERVE_FD."""
-        arg = bytearray(struct.pack("<IiQ", 16, fd, token))
+        arg = bytearray(_FD_TOKEN.pack(_FD_TOKEN.size, fd, token))
         self.ioctl(session, LIVEUPDATE_SESSION_PRESERVE_FD, arg)
 
     def retrieve_fd(self, session: int, token: int) -> int:
         """LIVEUPDATE_SESSION_RETRIEVE_FD; the file's descriptor."""
-        arg = bytearray(struct.pack("<IiQ", 16, 0, token))
+        arg = bytearray(_FD_TOKEN.pack(_FD_TOKEN.size, 0, token))
         self.ioctl(session, LIVEUPDATE_SESSION_RETRIEVE_FD, arg)
-        return int.from_bytes(arg[4:8], "little", signed=True)
+        fd: int = _FD_TOKEN.unpack(arg)[1]
+        return fd
 
     def finish_session(self, session: int, reserved: int = 0) -> None:
         """LIVEUPDATE_SESSION_FINISH."""
-        arg = bytearray(struct.pack("<II", 8, reserved & 0xFFFFFFFF))
+        arg = bytearray(_FINISH.pack(_FINISH.size, reserved & 0xFFFFFFFF))
         self.ioctl(session, LIVEUPDATE_SESSION_FINISH, arg)
 
     def session_name(self, session: int) -> str:
         """LIVEUPDATE_SESSION_GET_NAME."""
-        arg = bytearray(struct.pack("<II64s", 72, 0, b""))
+        arg = bytearray(_NAMED.pack(_NAMED.size, 0, b""))
         self.ioctl(session, LIVEUPDATE_SESSION_GET_NAME, arg)
         return bytes(arg[8:72]).split(b"\0", 1)[0].decode(errors="replace")
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from kernelmodel.abi.luo import (
     LIVEUPDATE_CREATE_SESSION,
@@ -36,69 +36,68 @@ if TYPE_CHECKING:
 __all__ = ["LiveupdateDevice", "SessionOperations"]
 
 
-class _Command:
-    """One request, copied in. C: struct luo_ucmd.
+_T = TypeVar("_T")
+#: By number: the size of the structure, whose last field is mandatory in all, and what does it.
+_Table = dict[int, tuple[int, _T]]
 
-    `arg` is the kernel's copy, as long as the structure that it knows.
-    """
+_FD_TOKEN: Final = struct.Struct("<IiQ")
+_U32: Final = struct.Struct("<I")
+_S32: Final = struct.Struct("<i")
 
-    __slots__ = ("_size", "_user", "arg", "file", "task")
-
-    def __init__(self, task: Task, file: File, user: UserBuffer, size: int, full: int) -> None:
-        self.task = task
-        self.file = file
-        self._user = user
-        self._size = min(size, full)
-        self.arg = bytearray(full)
-        self.arg[: self._size] = user[: self._size]
-
-    def respond(self) -> None:
-        """Copy the answer back. C: luo_ucmd_respond(). Raises: BadAddress."""
-        if not isinstance(self._user, bytearray):
-            raise BadAddress("the answer cannot be written")
-        self._user[: self._size] = self.arg[: self._size]
-
-    def respond_fd(self, fd: int) -> None:
-        """As `respond`, with a descriptor. Both structures have it after their size."""
-        struct.pack_into("<i", self.arg, 4, fd)
-        self.respond()
+#: Numbers that are for the other direction: of a session that is retrieved, and of one that is not.
+_NOT_INCOMING: Final = frozenset({LIVEUPDATE_SESSION_PRESERVE_FD & 0xFF})
+_NOT_OUTGOING: Final = frozenset(
+    {LIVEUPDATE_SESSION_RETRIEVE_FD & 0xFF, LIVEUPDATE_SESSION_FINISH & 0xFF}
+)
 
 
-#: The size of the structure, its size up to the last mandatory field, and what does it.
-_Ioctl = tuple[int, int, Callable[[_Command], None]]
-
-
-def _dispatch(
-    table: dict[int, _Ioctl],
-    task: Task,
-    file: File,
-    cmd: int,
-    arg: UserBuffer,
-    check: Callable[[int], None],
-) -> int:
-    """Common decoding; see the module's text for the order."""
+def _decode(table: _Table[_T], cmd: int, arg: UserBuffer, wrong: frozenset[int]) -> _T:
+    """What does it, its structure checked; see the module's text for the order."""
     entry = table.get(cmd & 0xFF)
     if entry is None:
         raise InvalidArgument("unknown ioctl number", cmd=cmd)
     if len(arg) < 4:
         raise BadAddress("no room for a size")
-    size: int = struct.unpack_from("<I", arg)[0]
-    full, minimum, function = entry
+    size: int = _U32.unpack_from(arg)[0]
+    full, function = entry
     if cmd & ~0xFF != LIVEUPDATE_CREATE_SESSION:
         raise NotTty("wrong ioctl encoding", cmd=cmd)
-    check(cmd & 0xFF)
-    if size < minimum:
+    if cmd & 0xFF in wrong:
+        raise InvalidArgument("wrong direction for this session")
+    if size < full:
         raise InvalidArgument("structure too small", size=size)
-    if any(arg[full:size]):  # found before the reading faults
+    if size > full and any(arg[full:size]):  # found before the reading faults
         raise TooBig("unknown trailing fields", size=size)
     if len(arg) < size:
         raise BadAddress("shorter than it says", size=size)
-    function(_Command(task, file, arg, size, full))
-    return 0
+    return function
+
+
+def _respond(arg: UserBuffer) -> bytearray:
+    """The caller's structure, for the answer. C: luo_ucmd_respond(). Raises: BadAddress."""
+    if not isinstance(arg, bytearray):
+        raise BadAddress("the answer cannot be written")
+    return arg
+
+
+def _respond_fd(task: Task, fd: int, file: File, arg: UserBuffer) -> None:
+    """Answer with a descriptor, which both structures have after their size, and install it.
+
+    If the answer cannot be copied, the file is let go.
+    """
+    try:
+        answer = _respond(arg)
+    except BadAddress:
+        file.put()
+        raise
+    _S32.pack_into(answer, 4, fd)
+    task.files.fd_install(fd, file)
 
 
 class LiveupdateDevice:
     """File operations of /dev/liveupdate."""
+
+    __slots__ = ("luo",)
 
     def __init__(self, luo: Luo) -> None:
         self.luo = luo
@@ -109,31 +108,34 @@ class LiveupdateDevice:
 
     def ioctl(self, task: Task, file: File, cmd: int, arg: UserBuffer) -> int:
         """C: luo_ioctl(). {u32 size, s32 fd, u8 name[64]} both ways."""
-        table: dict[int, _Ioctl] = {
-            LIVEUPDATE_CREATE_SESSION & 0xFF: (72, 72, self._create),
-            LIVEUPDATE_RETRIEVE_SESSION & 0xFF: (72, 72, self._retrieve),
-        }
-        return _dispatch(table, task, file, cmd, arg, lambda _nr: None)
+        _decode(_DEVICE, cmd, arg, frozenset())(self, task, arg)
+        return 0
 
-    def _create(self, command: _Command) -> None:
+    def create(self, task: Task, arg: UserBuffer) -> None:
         """C: luo_ioctl_create_session()."""
-        command.task.files.install_new(
-            lambda: self.luo.sessions.create(_name(command)), command.respond_fd
-        )
+        fd = task.files.get_unused_fd()
+        _respond_fd(task, fd, self.luo.sessions.create(_name(arg)), arg)
 
-    def _retrieve(self, command: _Command) -> None:
+    def retrieve(self, task: Task, arg: UserBuffer) -> None:
         """C: luo_ioctl_retrieve_session()."""
-        command.task.files.install_new(
-            lambda: self.luo.sessions.retrieve(_name(command)), command.respond_fd
-        )
+        fd = task.files.get_unused_fd()
+        _respond_fd(task, fd, self.luo.sessions.retrieve(_name(arg)), arg)
 
 
-def _name(command: _Command) -> bytes:
-    return bytes(command.arg[8 : 8 + LIVEUPDATE_SESSION_NAME_LENGTH])
+_DEVICE: Final[_Table[Callable[[LiveupdateDevice, Task, UserBuffer], None]]] = {
+    LIVEUPDATE_CREATE_SESSION & 0xFF: (72, LiveupdateDevice.create),
+    LIVEUPDATE_RETRIEVE_SESSION & 0xFF: (72, LiveupdateDevice.retrieve),
+}
+
+
+def _name(arg: UserBuffer) -> bytes:
+    return bytes(arg[8 : 8 + LIVEUPDATE_SESSION_NAME_LENGTH])
 
 
 class SessionOperations:
     """File operations of a session's descriptor."""
+
+    __slots__ = ("luo",)
 
     def __init__(self, luo: Luo) -> None:
         self.luo = luo
@@ -144,53 +146,47 @@ class SessionOperations:
 
     def ioctl(self, task: Task, file: File, cmd: int, arg: UserBuffer) -> int:
         """C: luo_session_ioctl()."""
-        table: dict[int, _Ioctl] = {
-            LIVEUPDATE_SESSION_PRESERVE_FD & 0xFF: (16, 16, self._preserve_fd),
-            LIVEUPDATE_SESSION_RETRIEVE_FD & 0xFF: (16, 16, self._retrieve_fd),
-            LIVEUPDATE_SESSION_FINISH & 0xFF: (8, 8, self._finish),
-            LIVEUPDATE_SESSION_GET_NAME & 0xFF: (72, 72, self._get_name),
-        }
+        session = _session(file)
+        wrong = _NOT_INCOMING if session.retrieved else _NOT_OUTGOING
+        _decode(_SESSION, cmd, arg, wrong)(self, task, session, arg)
+        return 0
 
-        def check_direction(nr: int) -> None:
-            outgoing = {LIVEUPDATE_SESSION_PRESERVE_FD & 0xFF}
-            incoming = {LIVEUPDATE_SESSION_RETRIEVE_FD & 0xFF, LIVEUPDATE_SESSION_FINISH & 0xFF}
-            if nr in (outgoing if _session(file).retrieved else incoming):
-                raise InvalidArgument("wrong direction for this session")
-
-        return _dispatch(table, task, file, cmd, arg, check_direction)
-
-    def _preserve_fd(self, command: _Command) -> None:
+    def preserve_fd(self, task: Task, session: LuoSession, arg: UserBuffer) -> None:
         """{u32 size, s32 fd, u64 token}. C: luo_session_preserve_fd()."""
-        _, fd, token = struct.unpack("<IiQ", command.arg)
-        session = _session(command.file)
-        with self.luo.kernel.clock.lock(f"luo_session:{session.name.hex()}"):
-            self.luo.sessions.preserve_fd(command.task, session, fd, token)
-        command.respond()
+        _, fd, token = _FD_TOKEN.unpack_from(arg)
+        with self.luo.kernel.clock.lock(session.lock_name):
+            self.luo.sessions.preserve_fd(task, session, fd, token)
+        _respond(arg)
 
-    def _retrieve_fd(self, command: _Command) -> None:
+    def retrieve_fd(self, task: Task, session: LuoSession, arg: UserBuffer) -> None:
         """{u32 size, s32 fd, u64 token}. C: luo_session_retrieve_fd()."""
-        session = _session(command.file)
-        (token,) = struct.unpack_from("<Q", command.arg, 8)
-        with self.luo.kernel.clock.lock(f"luo_session:{session.name.hex()}"):
-            command.task.files.install_new(
-                lambda: session.file_set.retrieve_file(token), command.respond_fd
-            )
+        token = _FD_TOKEN.unpack_from(arg)[2]
+        with self.luo.kernel.clock.lock(session.lock_name):
+            fd = task.files.get_unused_fd()
+            _respond_fd(task, fd, session.file_set.retrieve_file(token), arg)
 
-    def _finish(self, command: _Command) -> None:
+    def finish(self, task: Task, session: LuoSession, arg: UserBuffer) -> None:
         """{u32 size, u32 reserved}. C: luo_session_finish()."""
-        _check_reserved(command)
-        self.luo.sessions.finish(_session(command.file))
-        command.respond()
+        _check_reserved(arg)
+        self.luo.sessions.finish(session)
+        _respond(arg)
 
-    def _get_name(self, command: _Command) -> None:
+    def get_name(self, task: Task, session: LuoSession, arg: UserBuffer) -> None:
         """{u32 size, u32 reserved, u8 name[64]}. C: luo_session_get_name()."""
-        _check_reserved(command)
-        command.arg[8:72] = _session(command.file).name
-        command.respond()
+        _check_reserved(arg)
+        _respond(arg)[8:72] = session.name
 
 
-def _check_reserved(command: _Command) -> None:
-    if any(command.arg[4:8]):
+_SESSION: Final[_Table[Callable[[SessionOperations, Task, LuoSession, UserBuffer], None]]] = {
+    LIVEUPDATE_SESSION_PRESERVE_FD & 0xFF: (16, SessionOperations.preserve_fd),
+    LIVEUPDATE_SESSION_RETRIEVE_FD & 0xFF: (16, SessionOperations.retrieve_fd),
+    LIVEUPDATE_SESSION_FINISH & 0xFF: (8, SessionOperations.finish),
+    LIVEUPDATE_SESSION_GET_NAME & 0xFF: (72, SessionOperations.get_name),
+}
+
+
+def _check_reserved(arg: UserBuffer) -> None:
+    if any(arg[4:8]):
         raise InvalidArgument("reserved field is not zero")
 
 

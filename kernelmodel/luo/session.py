@@ -38,12 +38,13 @@ __all__ = ["LuoSession", "LuoSessions"]
 class LuoSession:
     """C: struct luo_session. `name` is the 64-byte buffer."""
 
-    __slots__ = ("file_set", "name", "retrieved")
+    __slots__ = ("file_set", "lock_name", "name", "retrieved")
 
     def __init__(self, luo: Luo, name: bytes) -> None:
         """C: luo_session_alloc(). Raises: NoMemory."""
         luo.kernel.fail_function("should_failslab", site="luo_session_alloc")
         self.name = _to_name(name)
+        self.lock_name = f"luo_session:{self.name.hex()}"
         self.retrieved = False
         self.file_set = LuoFileSet(luo)
 
@@ -57,6 +58,8 @@ class LuoSessions:
     __slots__ = (
         "_deserialize_error",
         "_deserialized",
+        "_incoming_by_name",
+        "_outgoing_by_name",
         "incoming",
         "incoming_blocks",
         "luo",
@@ -68,8 +71,11 @@ class LuoSessions:
     def __init__(self, luo: Luo) -> None:
         self.luo = luo
         self.outgoing: list[LuoSession] = []
+        #: The same by their 64-byte names; among one direction's no name is there twice.
+        self._outgoing_by_name: dict[bytes, LuoSession] = {}
         self.outgoing_blocks = KhoBlockSet(luo.kernel.kho, LuoSessionSer.SIZE)
         self.incoming: list[LuoSession] = []
+        self._incoming_by_name: dict[bytes, LuoSession] = {}
         self.incoming_blocks: KhoBlockSet | None = None
         #: Once true, the serialize lock is held for writing until the kernel dies.
         self.serialized = False
@@ -91,7 +97,7 @@ class LuoSessions:
         self.luo.kernel.charge("luo_session_create")
         session = LuoSession(self.luo, name)
         self.outgoing_blocks.grow(len(self.outgoing) + 1)
-        _insert(self.outgoing, session)
+        _insert(self.outgoing, self._outgoing_by_name, session)
         try:
             return self._getfile(session)
         except KernelError:
@@ -100,6 +106,7 @@ class LuoSessions:
 
     def _remove_outgoing(self, session: LuoSession) -> None:
         self.outgoing.remove(session)
+        del self._outgoing_by_name[session.name]
         self.outgoing_blocks.shrink(len(self.outgoing))
 
     def _getfile(self, session: LuoSession) -> File:
@@ -118,6 +125,7 @@ class LuoSessions:
                 self.luo.kernel.printk(f"luo: session cannot finish: {error}")
                 return
             self.incoming.remove(session)
+            del self._incoming_by_name[session.name]
             return
         session.file_set.unpreserve_files()
         self._remove_outgoing(session)
@@ -185,7 +193,7 @@ class LuoSessions:
     def _deserialize_one(self, entry: LuoSessionSer) -> None:
         self.luo.kernel.charge("luo_deserialize_session")
         session = LuoSession(self.luo, entry.name)
-        _insert(self.incoming, session)
+        _insert(self.incoming, self._incoming_by_name, session)
         session.file_set.deserialize(LuoFileSetSer(entry.files, entry.count))
 
     def retrieve(self, name: bytes) -> File:
@@ -196,7 +204,9 @@ class LuoSessions:
             NoMemory: it can be tried again.
         """
         self._check_alive()
-        session = next((s for s in self.incoming if _same(s.name, name)), None)
+        # compared up to the first NUL; a name without one is longer than any that is kept
+        padded = name.split(b"\0", 1)[0].ljust(LIVEUPDATE_SESSION_NAME_LENGTH, b"\0")
+        session = self._incoming_by_name.get(padded)
         if session is None:
             raise NoEntry("no such session")
         if session.retrieved:
@@ -230,13 +240,11 @@ def _to_name(name: bytes) -> bytes:
     return text.ljust(LIVEUPDATE_SESSION_NAME_LENGTH, b"\0")
 
 
-def _insert(sessions: list[LuoSession], session: LuoSession) -> None:
+def _insert(
+    sessions: list[LuoSession], by_name: dict[bytes, LuoSession], session: LuoSession
+) -> None:
     """C: luo_session_insert(). Raises: Exists."""
-    if any(other.name == session.name for other in sessions):
+    if session.name in by_name:
         raise Exists("session exists", name=session.name.rstrip(b"\0").decode(errors="replace"))
+    by_name[session.name] = session
     sessions.append(session)
-
-
-def _same(one: bytes, other: bytes) -> bool:
-    """Bounded comparison of two name buffers up to the first NUL. C: strncmp()."""
-    return one.split(b"\0", 1)[0] == other.split(b"\0", 1)[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from itertools import permutations
 
 import pytest
 
@@ -16,7 +17,7 @@ from kernelmodel.abi.luo import (
     LIVEUPDATE_SESSION_RETRIEVE_FD,
 )
 from kernelmodel.errors import KernelError
-from kernelmodel.fs import UserBuffer
+from kernelmodel.fs import NULL_INO, FdTable, UserBuffer, null_file
 from kernelmodel.memory import PAGE_SIZE
 from kernelmodel.mm.memfd import MFD_ALLOW_SEALING, MFD_HUGETLB
 from kernelmodel.syscalls import DEV_LIVEUPDATE, DEV_NULL, Task
@@ -305,3 +306,18 @@ def test_a_file_that_was_opened_for_reading_comes_back_writable() -> None:
     assert after.task.files.fget(fd).writable
     assert after.task.lseek_cur(fd) == 77
     assert after.task.pwrite(fd, b"new", 0) == 3
+
+
+def test_a_descriptor_is_always_the_lowest_free_number() -> None:
+    """Whatever was closed before, in whatever order."""
+    for closed in permutations(range(5), 3):
+        table = FdTable()
+        for _ in range(5):
+            table.install(null_file(NULL_INO))
+        for fd in closed:
+            table.close(fd)
+        expected = [*sorted(closed), 5, 6]
+        fds = [table.install(null_file(NULL_INO)) for _ in expected]
+        assert fds == expected
+        table.close(3)
+        assert table.install(null_file(NULL_INO)) == 3
