@@ -18,6 +18,11 @@ FDT_MAGIC = 0xD00DFEED
 _BEGIN_NODE, _END_NODE, _PROP, _NOP, _END = 1, 2, 3, 4, 9
 _VERSION, _LAST_COMPATIBLE = 17, 16
 _HEADER = struct.Struct(">10I")
+_U32 = struct.Struct(">I")
+_U32_PAIR = struct.Struct(">II")
+_PROP_HEAD = struct.Struct(">III")
+_U64 = struct.Struct("<Q")
+_BEGIN_NODE_TOKEN, _END_NODE_TOKEN, _END_TOKEN = map(_U32.pack, (_BEGIN_NODE, _END_NODE, _END))
 #: A tree written from nothing has its header filled up to whole entries of the reserve map.
 _BUILT_RSVMAP = 48
 _MAX_DEPTH = 8
@@ -37,12 +42,15 @@ class FdtNode:
 
     def subnode(self, name: str) -> FdtNode | None:
         """The subnode of that name."""
-        return next((node for node in self.subnodes if node.name == name), None)
+        for node in self.subnodes:
+            if node.name == name:
+                return node
+        return None
 
     def u64(self, prop: str) -> int | None:
         """A property that holds one u64 in the CPU's byte order; None if it is no such thing."""
         raw = self.props.get(prop)
-        return struct.unpack("<Q", raw)[0] if raw is not None and len(raw) == 8 else None
+        return _U64.unpack(raw)[0] if raw is not None and len(raw) == _U64.size else None
 
 
 @dataclass(slots=True)
@@ -102,16 +110,16 @@ class Fdt:
     def _at(self, off_rsvmap: int) -> bytes:
         """The tree's bytes, the reserve map at this offset and all else close behind it."""
         offsets: dict[str, int] = {}
-        strings = self.strings_block
-        at = 0
+        strings = b""
         for name in self.strings:
-            offsets[name] = at
-            at += len(name.encode()) + 1
-        out = bytearray()
-        _write_node(out, self.root, offsets)
-        out += struct.pack(">I", _END)
+            offsets[name] = len(strings)
+            strings += name.encode() + b"\0"
+        parts: list[bytes] = []
+        _write_node(parts, self.root, offsets)
+        parts.append(_END_TOKEN)
+        block = b"".join(parts)
         off_struct = off_rsvmap + 16
-        off_strings = off_struct + len(out)
+        off_strings = off_struct + len(block)
         total = off_strings + len(strings)
         header = _HEADER.pack(
             FDT_MAGIC,
@@ -123,9 +131,9 @@ class Fdt:
             _LAST_COMPATIBLE,
             0,
             len(strings),
-            len(out),
+            len(block),
         )
-        return header.ljust(off_struct, b"\0") + bytes(out) + strings
+        return header.ljust(off_struct, b"\0") + block + strings
 
     @classmethod
     def parse(cls, data: bytes) -> Fdt:
@@ -188,19 +196,16 @@ def stringlist_contains(value: bytes, text: str) -> bool:
     return text.encode() in value.split(b"\0")[:-1]
 
 
-def _write_node(out: bytearray, node: FdtNode, offsets: dict[str, int]) -> None:
-    out += struct.pack(">I", _BEGIN_NODE)
-    out += _padded(node.name.encode() + b"\0")
-    for name, value in node.props.items():
-        out += struct.pack(">III", _PROP, len(value), offsets[name])
-        out += _padded(value)
+def _write_node(parts: list[bytes], node: FdtNode, offsets: dict[str, int]) -> None:
+    """Append the node's tokens; what stands between two of them fills up whole words."""
+    name = node.name.encode()
+    parts += (_BEGIN_NODE_TOKEN, name, bytes(4 - len(name) % 4))  # a zero ends it at least
+    for prop, value in node.props.items():
+        head = _PROP_HEAD.pack(_PROP, len(value), offsets[prop])
+        parts += (head, value, bytes(-len(value) % 4))
     for sub in node.subnodes:
-        _write_node(out, sub, offsets)
-    out += struct.pack(">I", _END_NODE)
-
-
-def _padded(raw: bytes) -> bytes:
-    return raw + bytes(-len(raw) % 4)
+        _write_node(parts, sub, offsets)
+    parts.append(_END_NODE_TOKEN)
 
 
 class _Reader:
@@ -211,17 +216,14 @@ class _Reader:
         self.strings = strings
         self.at = 0
 
-    def u32(self) -> int:
-        if self.at + 4 > len(self.block):
-            raise FdtError("structure block is cut off")
-        value: int = struct.unpack_from(">I", self.block, self.at)[0]
-        self.at += 4
-        return value
-
     def token(self) -> int:
-        while (token := self.u32()) == _NOP:
-            pass
-        return token
+        while True:
+            if self.at + 4 > len(self.block):
+                raise FdtError("structure block is cut off")
+            token: int = _U32.unpack_from(self.block, self.at)[0]
+            self.at += 4
+            if token != _NOP:
+                return token
 
     def cstring(self, block: bytes, at: int) -> bytes:
         end = block.find(b"\0", at)
@@ -239,12 +241,7 @@ class _Reader:
         while True:
             token = self.token()
             if token == _PROP:
-                size, offset = self.u32(), self.u32()
-                if self.at + size > len(self.block):
-                    raise FdtError("property is cut off")
-                name = self.cstring(self.strings, offset).decode("ascii", "replace")
-                node.props.setdefault(name, self.block[self.at : self.at + size])
-                self.at += (size + 3) & ~3
+                self._prop(node)
             elif token == _BEGIN_NODE:
                 node.subnodes.append(FdtNode(""))
                 self.node(node.subnodes[-1], depth + 1)
@@ -252,3 +249,14 @@ class _Reader:
                 return
             else:
                 raise FdtError(f"unknown token {token:#x}")
+
+    def _prop(self, node: FdtNode) -> None:
+        start = self.at + _U32_PAIR.size
+        if start > len(self.block):
+            raise FdtError("structure block is cut off")
+        size, offset = _U32_PAIR.unpack_from(self.block, self.at)
+        if start + size > len(self.block):
+            raise FdtError("property is cut off")
+        name = self.cstring(self.strings, offset).decode("ascii", "replace")
+        node.props.setdefault(name, self.block[start : start + size])
+        self.at = start + ((size + 3) & ~3)

@@ -97,19 +97,20 @@ def incoming_tree(kernel: Kernel, incoming: KhoIn) -> IncomingTree:
     return IncomingTree(kernel.memory, incoming.root_pa, end_pfn)
 
 
-def deserialize(kernel: Kernel, incoming: KhoIn, tags: PageTags) -> None:
+def deserialize(kernel: Kernel, tree: IncomingTree, tags: PageTags) -> None:
     """Reserve and tag all entries, in the tree's order. C: kho_mem_deserialize().
 
     Raises:
         KernelPanic: an entry lies where there is no memory.
     """
-    for run in incoming_tree(kernel, incoming).runs():
-        nr_pages = run.nr << run.order
-        if not kernel.memory.is_ram(run.pfn << PAGE_SHIFT, nr_pages << PAGE_SHIFT):
+    memory, memblock, charge = kernel.memory, kernel.memblock, kernel.charge
+    for pfn, order, nr in tree.runs():
+        base, size = pfn << PAGE_SHIFT, nr << order + PAGE_SHIFT
+        if not memory.is_ram(base, size):
             # nobody looks before the struct pages of an entry are written
-            raise KernelPanic(f"unable to handle page fault: no memory map for {run.pfn:#x}")
-        kernel.memblock.reserve(run.pfn << PAGE_SHIFT, nr_pages << PAGE_SHIFT)
-        kernel.memblock.mark_noinit(run.pfn << PAGE_SHIFT, nr_pages << PAGE_SHIFT)
-        tags.put(run.pfn, run.order, run.nr)
-        kernel.charge("kho_reserve_preserved", run.nr)
-        kernel.charge("kho_init_preserved_page", nr_pages)
+            raise KernelPanic(f"unable to handle page fault: no memory map for {pfn:#x}")
+        memblock.reserve(base, size)
+        memblock.mark_noinit(base, size)
+        tags.put(pfn, order, nr)
+        charge("kho_reserve_preserved", nr)
+        charge("kho_init_preserved_page", nr << order)

@@ -22,25 +22,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kernelmodel.abi.kexec_handover import (
-    KHO_PROP_MEMORY_MAP,
-    KHO_PROP_SUBTREE_DATA,
-    KHO_PROP_SUBTREE_SIZE,
-    KhoKexecMetadata,
-    KhoScratch,
-)
-from kernelmodel.errors import (
-    Exists,
-    InvalidArgument,
-    KernelError,
-    NoEntry,
-    NoMemory,
-    TooBig,
-)
-from kernelmodel.kho.fdt import Fdt, FdtNode
+from kernelmodel.abi.kexec_handover import KhoKexecMetadata, KhoScratch
+from kernelmodel.errors import InvalidArgument, KernelError, NoEntry, NoMemory, TooBig
 from kernelmodel.kho.incoming import KhoIn, deserialize, incoming_tree, read_handover
 from kernelmodel.kho.metadata import add_metadata, incoming_metadata
-from kernelmodel.kho.radix_tree import KeyRun, KhoRadixTree
+from kernelmodel.kho.radix_tree import KeyRun, KhoRadixTree, bit_runs, leaf_runs
+from kernelmodel.kho.radix_walk import IncomingTree
+from kernelmodel.kho.root_fdt import RootFdt, blob_of
 from kernelmodel.kho.scratch import cold_boot_scratch, extend_scratch
 from kernelmodel.kho.tags import PageTags
 from kernelmodel.machine import Firmware
@@ -62,6 +50,7 @@ class Kho:
     __slots__ = (
         "_fdt",
         "_tree",
+        "_walked",
         "debugfs_fdt_size",
         "enabled",
         "fdt_pa",
@@ -85,7 +74,9 @@ class Kho:
         #: Frames that a restore took back and lost when it failed: in use, and nobody's.
         self.leaked = RangeSet()
         self._tree: KhoRadixTree | None = None
-        self._fdt = Fdt()
+        #: The incoming tree as extending scratch found it.
+        self._walked: IncomingTree | None = None
+        self._fdt = RootFdt(self._write_fdt)
         #: Bytes of the FDT that debugfs shows, 0 if it does not.
         self.debugfs_fdt_size = 0
 
@@ -105,9 +96,9 @@ class Kho:
         """
         if self.incoming is None or not self.kernel.release.kho_extends_scratch:
             return
-        tree = incoming_tree(self.kernel, self.incoming)
+        self._walked = incoming_tree(self.kernel, self.incoming)
         try:
-            keys = extend_scratch(self.kernel.memblock, tree)
+            keys = extend_scratch(self.kernel.memblock, self._walked)
         except NoMemory as error:
             self.kernel.printk(f"KHO: scratch is not extended: {error}")
             return
@@ -123,7 +114,10 @@ class Kho:
             self.kernel.printk("KHO: disabled, this is a kdump kernel")
             self.enabled = False
         elif self.incoming is not None:
-            deserialize(self.kernel, self.incoming, self.tags)
+            tree, self._walked = self._walked, None
+            if tree is None or not tree.is_as_it_was:
+                tree = incoming_tree(self.kernel, self.incoming)
+            deserialize(self.kernel, tree, self.tags)
         elif self.enabled:
             try:
                 self.scratch_array_pa, self.scratch = cold_boot_scratch(self.kernel)
@@ -147,7 +141,7 @@ class Kho:
             self._start_fdt(self._tree)
             add_metadata(self)
             if self.incoming is None:
-                self.debugfs_fdt_size = len(self._fdt.pack())
+                self.debugfs_fdt_size = self._fdt.packed_size
         except KernelError as error:
             kernel.printk(f"KHO: cannot initialise, disabling KHO: {error}")
             self._give_up()
@@ -163,23 +157,18 @@ class Kho:
         self.fdt_pa = 0
 
     def _start_fdt(self, tree: KhoRadixTree) -> None:
-        kernel = self.kernel
-        compatible = (kernel.release.kho or "").encode() + b"\0"
-        self._fdt = Fdt()
-        self._fdt.append_prop(self._fdt.root, "compatible", compatible)
-        root = tree.root_pa.to_bytes(8, "little")
-        self._fdt.append_prop(self._fdt.root, KHO_PROP_MEMORY_MAP, root)
+        self._fdt = RootFdt(self._write_fdt)
+        self._fdt.start(self.kernel.release.kho or "", tree.root_pa)
         # what building it leaves at the end of the page stays there
         strings = self._fdt.strings_block
-        kernel.memory.write(self.fdt_pa + PAGE_SIZE - len(strings), strings)
-        self._write_fdt()
+        self.kernel.memory.write(self.fdt_pa + PAGE_SIZE - len(strings), strings)
+
+    def _write_fdt(self, packed: bytes) -> None:
+        self.kernel.memory.write(self.fdt_pa, packed)
 
     def kexec_metadata(self) -> KhoKexecMetadata | None:
         """What the previous kernel said of itself; None if it said nothing of use."""
         return incoming_metadata(self)
-
-    def _write_fdt(self) -> None:
-        self.kernel.memory.write(self.fdt_pa, self._fdt.pack())
 
     def add_subtree(self, name: str, pa: int, size: int) -> None:
         """Hang a blob into the FDT. C: kho_add_subtree().
@@ -190,39 +179,19 @@ class Kho:
         """
         if not self.fdt_pa:
             raise NoMemory("KHO has no FDT")
-        if self._fdt.root.subnode(name) is not None:
-            raise Exists("subtree exists", name=name)
-        node = self._fdt.add_subnode(self._fdt.root, name)
-        try:
-            self._fdt_step()
-            self._fdt.set_prop(node, KHO_PROP_SUBTREE_DATA, pa.to_bytes(8, "little"))
-            self._fdt_step()
-            self._fdt.set_prop(node, KHO_PROP_SUBTREE_SIZE, size.to_bytes(8, "little"))
-            self._fdt_step()
-        except NoMemory:
-            self.remove_subtree(name)
-            raise
-
-    def _fdt_step(self) -> None:
-        """The FDT is edited in place: each step leaves its bytes, also behind the FDT's end."""
-        if len(self._fdt.pack()) > PAGE_SIZE:
-            raise NoMemory("FDT is full")
-        self._write_fdt()
+        self._fdt.add(name, pa, size)
 
     def remove_subtree(self, name: str) -> None:
         """Take a blob out of the FDT; one that is not there is none. C: kho_remove_subtree().
 
         The bytes that the shorter FDT no longer covers stay as they were.
         """
-        node = self._fdt.root.subnode(name)
-        if node is not None:
-            self._fdt.root.subnodes.remove(node)
-            self._write_fdt()
+        self._fdt.remove(name)
 
     @property
     def outgoing_subtrees(self) -> dict[str, tuple[int, int]]:
         """(address, size) of the blobs that the next kernel will find."""
-        return {node.name: _blob_of(node) for node in self._fdt.root.subnodes}
+        return {node.name: blob_of(node) for node in self._fdt.root.subnodes}
 
     def retrieve_subtree(self, name: str) -> tuple[int, int]:
         """(address, size) of an incoming blob. C: kho_retrieve_subtree().
@@ -234,7 +203,7 @@ class Kho:
         node = self.incoming.fdt.root.subnode(name) if self.incoming is not None else None
         if node is None:
             raise NoEntry("no such subtree", name=name)
-        return _blob_of(node)
+        return blob_of(node)
 
     # Preserving.
 
@@ -247,11 +216,13 @@ class Kho:
             OutOfRange: no key can be made of so large an address.
             NoMemory: no page for a node of the tree.
         """
-        self.check_scratch(pfn, nr << order)
+        kernel = self.kernel
+        if kernel.config.kexec_handover_debug:
+            self.check_scratch(pfn, nr << order)
         if self._tree is None:
             raise InvalidArgument("KHO is not initialised")
-        with self.kernel.clock.lock(_TREE_LOCK):
-            self.kernel.charge("kho_radix_add_key", nr)
+        with kernel.clock.lock(_TREE_LOCK):
+            kernel.charge("kho_radix_add_key", nr)
         self._tree.add_run(pfn, order, nr)
 
     def check_scratch(self, pfn: int, nr_pages: int) -> None:
@@ -287,18 +258,19 @@ class Kho:
 
         Raises InvalidArgument for size 0, TooBig above the largest order, NoMemory.
         """
-        self.kernel.fail_function("kho_alloc_preserve")
+        kernel = self.kernel
+        kernel.fail_function("kho_alloc_preserve")
         if size == 0:
             raise InvalidArgument("size 0")
         order = max(0, (size - 1).bit_length() - PAGE_SHIFT)
         if order > MAX_PAGE_ORDER:
             raise TooBig("above the largest order", size=size)
-        pfn = self.kernel.page_alloc.alloc_pages(order)
-        self.kernel.memory.zero(pfn, 1 << order)
+        pfn = kernel.page_alloc.alloc_pages(order)
+        kernel.memory.zero(pfn, 1 << order)
         try:
             self.preserve_folios(pfn, order)
         except KernelError:
-            self.kernel.page_alloc.free_pages(pfn, order)
+            kernel.page_alloc.free_pages(pfn, order)
             raise
         return pfn << PAGE_SHIFT
 
@@ -334,9 +306,10 @@ class Kho:
         """
         pfn = pa >> PAGE_SHIFT
         order = self.tags.order(pfn)
-        if order is None or self.restore_folios(pfn, order) != 1:
+        if order is None:
             self.kernel.warn_on(f"restoring {pa:#x}, which is not preserved")
             return None
+        self.restore_folios(pfn, order)
         return order
 
     def restore_free(self, pa: int) -> None:
@@ -360,18 +333,16 @@ class Kho:
 
     def handover_digest(self) -> bytes:
         """Of every byte that is handed over: the tree's pages and all that it lists."""
-        extents = [(pa >> PAGE_SHIFT, 1) for _, pa in self.outgoing_nodes()]
-        extents += [(run.pfn, run.nr << run.order) for run in self.outgoing_runs()]
-        return self.kernel.memory.content_digest(extents)
+        nodes: list[tuple[int, int]] = []
+        runs: list[tuple[int, int]] = []
+        memory = self.kernel.memory
+        for level, pa, prefix in self._tree.walk() if self._tree is not None else ():
+            nodes.append((pa >> PAGE_SHIFT, 1))
+            if level == 0:
+                bits = bit_runs(memory.read(pa, PAGE_SIZE))
+                runs += [(run.pfn, run.nr << run.order) for run in leaf_runs(bits, prefix)]
+        return memory.content_digest(nodes + runs)
 
     def outgoing_nodes(self) -> list[tuple[int, int]]:
         """Pages of the outgoing tree as (level, address)."""
         return list(self._tree.nodes()) if self._tree is not None else []
-
-
-def _blob_of(node: FdtNode) -> tuple[int, int]:
-    """(address, size) as a subtree's node has them. Raises: InvalidArgument."""
-    pa, size = node.u64(KHO_PROP_SUBTREE_DATA), node.u64(KHO_PROP_SUBTREE_SIZE)
-    if pa is None or size is None:
-        raise InvalidArgument("malformed subtree", name=node.name)
-    return pa, size

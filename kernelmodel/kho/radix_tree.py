@@ -14,7 +14,8 @@ C: kernel/liveupdate/kexec_handover.c (kho_radix_*), include/linux/kho_radix_tre
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,14 +27,36 @@ from kernelmodel.abi.kexec_handover import (
 from kernelmodel.errors import KernelPanic, NoMemory, OutOfRange
 from kernelmodel.memory import PAGE_SIZE, PhysicalMemory
 
-__all__ = ["BITMAP_LOG2", "KeyRun", "KhoRadixTree", "decode_key", "encode_key", "leaf_runs"]
+__all__ = [
+    "BITMAP_LOG2",
+    "TABLE_SHIFTS",
+    "BitRuns",
+    "KeyRun",
+    "KhoRadixTree",
+    "bit_runs",
+    "decode_key",
+    "encode_key",
+    "leaf_runs",
+    "table_entries",
+]
 
 BITMAP_LOG2 = 15
+#: By level, how far a key is shifted for the index into a table of that level.
+TABLE_SHIFTS = (
+    0,
+    *(BITMAP_LOG2 + KHO_TABLE_SIZE_LOG2 * level for level in range(KHO_TREE_MAX_DEPTH - 1)),
+)
+_ROOT_LEVEL = KHO_TREE_MAX_DEPTH - 1
 _BITMAP_BITS = 1 << BITMAP_LOG2
+_BITMAP_MASK = _BITMAP_BITS - 1
 _TABLE_MASK = (1 << KHO_TABLE_SIZE_LOG2) - 1
 _FULL_PAGE = b"\xff" * PAGE_SIZE
 #: Above so many runs in one bitmap, unpacking all its bits at once is faster.
 _FEW_RUNS = 48
+_U64 = np.dtype("<u8")
+
+#: Runs of set bits as (first, last + 1), ascending.
+BitRuns = list[tuple[int, int]]
 
 
 def encode_key(pfn: int, order: int) -> int:
@@ -55,8 +78,7 @@ def decode_key(key: int) -> tuple[int, int]:
     return (key & ~(1 << top)) << order, order
 
 
-@dataclass(frozen=True, slots=True)
-class KeyRun:
+class KeyRun(NamedTuple):
     """`nr` consecutive blocks of one order, the first at `pfn`."""
 
     pfn: int
@@ -78,7 +100,7 @@ class KhoRadixTree:
     silent, and changes nothing.
     """
 
-    __slots__ = ("_alloc_page", "_free_page", "memory", "nr_keys", "root_pa")
+    __slots__ = ("_alloc_page", "_free_page", "_leaves", "memory", "nr_keys", "root_pa")
 
     def __init__(
         self,
@@ -92,6 +114,9 @@ class KhoRadixTree:
         self.nr_keys = 0
         self._alloc_page = alloc_page
         self._free_page = free_page
+        #: Bitmap pages that were walked to, by the key's upper bits. Nodes are pages that nobody
+        #: but this tree writes to, and none leaves the tree before all do.
+        self._leaves: dict[int, int] = {}
 
     def add_run(self, pfn: int, order: int, nr: int = 1) -> None:
         """Set the keys of `nr` consecutive blocks. C: kho_radix_add_page().
@@ -119,19 +144,23 @@ class KhoRadixTree:
         leaf = self._leaf(key, create=False)
         if leaf == 0:
             return False
-        bit = key & (_BITMAP_BITS - 1)
+        bit = key & _BITMAP_MASK
         return bool(self.memory.read(leaf + (bit >> 3), 1)[0] >> (bit & 7) & 1)
 
     def _change(self, key: int, nr: int, *, present: bool) -> int:
         """Set or clear `nr` keys; how many were done before a node could not be had."""
         done = 0
         while done < nr:
-            bit = key & (_BITMAP_BITS - 1)
+            bit = key & _BITMAP_MASK
             take = min(nr - done, _BITMAP_BITS - bit)
-            try:
-                leaf = self._leaf(key, create=present)
-            except NoMemory:
-                break
+            leaf = self._leaves.get(key >> BITMAP_LOG2)
+            if leaf is None:
+                try:
+                    leaf = self._leaf(key, create=present)
+                except NoMemory:
+                    break
+                if leaf:
+                    self._leaves[key >> BITMAP_LOG2] = leaf
             if leaf:
                 first, last = bit >> 3, (bit + take + 7) >> 3
                 bits = int.from_bytes(self.memory.read(leaf + first, last - first), "little")
@@ -149,9 +178,8 @@ class KhoRadixTree:
         node = self.root_pa
         anchor = 0
         new: list[int] = []
-        for level in range(KHO_TREE_MAX_DEPTH - 1, 0, -1):
-            index = key >> (BITMAP_LOG2 + KHO_TABLE_SIZE_LOG2 * (level - 1)) & _TABLE_MASK
-            slot = node + 8 * index
+        for level in range(_ROOT_LEVEL, 0, -1):
+            slot = node + 8 * (key >> TABLE_SHIFTS[level] & _TABLE_MASK)
             node = self.memory.u64(slot)
             if node == 0:
                 if not create or self._alloc_page is None:
@@ -171,43 +199,50 @@ class KhoRadixTree:
 
     def destroy(self) -> None:
         """Free all nodes, the root among them. C: kho_radix_destroy_tree()."""
+        self._leaves.clear()
         if self._free_page is not None:
             for _, pa in list(self.nodes()):
                 self._free_page(pa)
 
+    def walk(self) -> Iterator[tuple[int, int, int]]:
+        """All node pages as (level, physical address, first key), parents first, ascending by key.
+
+        C: kho_radix_walk_tree().
+        """
+        stack = [(_ROOT_LEVEL, self.root_pa, 0)]
+        while stack:
+            level, pa, prefix = found = stack.pop()
+            yield found
+            if level:
+                shift = TABLE_SHIFTS[level]
+                entries = table_entries(self.memory.read(pa, PAGE_SIZE))
+                for index, child in reversed(entries):
+                    stack.append((level - 1, child, prefix | index << shift))
+
     def nodes(self) -> Iterator[tuple[int, int]]:
         """All node pages as (level, physical address), parents first, ascending by key."""
-        stack = [(KHO_TREE_MAX_DEPTH - 1, self.root_pa)]
-        while stack:
-            level, pa = stack.pop()
-            yield level, pa
-            if level:
-                table = np.frombuffer(self.memory.read(pa, PAGE_SIZE), dtype="<u8")
-                entries = table[table != 0].tolist()
-                stack.extend((level - 1, entry) for entry in reversed(entries))
+        return ((level, pa) for level, pa, _ in self.walk())
 
     def runs(self) -> Iterator[KeyRun]:
         """All keys, ascending: the largest orders first, by address within an order.
 
-        C: kho_radix_walk_tree(); runs are cut where a bitmap ends.
+        Runs are cut where a bitmap ends.
         """
-        stack = [(KHO_TREE_MAX_DEPTH - 1, self.root_pa, 0)]
-        while stack:
-            level, pa, prefix = stack.pop()
+        for level, pa, prefix in self.walk():
             if level == 0:
-                yield from leaf_runs(self.memory.read(pa, PAGE_SIZE), prefix)
-                continue
-            table = np.frombuffer(self.memory.read(pa, PAGE_SIZE), dtype="<u8")
-            shift = BITMAP_LOG2 + KHO_TABLE_SIZE_LOG2 * (level - 1)
-            stack.extend(
-                (level - 1, int(table[index]), prefix | index << shift)
-                for index in reversed(np.flatnonzero(table).tolist())
-            )
+                yield from leaf_runs(bit_runs(self.memory.read(pa, PAGE_SIZE)), prefix)
 
 
-def leaf_runs(bitmap: bytes, prefix: int) -> Iterator[KeyRun]:
-    """The runs of set bits of one bitmap whose first key is `prefix`."""
-    for first, last in _bit_runs(bitmap):
+def table_entries(page: bytes) -> list[tuple[int, int]]:
+    """The used slots of a table as (index, physical address)."""
+    table = np.frombuffer(page, dtype=_U64)
+    used = table.nonzero()[0]
+    return list(zip(used.tolist(), table[used].tolist(), strict=True))
+
+
+def leaf_runs(bits: BitRuns, prefix: int) -> Iterator[KeyRun]:
+    """The keys of a bitmap with these bits set, whose first key is `prefix`."""
+    for first, last in bits:
         key, end = prefix | first, prefix | (last - 1)
         while key <= end:
             if key == 0:  # no order bit at all: no key that a kernel sets, and no address
@@ -220,24 +255,40 @@ def leaf_runs(bitmap: bytes, prefix: int) -> Iterator[KeyRun]:
             key = stop
 
 
-def _bit_runs(bitmap: bytes) -> Iterator[tuple[int, int]]:
+def bit_runs(bitmap: bytes) -> BitRuns:
+    """The runs of set bits of a bitmap."""
     if bitmap == _FULL_PAGE:
-        yield 0, _BITMAP_BITS
-        return
-    bits = int.from_bytes(bitmap, "little")
-    at = 0
-    for _ in range(_FEW_RUNS):
-        if not bits:
-            return
-        skip = (bits & -bits).bit_length() - 1
-        bits >>= skip
-        at += skip
-        ones = (~bits & (bits + 1)).bit_length() - 1
-        yield at, at + ones
-        bits >>= ones
-        at += ones
-    if not bits:
-        return
-    flags = np.unpackbits(np.frombuffer(bitmap, dtype=np.uint8), bitorder="little")[at:]
-    edges = np.flatnonzero(np.diff(np.concatenate(([0], flags, [0])).astype(np.int8))) + at
-    yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
+        return [(0, _BITMAP_BITS)]
+    runs: BitRuns = []
+    for low, high in _stretches(np.frombuffer(bitmap, dtype=_U64).nonzero()[0].tolist()):
+        bits = int.from_bytes(bitmap[8 * low : 8 * high], "little")
+        at = 64 * low
+        while bits:
+            if len(runs) == _FEW_RUNS:
+                return _many_bit_runs(bitmap)
+            skip = (bits & -bits).bit_length() - 1
+            bits >>= skip
+            at += skip
+            ones = (~bits & (bits + 1)).bit_length() - 1
+            runs.append((at, at + ones))
+            bits >>= ones
+            at += ones
+    return runs
+
+
+def _stretches(numbers: list[int]) -> list[tuple[int, int]]:
+    """Ascending numbers as runs (first, last + 1) of consecutive ones."""
+    if not numbers or numbers[-1] - numbers[0] == len(numbers) - 1:
+        return [(numbers[0], numbers[-1] + 1)] if numbers else []
+    last = [low for low, high in pairwise(numbers) if high > low + 1]
+    first = [high for low, high in pairwise(numbers) if high > low + 1]
+    return [
+        (low, high + 1)
+        for low, high in zip([numbers[0], *first], [*last, numbers[-1]], strict=True)
+    ]
+
+
+def _many_bit_runs(bitmap: bytes) -> BitRuns:
+    flags = np.unpackbits(np.frombuffer(bitmap, dtype=np.uint8), bitorder="little")
+    edges = np.flatnonzero(np.diff(np.concatenate(([0], flags, [0])).astype(np.int8))).tolist()
+    return list(zip(edges[::2], edges[1::2], strict=True))

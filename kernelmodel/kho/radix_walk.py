@@ -16,13 +16,20 @@ C: kernel/liveupdate/kexec_handover.c (kho_radix_walk_tree), 7.3.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final
-
-import numpy as np
 
 from kernelmodel.abi.kexec_handover import KHO_TABLE_SIZE_LOG2, KHO_TREE_MAX_DEPTH
 from kernelmodel.errors import KernelPanic
-from kernelmodel.kho.radix_tree import BITMAP_LOG2, KeyRun, decode_key, leaf_runs
+from kernelmodel.kho.radix_tree import (
+    BITMAP_LOG2,
+    TABLE_SHIFTS,
+    KeyRun,
+    bit_runs,
+    decode_key,
+    leaf_runs,
+    table_entries,
+)
 from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE, PhysicalMemory
 
 __all__ = ["IncomingTree"]
@@ -31,6 +38,20 @@ __all__ = ["IncomingTree"]
 _VISITS_MAX: Final = 1 << 28
 _ROOT_LEVEL: Final = KHO_TREE_MAX_DEPTH - 1
 _ZERO_PAGE: Final = bytes(PAGE_SIZE)
+
+
+@dataclass(frozen=True, slots=True)
+class _Subtree:
+    """What hangs below one page at one level.
+
+    `entries` are a table's slots (index, address) or a bitmap's runs of bits, `visits` the pages
+    that a walk from here looks at.
+    """
+
+    page: bytes
+    entries: list[tuple[int, int]]
+    visits: int
+    has_keys: bool
 
 
 class IncomingTree:
@@ -44,30 +65,38 @@ class IncomingTree:
         self._memory = memory
         self._root_pa = root_pa
         self._end_pfn = end_pfn
-        #: By level and address: pages that a walk from there looks at, and whether it has keys.
-        self._subtrees: dict[tuple[int, int], tuple[int, bool]] = {}
+        self._subtrees: dict[tuple[int, int], _Subtree] = {}
         self._visits = 0
+        self._runs: list[KeyRun] | None = None
         self._survey(_ROOT_LEVEL, root_pa)
 
-    def _survey(self, level: int, pa: int) -> tuple[int, bool]:
+    @property
+    def is_as_it_was(self) -> bool:
+        """Whether all of its pages still hold what was read from them."""
+        read = self._memory.read
+        return all(read(pa, PAGE_SIZE) == tree.page for (_, pa), tree in self._subtrees.items())
+
+    def _survey(self, level: int, pa: int) -> _Subtree:
         known = self._subtrees.get((level, pa))
         if known is not None:
-            self._visit(known[0])
+            self._visit(known.visits)
             return known
         self._visit(1)
-        visits, keys = 1, False
         page = self._memory.read(pa, PAGE_SIZE)
-        if page != _ZERO_PAGE:
-            if level == 0:
-                keys = True
-            else:
-                table = np.frombuffer(page, dtype="<u8")
-                for child in table[table != 0].tolist():
-                    below, found = self._survey(level - 1, child)
-                    visits += below
-                    keys = keys or found
-        self._subtrees[level, pa] = visits, keys
-        return visits, keys
+        entries: list[tuple[int, int]] = []
+        visits, keys = 1, False
+        if page == _ZERO_PAGE:
+            pass
+        elif level == 0:
+            entries, keys = bit_runs(page), True
+        else:
+            entries = table_entries(page)
+            for _, child in entries:
+                below = self._survey(level - 1, child)
+                visits += below.visits
+                keys = keys or below.has_keys
+        tree = self._subtrees[level, pa] = _Subtree(page, entries, visits, keys)
+        return tree
 
     def _visit(self, pages: int) -> None:
         self._visits += pages
@@ -80,28 +109,32 @@ class IncomingTree:
 
     def runs(self) -> Iterator[KeyRun]:
         """All keys in memory, ascending, and one of those that are wholly behind its end."""
+        return self._walk() if self._runs is None else iter(self._runs)
+
+    def _walk(self) -> Iterator[KeyRun]:
+        runs: list[KeyRun] = []
         outside: int | None = None
         stack = [(_ROOT_LEVEL, self._root_pa, 0)]
         while stack:
             level, pa, prefix = stack.pop()
-            if not self._subtrees[level, pa][1]:
+            tree = self._subtrees[level, pa]
+            if not tree.has_keys:
                 continue
             if self._is_outside(level, prefix):
                 outside = prefix if outside is None else outside
-                continue
-            page = self._memory.read(pa, PAGE_SIZE)
-            if level == 0:
-                yield from leaf_runs(page, prefix)
-                continue
-            table = np.frombuffer(page, dtype="<u8")
-            shift = BITMAP_LOG2 + KHO_TABLE_SIZE_LOG2 * (level - 1)
-            stack.extend(
-                (level - 1, int(table[index]), prefix | index << shift)
-                for index in reversed(np.flatnonzero(table).tolist())
-            )
+            elif level == 0:
+                for run in leaf_runs(tree.entries, prefix):
+                    runs.append(run)
+                    yield run
+            else:
+                shift = TABLE_SHIFTS[level]
+                for index, child in reversed(tree.entries):
+                    stack.append((level - 1, child, prefix | index << shift))
         if outside is not None:
-            pfn, order = decode_key(outside)
-            yield KeyRun(pfn, order, 1)
+            run = KeyRun(*decode_key(outside), 1)
+            runs.append(run)
+            yield run
+        self._runs = runs
 
     def _is_outside(self, level: int, prefix: int) -> bool:
         """Whether all keys that begin so are of one order and behind the end of memory."""

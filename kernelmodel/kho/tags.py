@@ -44,9 +44,13 @@ class PageTags:
         for larger, entries in self._by_order.items():
             if larger > order:  # smaller ones come later
                 self._lose(larger, entries, -(-pfn >> larger), -(-end >> larger))
-        self._by_order.setdefault(order, RangeSet()).add(pfn >> order, end >> order)
+        if order not in self._by_order:
+            self._by_order[order] = RangeSet()
+        self._by_order[order].add(pfn >> order, end >> order)
 
     def _lose(self, order: int, entries: RangeSet, first: int, last: int) -> None:
+        if not entries.overlaps(first, last):  # nearly always
+            return
         for low, high in entries.within(first, last):
             self.untagged.add(low << order, high << order)
         entries.remove(first, last)
@@ -54,16 +58,19 @@ class PageTags:
     def order(self, pfn: int) -> int | None:
         """The order in the tag of this page; None if it has none."""
         for order, entries in self._by_order.items():
-            if not pfn & (1 << order) - 1 and pfn >> order in entries:
+            number = pfn >> order
+            if number << order == pfn and entries.contains(number, number + 1):
                 return order
         return None
 
     def count(self, pfn: int, order: int, most: int) -> int:
         """How many entries of `order`, `most` at most, are tagged one after the other from pfn."""
         entries = self._by_order.get(order)
-        if entries is None or pfn & (1 << order) - 1:
-            return 0
         first = pfn >> order
+        if entries is None or first << order != pfn:
+            return 0
+        if entries.contains(first, first + most):  # nearly always
+            return most
         parts = entries.within(first, first + most)
         return parts[0][1] - first if parts and parts[0][0] == first else 0
 
@@ -71,5 +78,9 @@ class PageTags:
         """Clear the tags of `nr` entries, and of all that share pages with them."""
         end = pfn + (nr << order)
         for other, entries in self._by_order.items():
-            self._lose(other, entries, pfn >> other, -(-end >> other))
-        self.untagged.remove(pfn, end)
+            if other > order:
+                self._lose(other, entries, pfn >> other, -(-end >> other))
+            else:  # they share all their pages with the entries
+                entries.remove(pfn >> other, end >> other)
+        if self.untagged:
+            self.untagged.remove(pfn, end)

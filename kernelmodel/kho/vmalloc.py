@@ -16,10 +16,11 @@ C: kernel/liveupdate/kexec_handover.c (kho_preserve_vmalloc and its counterparts
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import struct
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from kernelmodel.abi.kexec_handover import (
     KHO_VMALLOC_ALLOC,
@@ -40,6 +41,9 @@ _FLAGS: Final = {
     VmFlags.ALLOW_HUGE_VMAP: KHO_VMALLOC_HUGE_VMAP,
 }
 _FLAGS_SUPPORTED: Final = sum(_FLAGS)
+#: Up to so many entries of a chunk, Python's own integers are faster than arrays.
+_FEW: Final = 16
+_FEW_ENTRIES: Final = struct.Struct(f"<{_FEW}Q")
 
 
 def preserve_vmalloc(kho: Kho, area: VmallocArea) -> KhoVmalloc:
@@ -66,8 +70,7 @@ def preserve_vmalloc(kho: Kho, area: VmallocArea) -> KhoVmalloc:
                 kho.preserve_folios(pfn, order, take)
                 done.append((pfn, take))
                 stop = pfn + (take << order)
-                entries = np.arange(pfn, stop, 1 << order, dtype="<u8") << np.uint64(PAGE_SHIFT)
-                kernel.memory.write(chunk + 8 * (1 + slot), entries.tobytes())
+                kernel.memory.write(chunk + 8 * (1 + slot), _entries(pfn, order, take))
                 pfn, slot = stop, slot + take
                 if slot == KHO_VMALLOC_PHYS_PER_CHUNK:
                     following = _alloc_chunk(kho)
@@ -80,6 +83,14 @@ def preserve_vmalloc(kho: Kho, area: VmallocArea) -> KhoVmalloc:
         raise
     flags = sum(kept for flag, kept in _FLAGS.items() if area.flags & flag)
     return KhoVmalloc(first, area.nr_pages, flags, order)
+
+
+def _entries(pfn: int, order: int, blocks: int) -> bytes:
+    """A chunk's entries for adjacent blocks."""
+    start, step = pfn << PAGE_SHIFT, PAGE_SIZE << order
+    if blocks <= _FEW:
+        return struct.pack(f"<{blocks}Q", *range(start, start + blocks * step, step))
+    return np.arange(start, start + blocks * step, step, dtype="<u8").tobytes()
 
 
 def _alloc_chunk(kho: Kho) -> int:
@@ -164,12 +175,32 @@ def _restore_free_page(kho: Kho, pa: int) -> bool:
     return True
 
 
-def _chunk_entries(kho: Kho, chunk: int, order: int) -> Iterator[tuple[int, int]]:
+def _chunk_entries(kho: Kho, chunk: int, order: int) -> list[tuple[int, int]]:
     """Entries up to the first zero, as runs of adjacent blocks (pfn, blocks)."""
-    page = np.frombuffer(kho.kernel.memory.read(chunk, PAGE_SIZE), dtype="<u8")[1:]
-    ends = np.flatnonzero(page == 0)
-    pfns = page[: ends[0] if len(ends) else None] >> np.uint64(PAGE_SHIFT)
+    page = kho.kernel.memory.read(chunk, PAGE_SIZE)
+    if not any(page[8 * (1 + _FEW) : 8 * (2 + _FEW)]):
+        return _short_runs(_FEW_ENTRIES.unpack_from(page, 8), order)
+    return _long_runs(np.frombuffer(page, dtype="<u8")[1:], order)
+
+
+def _short_runs(entries: tuple[int, ...], order: int) -> list[tuple[int, int]]:
+    """As `_long_runs`, faster for a few entries."""
+    runs: list[tuple[int, int]] = []
+    following = -1
+    for entry in entries:
+        if not entry:
+            break
+        pfn = entry >> PAGE_SHIFT
+        if pfn == following:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((pfn, 1))
+        following = pfn + (1 << order)
+    return runs
+
+
+def _long_runs(entries: npt.NDArray[np.uint64], order: int) -> list[tuple[int, int]]:
+    ends = np.flatnonzero(entries == 0)
+    pfns = entries[: ends[0] if len(ends) else None] >> np.uint64(PAGE_SHIFT)
     cuts = np.flatnonzero(np.diff(pfns) != np.uint64(1 << order)) + 1
-    for run in np.split(pfns, cuts):
-        if len(run):
-            yield int(run[0]), len(run)
+    return [(int(run[0]), len(run)) for run in np.split(pfns, cuts) if len(run)]

@@ -44,7 +44,7 @@ class FinalizedKho(Kho):
         """
         self.kernel.fail_function("kho_finalize")
         self.finalized = True
-        self._write_fdt()
+        self._fdt.step()
 
     def abort(self) -> None:
         """Take the FDT back; preserving is possible again. C: kho_abort().
@@ -55,9 +55,9 @@ class FinalizedKho(Kho):
         self.finalized = False
         self.kernel.memory.write(self.fdt_pa, bytes(PAGE_SIZE))
 
-    def _write_fdt(self) -> None:
+    def _write_fdt(self, packed: bytes) -> None:
         if self.finalized:
-            super()._write_fdt()
+            super()._write_fdt(packed)
 
     def preserve_folios(self, pfn: int, order: int, nr: int = 1) -> None:
         """As KHO's own. Raises: Busy once finalised, and as KHO's own."""

@@ -7,7 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernelmodel.errors import KernelPanic, NoMemory
-from kernelmodel.kho.radix_tree import KeyRun, KhoRadixTree, decode_key, encode_key
+from kernelmodel.kho.radix_tree import (
+    KeyRun,
+    KhoRadixTree,
+    bit_runs,
+    decode_key,
+    encode_key,
+)
 from kernelmodel.memory import GIB, PAGE_SIZE, MemoryRange, PhysicalMemory
 from tests.conformance.kho_reader import order_and_pfn, radix_keys
 
@@ -167,3 +173,20 @@ def test_what_no_kernel_wrote_ends_as_a_fault() -> None:
     pages.memory.write_u64(ROOT + 8 * 4, first)  # keys above order 0
     with pytest.raises(KernelPanic, match="no order"):
         list(tree.runs())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 32_767), st.integers(1, 5_000)), max_size=70))
+def test_the_runs_of_a_bitmap_are_those_of_its_bits(pieces: list[tuple[int, int]]) -> None:
+    """Few runs and many are found in two ways."""
+    bits = 0
+    for first, nr in pieces:
+        bits |= (1 << min(nr, 32_768 - first)) - 1 << first
+    expected: list[tuple[int, int]] = []
+    for at in range(32_768):
+        if bits >> at & 1:
+            if expected and expected[-1][1] == at:
+                expected[-1] = (expected[-1][0], at + 1)
+            else:
+                expected.append((at, at + 1))
+    assert bit_runs(bits.to_bytes(PAGE_SIZE, "little")) == expected

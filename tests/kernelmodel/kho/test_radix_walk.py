@@ -52,6 +52,21 @@ def test_keys_behind_the_end_of_memory_are_told_once_and_last() -> None:
     assert [(run.order, run.pfn >= END_PFN) for run in others] == [(0, True)]
 
 
+def test_a_tree_that_was_written_to_since_is_noticed_at_any_level() -> None:
+    ram = memory()
+    tree = tree_in(ram)
+    tree.add_run(7, 0)
+    tree.add_run(0, 9, 3)
+    found = walk(ram)
+    for _, pa in tree.nodes():
+        before = ram.u64(pa + 8 * 500)
+        ram.write_u64(pa + 8 * 500, 1)
+        assert not found.is_as_it_was
+        ram.write_u64(pa + 8 * 500, before)
+        assert found.is_as_it_was
+    assert list(found.runs()) == list(found.runs()) == list(tree.runs())
+
+
 def test_a_pointer_to_where_there_is_no_memory_faults() -> None:
     ram = memory()
     ram.write_u64((0x100 << PAGE_SHIFT) + 8 * 300, 1 << 40)

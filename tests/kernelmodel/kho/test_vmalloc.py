@@ -10,7 +10,13 @@ from kernelmodel.abi.kexec_handover import KhoVmalloc
 from kernelmodel.errors import KernelPanic, NoMemory, NotSupported
 from kernelmodel.kernel import Kernel
 from kernelmodel.kho.kexec_handover import Kho
-from kernelmodel.kho.vmalloc import preserve_vmalloc, restore_vmalloc, unpreserve_vmalloc
+from kernelmodel.kho.vmalloc import (
+    _chunk_entries,
+    _entries,
+    preserve_vmalloc,
+    restore_vmalloc,
+    unpreserve_vmalloc,
+)
 from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE
 from kernelmodel.mm.vmalloc import VmallocArea, VmFlags, vfree, vmalloc
 from kernelmodel.validate import validate_kernel
@@ -194,3 +200,22 @@ def test_unknown_flags_are_passed_over() -> None:
 def test_an_absurd_order_restores_nothing(order: int) -> None:
     kernel, ser = preserved(3)
     assert restore_vmalloc(reboot(kernel).kho, replace(ser, order=order)) is None
+
+
+@pytest.mark.parametrize("nr", [0, 1, 2, 15, 16, 17, 40])
+@pytest.mark.parametrize("order", [0, 3])
+def test_a_short_list_is_written_and_read_as_a_long_one(nr: int, order: int) -> None:
+    """Adjacent blocks, then single ones: the list's length says how it is handled."""
+    kernel = power_on()
+    chunk = kernel.get_zeroed_page()
+    blocks = [0x1000 + (n << order) for n in range(nr // 2)]
+    blocks += [0x9000 + (2 * n << order) for n in range(nr - nr // 2)]
+    for slot, pfn in enumerate(blocks, 1):
+        kernel.memory.write_u64(chunk + 8 * slot, pfn << PAGE_SHIFT)
+    runs = _chunk_entries(kernel.kho, chunk, order)
+    assert [pfn + (n << order) for pfn, found in runs for n in range(found)] == blocks
+    assert len(runs) == (nr > 1) + nr - nr // 2
+    adjacent = b"".join(
+        (0x1000 + (n << order) << PAGE_SHIFT).to_bytes(8, "little") for n in range(nr)
+    )
+    assert _entries(0x1000, order, nr) == adjacent
