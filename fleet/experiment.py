@@ -26,6 +26,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from fleet.api import FleetSnapshot, RolloutState, RunRecord
+from fleet.asking import ask_in_parts
 from fleet.coordinator import Coordinator
 from fleet.inbox import Inbox, RolloutRefused
 from fleet.journal import Journal, journal_header
@@ -269,16 +270,16 @@ class Experiment:
             messages.setdefault(id(self._shard_of[command.host]), []).append(command)
         with self._pace.held():
             await asyncio.gather(
-                *(self._ask_shard(shards[key], commands) for key, commands in messages.items())
+                *(
+                    ask_in_parts(shards[key], commands, self._backend.batch, self._answered)
+                    for key, commands in messages.items()
+                )
             )
 
-    async def _ask_shard(self, shard: ShardHandle, commands: Sequence[UpdateCommand]) -> None:
-        for at in range(0, len(commands), self._backend.batch):
-            part = list(commands[at : at + self._backend.batch])
-            results: list[UpdateResult] = await shard.call("update", part, history=part)
-            self._journal.answered(results)
-            for command, result in zip(part, results, strict=True):
-                self._take(command, result)
+    def _answered(self, commands: list[UpdateCommand], results: list[UpdateResult]) -> None:
+        self._journal.answered(results)
+        for command, result in zip(commands, results, strict=True):
+            self._take(command, result)
 
     def _take(self, command: UpdateCommand, result: UpdateResult) -> None:
         """Put the end of an update on the agenda."""

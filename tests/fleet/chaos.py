@@ -147,6 +147,8 @@ class Blow(Struct, frozen=True):
 class StruckRay(RayBackend):
     """Actors on a cluster of a test, and what strikes at which of the run's updates."""
 
+    batch = 1  # so that an actor has a second message while it computes one
+
     def __init__(self, cluster: Cluster, folder: Path, blows: Mapping[int, Blow]) -> None:
         super().__init__(cluster.address)
         self.cluster = cluster
@@ -198,6 +200,7 @@ class StruckShard:
     def __init__(self, backend: StruckRay, shard: ShardHandle) -> None:
         self._backend = backend
         self._shard = shard
+        self._blow = asyncio.Lock()  # no call may be struck so often that its shard is given up
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -214,6 +217,11 @@ class StruckShard:
         if blow is None:
             return await asked()
         name = self._backend.folder / f"message-{self._backend.messages}"
+        async with self._blow:
+            return await self._struck(blow, name, asked)
+
+    async def _struck(self, blow: Blow, name: Path, asked: Callable[[], Awaitable[Any]]) -> Any:
+        """The answer of a call at which a blow falls."""
         node, pid = await self.ask(node_of), await self.ask(pid_of)
         if blow.successor_too:
             self._backend.stopping[self.hosts[0]] = Line(name.with_suffix(".start"))

@@ -43,8 +43,8 @@ FLEET = load_scenario(
         "rollout.gate.max_lost_vms=9",
     ],
 )
-#: Messages with updates in a run of two actors: the canary's, and one for each actor and wave.
-MESSAGES = 7
+#: Messages with updates in a run: one for each host.
+MESSAGES = 10
 #: No update of a host makes fewer Python calls.
 CALLS = 10_000
 

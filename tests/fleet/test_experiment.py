@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -12,14 +14,15 @@ from msgspec.structs import replace
 from fleet.api import FleetSnapshot, RolloutState, RunRecord
 from fleet.experiment import Experiment, RolloutRefused, journal_header, run_rollout
 from fleet.journal import Journal
+from fleet.launcher import Deed
 from fleet.pace import Paced
 from fleet.scenario import Scenario
 from fleet.steps import RequestKind
 from kernelmodel.errors import ModelBug
 from kernelmodel.sim.trace import TraceFile
-from node.api import FaultSpec, HostOutcome, UpdateResult, VmOutcome
+from node.api import FaultSpec, HostOutcome, ShardConfig, UpdateResult, VmOutcome
 from tests.fleet.rollouts import NEW, SECOND, host_spec, racks
-from tests.fleet.toys import ROLLOUT, SCENARIO, HandWall, ToyBackend, ToyShard
+from tests.fleet.toys import ROLLOUT, SCENARIO, HandWall, ToyBackend, ToyHandle, ToyShard
 
 
 def run(scenario: Scenario = SCENARIO, actors: int | str | None = None) -> RunRecord:
@@ -110,6 +113,32 @@ def test_each_wave_keeps_every_shard_busy_in_one_message() -> None:
     asyncio.run(run_rollout(scenario, backend, actors=4))
     # canary, then 12 and 11 hosts over 4 shards
     assert [count for _, _, count in backend.messages] == [1, 3, 3, 3, 3, 3, 3, 3, 2]
+
+
+def test_a_shard_has_its_next_message_before_it_has_answered_one() -> None:
+    """It need not wait for the driver; and of what overtakes the other nothing is seen."""
+    scenario = replace(SCENARIO, rollout=replace(ROLLOUT, max_unavailable={}, wave_size=23))
+    most = 0
+
+    class Overtaking(ToyHandle):
+        asked = 0
+
+        async def call(self, method: str, *args: object, history: Sequence[Deed] = ()) -> Any:
+            nonlocal most
+            self.asked += 1
+            most = max(most, self.asked)
+            for _ in range(3 if self.asked == 1 else 1):
+                await asyncio.sleep(0)
+            self.asked -= 1
+            return await super().call(method, *args, history=history)
+
+    class Backend(ToyBackend):
+        def spawn(self, config: ShardConfig) -> ToyHandle:
+            return Overtaking(self, config)
+
+    record = asyncio.run(run_rollout(scenario, Backend(), actors=2))
+    assert most == 2
+    assert record.digest == run(scenario).digest
 
 
 def test_a_trace_file_gives_the_digest_back(tmp_path: Path) -> None:

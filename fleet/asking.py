@@ -1,0 +1,51 @@
+"""What goes to a shard in a wave, in messages of a bearable size.
+
+A message is answered as a whole, and while the driver deals with the answer an actor that had no
+other would wait. So the next one is always on its way before one is answered; answers are handed
+on in the order of the messages, whichever comes first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from fleet.launcher import ShardHandle
+from node.api import UpdateCommand, UpdateResult
+
+__all__ = ["ask_in_parts"]
+
+#: Messages that a shard has at once.
+_AHEAD: Final = 2
+
+
+async def ask_in_parts(
+    shard: ShardHandle,
+    commands: Sequence[UpdateCommand],
+    size: int,
+    take: Callable[[list[UpdateCommand], list[UpdateResult]], None],
+) -> None:
+    """Have a shard carry out commands, `size` to a message; `take` each message's results.
+
+    Raises:
+        HostUnreachable: the shard cannot be kept alive. What is not answered then is dropped, as
+            it is when this is cancelled or `take` fails.
+    """
+    parts = deque(list(commands[at : at + size]) for at in range(0, len(commands), size))
+    asked: deque[tuple[list[UpdateCommand], asyncio.Future[list[UpdateResult]]]] = deque()
+    try:
+        while parts or asked:
+            while parts and len(asked) < _AHEAD:
+                part = parts.popleft()
+                call = shard.call("update", part, history=part)
+                asked.append((part, asyncio.ensure_future(call)))
+            part, answer = asked[0]
+            results = await answer
+            asked.popleft()
+            take(part, results)
+    finally:
+        for _, answer in asked:
+            answer.cancel()
+        await asyncio.gather(*(answer for _, answer in asked), return_exceptions=True)
