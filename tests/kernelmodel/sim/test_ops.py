@@ -17,7 +17,9 @@ def charged_ops() -> Iterator[tuple[str, str]]:
         for path in sorted((ROOT / folder).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text("utf-8"))):
                 match node:
-                    case ast.Call(func=ast.Attribute(attr="charge"), args=[first, *_]):
+                    case ast.Call(
+                        func=ast.Attribute(attr="charge") | ast.Name(id="charge"), args=[first, *_]
+                    ):
                         for part in ast.walk(first):
                             match part:
                                 case ast.Constant(value=str(op)):
