@@ -17,7 +17,7 @@ from kernelmodel.luo.core import Luo
 from kernelmodel.luo_v4.core import LuoV4
 from kernelmodel.luo_v4.kho import FinalizedKho
 from kernelmodel.machine import Firmware, Machine
-from kernelmodel.memory import PAGE_SHIFT, PhysicalMemory
+from kernelmodel.memory import PAGE_SHIFT
 from kernelmodel.mm.hugetlb import HugetlbState
 from kernelmodel.mm.memblock import Memblock
 from kernelmodel.mm.page_alloc import PageAllocator
@@ -69,6 +69,7 @@ class Kernel:
         "luo_v4",
         "machine",
         "memblock",
+        "memory",
         "messages",
         "overran",
         "page_alloc",
@@ -89,6 +90,8 @@ class Kernel:
         fail_function: FailFunction,
     ) -> None:
         self.machine = machine
+        #: The machine's, which is another one only after a reset, and then this kernel is gone.
+        self.memory = machine.memory
         self.release = release
         self.firmware = firmware
         self.clock = clock
@@ -124,11 +127,6 @@ class Kernel:
     def is_kdump(self) -> bool:
         """Whether it runs to save what a crashed kernel left. C: is_kdump_kernel()."""
         return bool(self.params.get("elfcorehdr"))
-
-    @property
-    def memory(self) -> PhysicalMemory:
-        """Physical memory, the machine's."""
-        return self.machine.memory
 
     @property
     def live_update(self) -> Luo | LuoV4:

@@ -8,6 +8,9 @@ parser in turn, so one that cannot be read changes nothing that an earlier one s
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from functools import lru_cache
+from types import MappingProxyType
 
 __all__ = ["KernelParams"]
 
@@ -21,12 +24,7 @@ class KernelParams:
 
     def __init__(self, cmdline: str) -> None:
         self.cmdline = cmdline
-        self._values: dict[str, list[str]] = {}
-        for word in _WORD.findall(cmdline):
-            if word == "--":
-                break
-            name, _, value = word.strip('"').partition("=")
-            self._values.setdefault(name.replace("-", "_"), []).append(value.strip('"'))
+        self._values = _parse(cmdline)
 
     def get(self, name: str) -> str | None:
         """The last value; empty for a bare word, None if it is not there."""
@@ -35,7 +33,7 @@ class KernelParams:
 
     def values(self, name: str) -> tuple[str, ...]:
         """All values in their order."""
-        return tuple(self._values.get(name, ()))
+        return self._values.get(name, ())
 
     def flag(self, name: str, *, default: bool) -> bool:
         """A boolean; words that say neither leave what was there before."""
@@ -43,6 +41,18 @@ class KernelParams:
             said = _kstrtobool(value)
             default = default if said is None else said
         return default
+
+
+@lru_cache(maxsize=256)  # a fleet's hosts boot with few command lines
+def _parse(cmdline: str) -> Mapping[str, tuple[str, ...]]:
+    values: dict[str, tuple[str, ...]] = {}
+    for word in _WORD.findall(cmdline):
+        if word == "--":
+            break
+        name, _, value = word.strip('"').partition("=")
+        name = name.replace("-", "_")
+        values[name] = (*values.get(name, ()), value.strip('"'))
+    return MappingProxyType(values)
 
 
 def _kstrtobool(value: str) -> bool | None:

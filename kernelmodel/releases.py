@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 __all__ = ["CATALOGUE", "LuoDesign", "Release", "catalogue_with", "known_releases"]
@@ -71,14 +72,16 @@ class Release:
         """The name as results show it, with what makes it no released kernel spelt out."""
         return f"{self.name} ({self.remark})" if self.remark else self.name
 
+    @lru_cache(maxsize=64)  # noqa: B019 - releases are few
     def pack(self) -> bytes:
         """What the kernel's image says of itself."""
         return json.dumps(asdict(self), separators=(",", ":")).encode()
 
-    @classmethod
-    def unpack(cls, packed: bytes) -> Release:
+    @staticmethod
+    @lru_cache(maxsize=64)
+    def unpack(packed: bytes) -> Release:
         """The release that was packed."""
-        return cls(**json.loads(packed))
+        return Release(**json.loads(packed))
 
 
 _RELEASED = (
