@@ -2,12 +2,14 @@
 
 While it runs, every wave that ends and every host that does not go well gets a line, above a bar
 that shows how far the rollout is, how fast, and when it will be over. On a terminal that is none (a
-log, a pipe) the lines come without the bar. At the end, tables.
+log, a pipe) a line says so every ten seconds instead. At the end, tables.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
 from statistics import mean, median_low
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
@@ -39,6 +41,9 @@ __all__ = ["Progression", "clock_text", "closing_tables", "duration_text", "mist
 
 #: A blackout this many times the median one is pointed out.
 _SLOW_FACTOR: Final = 2
+
+#: Wall seconds between two lines that say how far a rollout is, where there is no bar.
+_SAY_SECONDS: Final = 10.0
 
 #: Rows of the table of hosts that did not go well.
 _MOST_TROUBLES: Final = 20
@@ -100,10 +105,15 @@ class _Rate(ProgressColumn):
 
 
 class Progression:
-    """Follows an experiment on a console; a context manager. Call it whenever something changed."""
+    """Follows an experiment on a console; a context manager. Call it whenever something changed.
 
-    def __init__(self, console: Console) -> None:
+    A host counts as soon as it has been computed, although in virtual time its update may have yet
+    to end. `clock` gives wall seconds.
+    """
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
+        self._clock = clock
         self._bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -115,9 +125,13 @@ class Progression:
             console=console,
             transient=True,
             disable=not console.is_terminal,
+            get_time=clock,
         )
         self._task = self._bar.add_task("starting shards", total=None)
+        self._total = 0  # hosts
+        self._last = (0.0, 0)  # when it was last said how many hosts are done, or the first were
         self._waves_told = 0
+        self._hosts_of_waves_told = 0
         self._results_told = 0
         self._state = RolloutState.PENDING
 
@@ -132,25 +146,50 @@ class Progression:
 
     def __call__(self, experiment: Experiment) -> None:
         """Show how the experiment stands."""
-        for result in experiment.results[self._results_told :]:
-            if trouble := trouble_of(result):
-                self._say(result.end_ns, f"{result.host} {_words(result.outcome)}", trouble)
-        self._results_told = len(experiment.results)
-        coordinator = experiment.coordinator
-        for wave in coordinator.wave_records[self._waves_told :]:
+        results, coordinator = experiment.results, experiment.coordinator
+        for at in range(self._results_told, len(results)):
+            if trouble := trouble_of(results[at]):
+                what = f"{results[at].host} {_words(results[at].outcome)}"
+                self._say(results[at].end_ns, what, trouble)
+        self._results_told = len(results)
+        while self._waves_told <= coordinator.wave:
+            wave = coordinator.wave_record(self._waves_told)
             if wave.end_ns is None or not (wave.verdict == "passed" or coordinator.is_finished):
                 break
-            self._say(wave.end_ns, wave.name, _wave_text(wave, experiment.results))
-            self._waves_told += 1
+            # A wave starts when the one before it has ended: its results lie together.
+            end = self._hosts_of_waves_told + len(wave.hosts)
+            outcomes = (result.outcome for result in results[self._hosts_of_waves_told : end])
+            self._say(wave.end_ns, wave.name, _wave_text(wave, Counter(outcomes)))
+            self._waves_told, self._hosts_of_waves_told = self._waves_told + 1, end
         if coordinator.state is not self._state and coordinator.state is RolloutState.PAUSED:
             self._say(coordinator.now_ns, "paused", coordinator.why)
         self._state = coordinator.state
-        self._bar.update(
-            self._task,
-            description=_where(experiment),
-            total=len(experiment.plan.hosts),
-            completed=len(experiment.results),
-        )
+        self._total = self._total or len(experiment.plan.hosts)
+        if self._console.is_terminal:
+            self._bar.update(
+                self._task,
+                description=_where(experiment),
+                total=self._total,
+                completed=experiment.answered,
+            )
+        else:
+            self._say_how_far(experiment)
+
+    def _say_how_far(self, experiment: Experiment) -> None:
+        """What the bar would show, if it is time for that."""
+        now, done = self._clock(), experiment.answered
+        before, done_before = self._last
+        if done_before and now - before < _SAY_SECONDS:
+            return
+        self._last = now, done
+        if not done_before:  # until there is an answer it is Ray that starts: that is no rate
+            return
+        rate = (done - done_before) / (now - before)
+        how = f"{done} of {self._total} hosts"
+        if rate and done < self._total:
+            left = clock_text(round((self._total - done) / rate) * 1_000_000_000)
+            how += f", {rate:.1f} hosts/s, ETA {left}"
+        self._say(experiment.coordinator.now_ns, "under way", how)
 
     def _say(self, now_ns: int, what: str, how: str) -> None:
         line = Text.assemble((f"{clock_text(now_ns):>9}", "dim"), "  ", (f"{what:20}", "bold"), how)
@@ -169,13 +208,9 @@ def _where(experiment: Experiment) -> str:
     return " ".join(parts)
 
 
-def _wave_text(wave: WaveRecord, results: list[UpdateResult]) -> str:
-    members = frozenset(wave.hosts)
-    outcomes = [result.outcome for result in results if result.host in members]
+def _wave_text(wave: WaveRecord, outcomes: Counter[HostOutcome]) -> str:
     counts = ", ".join(
-        f"{outcomes.count(outcome)} {_words(outcome)}"
-        for outcome in HostOutcome
-        if outcome in outcomes
+        f"{outcomes[outcome]} {_words(outcome)}" for outcome in HostOutcome if outcomes[outcome]
     )
     if wave.soak_end_ns is not None and wave.end_ns is not None:
         soaked = duration_text((wave.soak_end_ns - wave.end_ns) / 1e9)

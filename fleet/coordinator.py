@@ -124,6 +124,10 @@ class Coordinator:
         """Every wave of the plan as it stands."""
         return tuple(log.record() for log in self._waves)
 
+    def wave_record(self, index: int) -> WaveRecord:
+        """One wave of the plan as it stands."""
+        return self._waves[index].record()
+
     @property
     def wave_name(self) -> str:
         """The current wave's name, "" before the first."""

@@ -58,7 +58,7 @@ __all__ = ["Experiment", "RolloutRefused", "journal_header", "run_rollout"]
 #: Wall seconds between two snapshots while nothing but single hosts changes, and how many times
 #: the time that a snapshot takes: that of a big fleet must not become what the driver does.
 _SNAPSHOT_SECONDS = 0.1
-_SNAPSHOT_RATIO = 20
+_SNAPSHOT_RATIO = 100
 
 _Event = tuple[int, int, str, Observation]  # time, kind (a host's end before a tick), host, itself
 
@@ -136,6 +136,11 @@ class Experiment:
     def shard_of(self, host: str) -> ShardHandle:
         """The shard that a host lives in; KeyError if there is no such host."""
         return self._shard_of[host]
+
+    @property
+    def answered(self) -> int:
+        """How many updates have been computed; those that end later in virtual time are in it."""
+        return len(self.results) + self._books.to_come
 
     @property
     def is_running(self) -> bool:

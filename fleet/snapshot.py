@@ -66,6 +66,11 @@ class Books:
         self._sources = ",".join(sorted({host.release for host in scenario.hosts}))
         self._proposal = scenario.catalogue[scenario.target_release].remark
 
+    @property
+    def to_come(self) -> int:
+        """Updates of which is known how they will end."""
+        return len(self._known)
+
     def gauged(self, gauges: Mapping[str, HostGauges]) -> None:
         """Hosts' own counters, as they are now."""
         for host, new in gauges.items():
@@ -109,6 +114,8 @@ class Books:
         vms["running"] -= self._lost_vms
         vms["lost"] += self._lost_vms
         for result in self._known.values():
+            if now_ns <= result.start_ns:  # a wave that is being computed: nothing is paused yet
+                continue
             for vm in result.vms:
                 state = _vm_state(result, vm, now_ns)
                 vms["running"] -= 1

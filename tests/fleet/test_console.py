@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import io
 import re
+import time
+from collections.abc import Callable
+from itertools import count
 
 import pytest
 from msgspec.structs import replace
@@ -62,11 +65,13 @@ def test_what_did_not_go_well_is_pointed_out(
     assert trouble_of(result, usual_ns) == trouble  # type: ignore[arg-type]
 
 
-def told(scenario: Scenario, *, is_terminal: bool = False) -> str:
+def told(
+    scenario: Scenario, *, is_terminal: bool = False, clock: Callable[[], float] = time.monotonic
+) -> str:
     """What a run of toys prints, the tables included."""
     file = io.StringIO()
     console = Console(file=file, width=120, force_terminal=is_terminal)
-    with Progression(console) as progression:
+    with Progression(console, clock) as progression:
         record = asyncio.run(run_rollout(scenario, ToyBackend(), on_change=progression))
     console.print(closing_tables(record, summarise(record)))
     return file.getvalue()
@@ -89,6 +94,41 @@ def test_every_wave_and_every_trouble_has_a_line() -> None:
 def test_a_terminal_sees_a_bar_and_a_log_does_not() -> None:
     assert "ETA" in told(SCENARIO, is_terminal=True)
     assert "ETA" not in told(SCENARIO)
+
+
+def test_a_log_hears_every_ten_seconds_how_far_a_rollout_is_and_how_fast(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Four seconds pass from one look to the next, in each of which a host is computed or ends."""
+    monkeypatch.setattr("fleet.experiment._SNAPSHOT_SECONDS", 0)
+    monkeypatch.setattr("fleet.experiment._SNAPSHOT_RATIO", 0)
+    looks = count(0, 4)
+    said = re.findall(r"under way +(.*)", told(SCENARIO, clock=lambda: next(looks)))
+    done = [int(line.split()[0]) for line in said]
+    assert len(said) > 9
+    for before, now, line in zip(done, done[1:], said[1:], strict=False):
+        rate = (now - before) / 12  # every third look is more than ten seconds after the last line
+        assert rate >= 0
+        left = clock_text(round((24 - now) / rate) * SECOND) if rate else ""
+        told_rate = f", {rate:.1f} hosts/s, ETA {left}" if rate and now < 24 else ""
+        assert line == f"{now} of 24 hosts{told_rate}"
+    assert done[-1] == 24
+
+
+def test_hosts_count_when_they_are_computed_not_when_their_wave_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fleet.experiment._SNAPSHOT_SECONDS", 0)
+    monkeypatch.setattr("fleet.experiment._SNAPSHOT_RATIO", 0)
+    seen: list[tuple[int, int]] = []
+
+    def look(experiment: Experiment) -> None:
+        seen.append((experiment.answered, len(experiment.results)))
+
+    asyncio.run(run_rollout(SCENARIO, ToyBackend(), actors=1, on_change=look))
+    assert seen == sorted(seen)
+    assert {answered for answered, _ in seen} == set(range(25))
+    assert max(answered - ended for answered, ended in seen) == 6, "a wave"
 
 
 def test_a_halted_rollout_says_why_and_where() -> None:
