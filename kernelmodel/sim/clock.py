@@ -33,17 +33,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import Final, Generic, Self, TypeVar
+from typing import Final, Self
 
 from kernelmodel.errors import ModelBug
 from kernelmodel.sim.cost import CostModel, Spread
-from kernelmodel.sim.lanes import Group, Lane
+from kernelmodel.sim.lanes import Group, Lane, LockBlock
 from kernelmodel.sim.rng import draw, stream_key
 
 __all__ = ["Clock", "Phase", "Slowdown"]
 
 _PERMILLE: Final = 1000
-_T = TypeVar("_T")
 
 
 class Phase:
@@ -103,23 +102,45 @@ class Slowdown:
         self.lift()
 
 
-class _Block(Generic[_T]):
-    """A `with` block that tells the clock of its start and end."""
+class _PhaseBlock:
+    """The `with` block of a phase."""
 
     __slots__ = ("_enter", "_leave", "_name")
 
-    def __init__(self, name: str, enter: Callable[[str], _T], leave: Callable[[str], None]) -> None:
+    def __init__(self, name: str, enter: Callable[[str], Phase], leave: Callable[[], None]) -> None:
         self._name = name
         self._enter = enter
         self._leave = leave
 
-    def __enter__(self) -> _T:
+    def __enter__(self) -> Phase:
         return self._enter(self._name)
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        self._leave(self._name)
+        self._leave()
+
+
+class _LaneBlock:
+    """The `with` block of a lane; an update has many, so it sees to the clock itself."""
+
+    __slots__ = ("_clock", "_name")
+
+    def __init__(self, clock: Clock, name: str) -> None:
+        self._clock = clock
+        self._name = name
+
+    def __enter__(self) -> None:
+        clock = self._clock
+        if clock.running is not None:
+            raise ModelBug(f"lane {self._name!r} within lane {clock.running.name!r}")
+        if clock.group is not None:
+            clock.running = clock.group.lane(self._name)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self._clock.running = None
 
 
 class Clock:
@@ -128,8 +149,6 @@ class Clock:
     __slots__ = (
         "_draws_of_phase",
         "_draws_outside",
-        "_group",
-        "_lane",
         "_luck",
         "_main_locks",
         "_now_ns",
@@ -139,7 +158,9 @@ class Clock:
         "_slowdowns",
         "cost",
         "cpus",
+        "group",
         "on_phase",
+        "running",
     )
 
     def __init__(
@@ -151,8 +172,10 @@ class Clock:
         self.cpus = cpus
         self._now_ns = 0
         self._phase: Phase | None = None
-        self._group: Group | None = None
-        self._lane: Lane | None = None
+        #: The lanes that run in parallel now, of the phase; None outside one. Lane blocks use it.
+        self.group: Group | None = None
+        #: The lane whose block is open; None on the main lane.
+        self.running: Lane | None = None
         self._main_locks: list[str] = []
         #: Called with every phase that ends.
         self.on_phase: Callable[[Phase], None] | None = None
@@ -170,8 +193,8 @@ class Clock:
 
     def advance_to(self, now_ns: int) -> None:
         """Let idle time pass on the main lane, until `now_ns`."""
-        if self._lane is not None:
-            raise ModelBug(f"advance_to within lane {self._lane.name!r}")
+        if self.running is not None:
+            raise ModelBug(f"advance_to within lane {self.running.name!r}")
         self._join()
         if now_ns < self._now_ns:
             raise ModelBug(f"time cannot run backwards: {self._now_ns} -> {now_ns}")
@@ -198,24 +221,24 @@ class Clock:
             ns = self._uncommon_cost_ns(op, units)
         else:
             ns = plain[0] + (units * plain[1] + 500) // 1000
-        if self._lane is not None:
-            self._lane.pending_ns += ns
+        if self.running is not None:
+            self.running.pending_ns += ns
             return
-        if self._group is not None:
+        if self.group is not None and self.group.lanes:
             self._join()
         self._now_ns += ns
 
-    def phase(self, name: str) -> _Block[Phase]:
+    def phase(self, name: str) -> _PhaseBlock:
         """A block that gives a `Phase`: everything charged within it is the phase `name`."""
-        return _Block(name, self._enter_phase, self._leave_phase)
+        return _PhaseBlock(name, self._enter_phase, self._leave_phase)
 
-    def lane(self, name: str) -> _Block[None]:
+    def lane(self, name: str) -> _LaneBlock:
         """A block whose charges run on the lane `name`, beside the group's other lanes."""
-        return _Block(name, self._enter_lane, self._leave_lane)
+        return _LaneBlock(self, name)
 
-    def lock(self, name: str) -> _Block[None]:
+    def lock(self, name: str) -> LockBlock:
         """A block under a lock: what different lanes charge under it follows one another."""
-        return _Block(name, self._take_lock, self._drop_lock)
+        return LockBlock(name, self.running, self._main_locks)
 
     def slow(self, op_or_stream: str, permille: int) -> Slowdown:
         """From now on, `op_or_stream` costs permille / 1000 times as much; several multiply."""
@@ -253,7 +276,7 @@ class Clock:
         Counted apart for each of them, so that one VM's luck does not depend on how many others
         its host has, nor this update's on how the last one went.
         """
-        what = op if self._lane is None else f"{op} {self._lane.name}"
+        what = op if self.running is None else f"{op} {self.running.name}"
         phase = self._phase
         counts = self._draws_outside if phase is None else self._draws_of_phase
         index = counts.get(what, 0)
@@ -266,51 +289,25 @@ class Clock:
         if self._phase is not None:
             raise ModelBug(f"phase {name!r} within phase {self._phase.name!r}")
         self._phase = Phase(name, self._now_ns)
+        self.group = Group()
         self._phases_so_far[name] = self._phases_so_far.get(name, 0) + 1
         self._draws_of_phase = {}
         return self._phase
 
-    def _leave_phase(self, _name: str) -> None:
+    def _leave_phase(self) -> None:
         self._join()
         phase, self._phase = self._phase, None
+        self.group = None
         self._draws_of_phase = {}
         if self.on_phase is not None and phase is not None:
             self.on_phase(phase)
 
-    def _enter_lane(self, name: str) -> None:
-        if self._lane is not None:
-            raise ModelBug(f"lane {name!r} within lane {self._lane.name!r}")
-        if self._phase is not None:
-            if self._group is None:
-                self._group = Group()
-            self._lane = self._group.lane(name)
-
-    def _leave_lane(self, _name: str) -> None:
-        self._lane = None
-
-    def _take_lock(self, name: str) -> None:
-        lane = self._lane
-        if name in (self._main_locks if lane is None else lane.held):
-            raise ModelBug(f"lock {name!r} is taken twice by one lane")
-        if lane is None:
-            self._main_locks.append(name)
-        elif name in self._main_locks:
-            raise ModelBug(f"lane {lane.name!r} waits for {name!r}, which the main lane holds")
-        else:
-            lane.take(name)
-
-    def _drop_lock(self, name: str) -> None:
-        if self._lane is None:
-            self._main_locks.remove(name)
-        else:
-            self._lane.drop(name)
-
     def _join(self) -> None:
         """End the current group, if any: its lanes run, the main lane waits for the last."""
-        phase, group = self._phase, self._group
-        self._group = None
-        if phase is None:
+        phase, group = self._phase, self.group
+        if phase is None or group is None:
             return
-        ends = group.run(self._now_ns, self.cpus) if group is not None else {}
+        self.group = Group()
+        ends = group.run(self._now_ns, self.cpus)
         self._now_ns = max(ends.values(), default=self._now_ns)
         phase.joined(ends, self._now_ns)

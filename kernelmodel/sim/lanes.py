@@ -24,10 +24,11 @@ Unhappy path: lanes that wait for each other's locks in a circle are a `ModelBug
 from __future__ import annotations
 
 from heapq import heappop, heappush
+from types import TracebackType
 
 from kernelmodel.errors import ModelBug
 
-__all__ = ["Group", "Lane", "Step"]
+__all__ = ["Group", "Lane", "LockBlock", "Step"]
 
 #: Nanoseconds of work, or a lock operation: (name, True) takes it, (name, False) drops it.
 Step = int | tuple[str, bool]
@@ -44,21 +45,6 @@ class Lane:
         self.pending_ns = 0  # work not yet in the program: successive charges are one stretch
         self.program: list[Step] = []
 
-    def take(self, lock: str) -> None:
-        """Wait for a lock and hold it from here on."""
-        self.held.append(lock)
-        self._flush()
-        self.program.append((lock, True))
-
-    def drop(self, lock: str) -> None:
-        """Release a lock. Nobody waits for one under which no time passed."""
-        self.held.remove(lock)
-        self._flush()
-        if self.program[-1] == (lock, True):
-            self.program.pop()
-        else:
-            self.program.append((lock, False))
-
     def finished_program(self) -> list[Step]:
         """Everything that the lane does in its group."""
         self._flush()
@@ -70,28 +56,72 @@ class Lane:
             self.pending_ns = 0
 
 
+class LockBlock:
+    """A `with` block under a lock, on `lane` or, if that is None, on the main lane.
+
+    Nobody waits for a lock under which no time passed.
+    """
+
+    __slots__ = ("_lane", "_main_locks", "_name")
+
+    def __init__(self, name: str, lane: Lane | None, main_locks: list[str]) -> None:
+        self._name = name
+        self._lane = lane
+        self._main_locks = main_locks
+
+    def __enter__(self) -> None:
+        lock, lane = self._name, self._lane
+        held = self._main_locks if lane is None else lane.held
+        if lock in held:
+            raise ModelBug(f"lock {lock!r} is taken twice by one lane")
+        if lane is not None:
+            if lock in self._main_locks:
+                raise ModelBug(f"lane {lane.name!r} waits for {lock!r}, which the main lane holds")
+            if lane.pending_ns:
+                lane.program.append(lane.pending_ns)
+                lane.pending_ns = 0
+            lane.program.append((lock, True))
+        held.append(lock)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        lock, lane = self._name, self._lane
+        if lane is None:
+            self._main_locks.remove(lock)
+            return
+        lane.held.remove(lock)
+        if lane.pending_ns:
+            lane.program += (lane.pending_ns, (lock, False))
+            lane.pending_ns = 0
+        elif lane.program[-1] == (lock, True):
+            lane.program.pop()
+        else:
+            lane.program.append((lock, False))
+
+
 class Group:
     """Lanes that fork at one instant and join when the last of them is done."""
 
-    __slots__ = ("_lanes",)
+    __slots__ = ("lanes",)
 
     def __init__(self) -> None:
-        self._lanes: dict[str, Lane] = {}
+        self.lanes: dict[str, Lane] = {}
 
     def lane(self, name: str) -> Lane:
         """The lane so called, created at first use."""
-        lane = self._lanes.get(name)
+        lane = self.lanes.get(name)
         if lane is None:
-            lane = self._lanes[name] = Lane(name)
+            lane = self.lanes[name] = Lane(name)
         return lane
 
     def run(self, fork_ns: int, cpus: int) -> dict[str, int]:
         """The instant at which each lane ends, by name, in order of creation."""
-        if len(self._lanes) <= cpus and not any(lane.program for lane in self._lanes.values()):
-            return {name: fork_ns + lane.pending_ns for name, lane in self._lanes.items()}
-        programs = [lane.finished_program() for lane in self._lanes.values()]
+        if len(self.lanes) <= cpus and not any(lane.program for lane in self.lanes.values()):
+            return {name: fork_ns + lane.pending_ns for name, lane in self.lanes.items()}
+        programs = [lane.finished_program() for lane in self.lanes.values()]
         ends = _Schedule(programs, cpus).run(fork_ns)
-        named = dict(zip(self._lanes, ends, strict=True))
+        named = dict(zip(self.lanes, ends, strict=True))
         done = {name: end for name, end in named.items() if end is not None}
         if len(done) < len(named):
             stuck = ", ".join(name for name in named if name not in done)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernelmodel.errors import ModelBug
-from kernelmodel.sim.lanes import Group
+from kernelmodel.sim.lanes import Group, LockBlock
 from tests.kernelmodel.sim.lane_reference import BODIES, Body, steps_of, tick_by_tick
 
 
@@ -25,9 +25,8 @@ def _fill(group: Group, name: str, body: Body) -> None:
         if isinstance(item, int):
             lane.pending_ns += item
         else:
-            lane.take(item[0])
-            _fill(group, name, item[1])
-            lane.drop(item[0])
+            with LockBlock(item[0], lane, []):
+                _fill(group, name, item[1])
 
 
 @settings(deadline=None, max_examples=400)
