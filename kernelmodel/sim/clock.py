@@ -222,7 +222,7 @@ class Clock:
         else:
             ns = plain[0] + (units * plain[1] + 500) // 1000
         if self.running is not None:
-            self.running.pending_ns += ns
+            self.running.work_ns += ns
             return
         if self.group is not None and self.group.lanes:
             self._join()

@@ -28,32 +28,37 @@ from types import TracebackType
 
 from kernelmodel.errors import ModelBug
 
-__all__ = ["Group", "Lane", "LockBlock", "Step"]
+__all__ = ["Group", "Lane", "LockBlock"]
 
 #: Nanoseconds of work, or a lock operation: (name, True) takes it, (name, False) drops it.
-Step = int | tuple[str, bool]
+_Step = int | tuple[str, bool]
 
 
 class Lane:
-    """A thread's program within a group."""
+    """A thread's program within a group: its work, and at which points of it locks change hands."""
 
-    __slots__ = ("held", "name", "pending_ns", "program")
+    __slots__ = ("held", "lock_ops", "name", "work_ns")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.held: list[str] = []
-        self.pending_ns = 0  # work not yet in the program: successive charges are one stretch
-        self.program: list[Step] = []
+        self.work_ns = 0
+        #: (work done until then, lock, whether it is taken), in order.
+        self.lock_ops: list[tuple[int, str, bool]] = []
 
-    def finished_program(self) -> list[Step]:
-        """Everything that the lane does in its group."""
-        self._flush()
-        return self.program
-
-    def _flush(self) -> None:
-        if self.pending_ns:
-            self.program.append(self.pending_ns)
-            self.pending_ns = 0
+    def steps(self, shared: set[str]) -> list[_Step]:
+        """The program as far as others can notice: work, and what it does to `shared` locks."""
+        steps: list[_Step] = []
+        done_ns = 0
+        for at_ns, lock, takes in self.lock_ops:
+            if lock in shared:
+                if at_ns > done_ns:
+                    steps.append(at_ns - done_ns)
+                    done_ns = at_ns
+                steps.append((lock, takes))
+        if self.work_ns > done_ns:
+            steps.append(self.work_ns - done_ns)
+        return steps
 
 
 class LockBlock:
@@ -77,10 +82,7 @@ class LockBlock:
         if lane is not None:
             if lock in self._main_locks:
                 raise ModelBug(f"lane {lane.name!r} waits for {lock!r}, which the main lane holds")
-            if lane.pending_ns:
-                lane.program.append(lane.pending_ns)
-                lane.pending_ns = 0
-            lane.program.append((lock, True))
+            lane.lock_ops.append((lane.work_ns, lock, True))
         held.append(lock)
 
     def __exit__(
@@ -91,13 +93,10 @@ class LockBlock:
             self._main_locks.remove(lock)
             return
         lane.held.remove(lock)
-        if lane.pending_ns:
-            lane.program += (lane.pending_ns, (lock, False))
-            lane.pending_ns = 0
-        elif lane.program[-1] == (lock, True):
-            lane.program.pop()
+        if lane.lock_ops[-1] == (lane.work_ns, lock, True):
+            lane.lock_ops.pop()
         else:
-            lane.program.append((lock, False))
+            lane.lock_ops.append((lane.work_ns, lock, False))
 
 
 class Group:
@@ -117,10 +116,10 @@ class Group:
 
     def run(self, fork_ns: int, cpus: int) -> dict[str, int]:
         """The instant at which each lane ends, by name, in order of creation."""
-        if len(self.lanes) <= cpus and not any(lane.program for lane in self.lanes.values()):
-            return {name: fork_ns + lane.pending_ns for name, lane in self.lanes.items()}
-        programs = [lane.finished_program() for lane in self.lanes.values()]
-        ends = _Schedule(programs, cpus).run(fork_ns)
+        shared = self._shared_locks()
+        if not shared and len(self.lanes) <= cpus:  # nobody waits for anything
+            return {name: fork_ns + lane.work_ns for name, lane in self.lanes.items()}
+        ends = _schedule([lane.steps(shared) for lane in self.lanes.values()], fork_ns, cpus)
         named = dict(zip(self.lanes, ends, strict=True))
         done = {name: end for name, end in named.items() if end is not None}
         if len(done) < len(named):
@@ -128,66 +127,53 @@ class Group:
             raise ModelBug(f"lanes wait for each other's locks: {stuck}")
         return done
 
+    def _shared_locks(self) -> set[str]:
+        """Locks that more than one lane takes: nobody waits for, or inherits, any other."""
+        taken: set[str] = set()
+        shared: set[str] = set()
+        for lane in self.lanes.values():
+            if lane.lock_ops:
+                locks = {lock for _, lock, _ in lane.lock_ops}
+                shared |= taken & locks
+                taken |= locks
+        return shared
 
-class _Schedule:
-    """One run of a group. Lanes are known by their index; all heaps are ordered (ns, lane)."""
 
-    def __init__(self, programs: list[list[Step]], cpus: int) -> None:
-        self._programs = programs
-        self._next_step = [0] * len(programs)
-        self._ends: list[int | None] = [None] * len(programs)
-        self._free_cpus = cpus
-        self._ready: list[tuple[int, int]] = []  # ready since, without a CPU
-        self._acting: list[tuple[int, int]] = []  # on a CPU, with nothing to do until then
-        self._owner: dict[str, int] = {}
-        self._waiting: dict[str, list[tuple[int, int]]] = {}  # by lock: asked at
+def _schedule(programs: list[list[_Step]], now_ns: int, free_cpus: int) -> list[int | None]:
+    """When each lane ends; None for the lanes caught in a deadlock.
 
-    def run(self, now_ns: int) -> list[int | None]:
-        """When each lane ends; None for the lanes caught in a deadlock."""
-        self._ready = [(now_ns, index) for index in range(len(self._programs))]
-        while True:
-            while self._acting and self._acting[0][0] == now_ns:
-                self._act(now_ns, heappop(self._acting)[1])
-            if self._ready and self._free_cpus:
-                self._dispatch(now_ns)
-            elif self._acting:
-                now_ns = self._acting[0][0]
+    Lanes are known by their index; all heaps are ordered (ns, lane).
+    """
+    rest_of = [iter(program) for program in programs]
+    ends: list[int | None] = [None] * len(programs)
+    ready = [(now_ns, index) for index in range(len(programs))]  # ready since, without a CPU
+    acting: list[tuple[int, int]] = []  # on a CPU, with nothing to do until then
+    waiting: dict[str, list[tuple[int, int]]] = {}  # by lock that is held: asked at
+    while True:
+        while acting and acting[0][0] == now_ns:
+            index = heappop(acting)[1]
+            for step in rest_of[index]:  # carry on until the lane works, waits or ends
+                if isinstance(step, int):
+                    heappush(acting, (now_ns + step, index))
+                    break
+                lock, takes = step
+                if not takes:
+                    if waiting[lock]:
+                        heappush(ready, (now_ns, heappop(waiting[lock])[1]))
+                    else:
+                        del waiting[lock]
+                elif lock not in waiting:
+                    waiting[lock] = []
+                else:
+                    heappush(waiting[lock], (now_ns, index))
+                    free_cpus += 1
+                    break
             else:
-                return self._ends
-
-    def _dispatch(self, now_ns: int) -> None:
-        while self._ready and self._free_cpus:
-            self._free_cpus -= 1
-            heappush(self._acting, (now_ns, heappop(self._ready)[1]))
-
-    def _act(self, now_ns: int, index: int) -> None:
-        """Carry on with a lane's program until it works, waits or ends."""
-        program = self._programs[index]
-        at = self._next_step[index]
-        while at < len(program):
-            step = program[at]
-            at += 1
-            if isinstance(step, int):
-                heappush(self._acting, (now_ns + step, index))
-                self._next_step[index] = at
-                return
-            lock, takes = step
-            if not takes:
-                self._hand_on(now_ns, lock)
-            elif lock not in self._owner:
-                self._owner[lock] = index
-            else:
-                heappush(self._waiting.setdefault(lock, []), (now_ns, index))
-                self._free_cpus += 1
-                self._next_step[index] = at
-                return
-        self._ends[index] = now_ns
-        self._free_cpus += 1
-
-    def _hand_on(self, now_ns: int, lock: str) -> None:
-        waiting = self._waiting.get(lock)
-        if waiting:
-            self._owner[lock] = heir = heappop(waiting)[1]
-            heappush(self._ready, (now_ns, heir))
-        else:
-            del self._owner[lock]
+                ends[index] = now_ns
+                free_cpus += 1
+        while ready and free_cpus:
+            free_cpus -= 1
+            heappush(acting, (now_ns, heappop(ready)[1]))
+        if not acting:
+            return ends
+        now_ns = acting[0][0]

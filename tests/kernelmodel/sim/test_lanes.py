@@ -23,7 +23,7 @@ def _fill(group: Group, name: str, body: Body) -> None:
     lane = group.lane(name)
     for item in body:
         if isinstance(item, int):
-            lane.pending_ns += item
+            lane.work_ns += item
         else:
             with LockBlock(item[0], lane, []):
                 _fill(group, name, item[1])
@@ -96,7 +96,7 @@ def test_lanes_that_wait_in_a_circle_are_named() -> None:
 
 def test_a_lane_that_is_entered_again_goes_on() -> None:
     group = Group()
-    group.lane("x").pending_ns += 3
-    group.lane("y").pending_ns += 4
-    group.lane("x").pending_ns += 5
+    group.lane("x").work_ns += 3
+    group.lane("y").work_ns += 4
+    group.lane("x").work_ns += 5
     assert group.run(100, 2) == {"x": 108, "y": 104}
