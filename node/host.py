@@ -10,10 +10,9 @@ the machine's memory and the firmware record. VMs keep nothing of their memory b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
-from typing import Final
+from typing import Final, TypeVar, TypeVarTuple
 
 from kernelmodel import kexec
 from kernelmodel.boot import boot
@@ -35,6 +34,9 @@ from node.vm import MEMORY_TOKEN, Vm, VmState
 
 __all__ = ["Host", "HostPanicked", "HostState", "HostStateError", "kernel_cmdline"]
 
+_Fields = Mapping[str, int | str]
+_T = TypeVar("_T")
+_Ts = TypeVarTuple("_Ts")
 _HUGEPAGESZ: Final = {2 << 20: "2M", 1 << 30: "1G"}
 
 
@@ -133,7 +135,8 @@ class Host:
         self.clock.on_phase = self._phase_ended
         self._advance(HostState.UP, "powered on")
         for vm in self.vms.values():
-            self.emit("vm", name=vm.spec.name, state=vm.state, fingerprint=self._look_at(vm))
+            seen = vm.read_fingerprint(self.machine.memory)
+            self.emit("vm", name=vm.spec.name, state=vm.state, fingerprint=seen)
 
     # Bookkeeping.
 
@@ -197,11 +200,12 @@ class Host:
             raise HostStateError("NO_AGENT", f"{self.name}: no agent has /dev/liveupdate open")
         return self.agent
 
-    def _session(self, name: str) -> int:
-        fd = self._the_agent().session(name)
+    def _session(self, name: str) -> tuple[Agent, int]:
+        agent = self._the_agent()
+        fd = agent.session(name)
         if fd is None:
             raise HostStateError("NO_SUCH_SESSION", f"{self.name}: no open session {name!r}")
-        return fd
+        return agent, fd
 
     # VMs.
 
@@ -212,7 +216,7 @@ class Host:
             raise HostStateError("VM_NOT_RUNNING", f"{name} is {vm.state}")
         vm.run()
         self.clock.charge("vm_pause", vm.spec.vcpus)
-        vm.fingerprint = self._look_at(vm)
+        vm.fingerprint = vm.read_fingerprint(self.machine.memory)
         vm.advance(VmState.PAUSED)
         self.emit("vm", name=name, state=vm.state, fingerprint=vm.fingerprint)
 
@@ -232,25 +236,22 @@ class Host:
             raise HostStateError("VM_NOT_STOPPED", f"{name} is {vm.state}")
         vm.start(self.kernel)
         self.clock.charge("vm_boot")
-        self.emit("vm", name=name, state=vm.state, fingerprint=self._look_at(vm))
-
-    def _look_at(self, vm: Vm) -> bytes:
-        return vm.read_fingerprint(self.machine.memory)
+        seen = vm.read_fingerprint(self.machine.memory)
+        self.emit("vm", name=name, state=vm.state, fingerprint=seen)
 
     # Sessions.
 
     def create_session(self, name: str) -> None:
         """CREATE_SESSION on /dev/liveupdate."""
-        with self._refusals("create_session", session=name):
-            self._the_agent().create(name)
+        self._ask("create_session", {"session": name}, self._the_agent().create, name)
 
     def preserve_fd(self, session: str, token: int, vm: str) -> None:
         """PRESERVE_FD of a VM's memory."""
-        fd, machine = self._session(session), self.vm(vm)
+        (agent, fd), machine = self._session(session), self.vm(vm)
         if machine.task is None:
             raise HostStateError("VM_STOPPED", f"{vm} has no memory")
-        with self._refusals("preserve_fd", session=session, token=token, vm=vm):
-            self._the_agent().preserve(fd, machine.task, machine.fd, token)
+        fields: _Fields = {"session": session, "token": token, "vm": vm}
+        self._ask("preserve_fd", fields, agent.preserve, fd, machine.task, machine.fd, token)
 
     def preserve_vm(self, name: str) -> None:
         """What a VMM does for its VM: a session of its name, its memory in it."""
@@ -263,40 +264,37 @@ class Host:
 
     def close_session(self, name: str) -> None:
         """close(2): an outgoing session lets go of its files, an incoming one finishes."""
-        fd = self._session(name)
-        with self._refusals("close_session", session=name):
-            self._the_agent().close(fd)
+        agent, fd = self._session(name)
+        self._ask("close_session", {"session": name}, agent.close, fd)
 
     def retrieve_session(self, name: str) -> None:
         """RETRIEVE_SESSION on /dev/liveupdate."""
-        with self._refusals("retrieve_session", session=name):
-            self._the_agent().retrieve(name)
+        self._ask("retrieve_session", {"session": name}, self._the_agent().retrieve, name)
 
     def retrieve_fd(self, session: str, token: int, name: str) -> bool:
         """RETRIEVE_FD; the VM gets its memory back. Whether it holds what it held when paused."""
-        fd, vm = self._session(session), self.vm(name)
+        (agent, fd), vm = self._session(session), self.vm(name)
         if vm.state is not VmState.STOPPED:
             raise HostStateError("VM_NOT_STOPPED", f"{name} is {vm.state}")
         task = Task(self.kernel, f"vmm:{name}")
-        with self._refusals("retrieve_fd", session=session, token=token, vm=name):
-            vm.fd = self._the_agent().fetch(fd, token, task)
+        fields: _Fields = {"session": session, "token": token, "vm": name}
+        vm.fd = self._ask("retrieve_fd", fields, agent.fetch, fd, token, task)
         vm.task = task
         vm.advance(VmState.PAUSED)
         self.clock.charge("vmm_rebuild", vm.spec.vcpus)
-        intact = bool(vm.fingerprint) and self._look_at(vm) == vm.fingerprint
+        intact = bool(vm.fingerprint) and vm.read_fingerprint(self.machine.memory) == vm.fingerprint
         self.emit("retrieved", vm=name, intact=intact)
         return intact
 
     def finish_session(self, name: str) -> None:
         """FINISH."""
-        with self._refusals("finish_session", session=name):
-            self._the_agent().finish(self._session(name))
+        agent, fd = self._session(name)
+        self._ask("finish_session", {"session": name}, agent.finish, fd)
 
-    @contextmanager
-    def _refusals(self, what: str, **fields: int | str) -> Iterator[None]:
+    def _ask(self, what: str, fields: _Fields, call: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
         """Record a call and what the kernel said to it, or that it died of it."""
         try:
-            yield
+            answer = call(*args)
         except KernelError as error:
             self.emit(what, errno=error.name, **fields)
             raise
@@ -308,6 +306,7 @@ class Host:
             message = f"{self.name} panicked in {what}: {panic}"
             raise HostPanicked("PANICKED", message) from panic
         self.emit(what, **fields)
+        return answer
 
     def sessions(self) -> list[SessionView]:
         """All sessions that this kernel knows."""
@@ -321,8 +320,8 @@ class Host:
             raise HostStateError("HOST_DOWN", f"{self.name} is {self.state}")
         target = self.known_release(release)
         self.kernel.fail_function = self.faults.fail_function
-        with self._refusals("kexec_file_load", release=release):
-            self._the_agent().task.kexec_file_load(target, cmdline or self._cmdline)
+        call, words = self._the_agent().task.kexec_file_load, cmdline or self._cmdline
+        self._ask("kexec_file_load", {"release": release}, call, target, words)
         self.loaded = target
         self._advance(HostState.KEXEC_LOADED, f"loaded {release}")
 
@@ -333,8 +332,8 @@ class Host:
         kernel = self.kernel
         kernel.fail_function = self.faults.fail_function
         try:
-            with self.clock.phase("freeze"), self._refusals("freeze"):
-                return kexec.kernel_kexec(kernel)
+            with self.clock.phase("freeze"):
+                return self._ask("freeze", {}, kexec.kernel_kexec, kernel)
         finally:
             kernel.fail_function = no_failures
 
@@ -346,7 +345,7 @@ class Host:
         for vm in self.vms.values():
             if vm.state is VmState.RUNNING:  # nobody paused it: its guest runs to the very end
                 vm.run()
-                vm.fingerprint = self._look_at(vm)
+                vm.fingerprint = vm.read_fingerprint(self.machine.memory)
         faults.strike_memory(self.faults, self.kernel)
         self.kept_image.take(self.kernel)
         self.emit("jump", release=image.release.name, handover=self.kernel.kho.handover_digest())

@@ -153,7 +153,9 @@ class Vm:
 
     def read_fingerprint(self, memory: PhysicalMemory) -> bytes:
         """Of what guest memory holds now; empty if pages are missing."""
-        extents = memory_extents(self.file)
+        if self.task is None:
+            raise ModelBug(f"{self.spec.name} has no VMM")
+        extents = memory_extents(self.task.files.fget(self.fd))
         return b"" if extents is None else memory.content_digest(extents)
 
     def forget(self) -> None:
