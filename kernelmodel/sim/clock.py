@@ -147,9 +147,10 @@ class Clock:
     """A host's virtual time in nanoseconds; it outlives the host's kernels."""
 
     __slots__ = (
-        "_draws_of_phase",
+        "_draws",
         "_draws_outside",
         "_luck",
+        "_luck_of_phase",
         "_main_locks",
         "_now_ns",
         "_phase",
@@ -181,8 +182,9 @@ class Clock:
         self.on_phase: Callable[[Phase], None] | None = None
         self._luck = stream_key(seed, *path, "cost")
         self._phases_so_far: dict[str, int] = {}
-        self._draws_of_phase: dict[str, int] = {}
         self._draws_outside: dict[str, int] = {}
+        self._draws = self._draws_outside  # or this phase's own
+        self._luck_of_phase = ""
         self._slowdowns: dict[str, list[int]] = {}
         self._plain = cost.plain  # shared by the hosts of a run, until a fault slows this one
 
@@ -216,13 +218,15 @@ class Clock:
         """State that `units` of `op` are done on the current lane, under the locks it holds."""
         if units < 0:
             raise ModelBug(f"{units} units of {op!r}")
-        plain = self._plain.get(op)
-        if plain is None:
+        try:
+            base_ns, per_unit_ps = self._plain[op]
+        except KeyError:
             ns = self._uncommon_cost_ns(op, units)
         else:
-            ns = plain[0] + (units * plain[1] + 500) // 1000
-        if self.running is not None:
-            self.running.work_ns += ns
+            ns = base_ns + (units * per_unit_ps + 500) // 1000
+        lane = self.running
+        if lane is not None:
+            lane.work_ns += ns
             return
         if self.group is not None and self.group.lanes:
             self._join()
@@ -262,10 +266,13 @@ class Clock:
         self._plain = {op: plain[op] for op in plain if op not in slowed} if slowed else plain
 
     def _uncommon_cost_ns(self, op: str, units: int) -> int:
-        row = self.cost.row(op)
-        ns = row.cost_ns(units)
-        if row.spread:
-            ns = ns * self.cost.spreads[row.spread].multiplier_permille(self._draw(op)) // _PERMILLE
+        lucky = self.cost.lucky.get(op)
+        if lucky is None:  # a plain row that a fault slows
+            ns = self.cost.cost_ns(op, units)
+        else:
+            base_ns, per_unit_ps, spread = lucky
+            ns = base_ns + (units * per_unit_ps + 500) // 1000
+            ns = ns * spread.multiplier_permille(self._draw(op)) // _PERMILLE
         for permille in self._slowdowns.get(op, ()):
             ns = ns * permille // _PERMILLE
         return ns
@@ -277,28 +284,25 @@ class Clock:
         its host has, nor this update's on how the last one went.
         """
         what = op if self.running is None else f"{op} {self.running.name}"
-        phase = self._phase
-        counts = self._draws_outside if phase is None else self._draws_of_phase
+        counts = self._draws
         index = counts.get(what, 0)
         counts[what] = index + 1
-        if phase is not None:
-            what = f"{phase.name} {self._phases_so_far[phase.name]} {what}"
-        return draw(self._luck, what, index, Spread.RESOLUTION)
+        return draw(self._luck, self._luck_of_phase + what, index, Spread.RESOLUTION)
 
     def _enter_phase(self, name: str) -> Phase:
         if self._phase is not None:
             raise ModelBug(f"phase {name!r} within phase {self._phase.name!r}")
         self._phase = Phase(name, self._now_ns)
         self.group = Group()
-        self._phases_so_far[name] = self._phases_so_far.get(name, 0) + 1
-        self._draws_of_phase = {}
+        self._phases_so_far[name] = nr = self._phases_so_far.get(name, 0) + 1
+        self._draws, self._luck_of_phase = {}, f"{name} {nr} "
         return self._phase
 
     def _leave_phase(self) -> None:
         self._join()
         phase, self._phase = self._phase, None
         self.group = None
-        self._draws_of_phase = {}
+        self._draws, self._luck_of_phase = self._draws_outside, ""
         if self.on_phase is not None and phase is not None:
             self.on_phase(phase)
 

@@ -37,6 +37,12 @@ class CostModel:
         self.plain: Mapping[str, tuple[int, int]] = {
             op: (row.base_ns, row.per_unit_ps) for op, row in self.rows.items() if not row.spread
         }
+        #: (base_ns, per_unit_ps, spread) of the others.
+        self.lucky: Mapping[str, tuple[int, int, Spread]] = {
+            op: (row.base_ns, row.per_unit_ps, self.spreads[row.spread])
+            for op, row in self.rows.items()
+            if row.spread
+        }
 
     @classmethod
     def load(cls, profile_toml: str = "") -> CostModel:

@@ -31,8 +31,8 @@ class Spread:
     def multiplier_permille(self, drawn: int) -> int:
         """The multiplier at the quantile drawn / RESOLUTION, rounded down to a permille."""
         scale = self.RESOLUTION // _PERMILLE
-        (left, low), *rest = self.points
-        for right, high in rest:
+        left, low = self.points[0]
+        for right, high in self.points[1:]:
             if drawn <= right * scale:
                 return low + (high - low) * (drawn - left * scale) // ((right - left) * scale)
             left, low = right, high
