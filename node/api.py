@@ -68,15 +68,11 @@ class Backing(StrEnum):
     HUGETLB_2M = "hugetlb-2M"  # memfd_create(MFD_HUGETLB | MFD_HUGE_2MB)
     HUGETLB_1G = "hugetlb-1G"  # memfd_create(MFD_HUGETLB | MFD_HUGE_1GB)
 
-    @property
-    def page_bytes(self) -> int:
-        """Size of one page of this backing."""
-        return {"memfd": 4 << 10, "hugetlb-2M": 2 << 20, "hugetlb-1G": 1 << 30}[self.value]
-
-    @property
-    def page_label(self) -> str:
-        """The `page_size` label of metrics and results."""
-        return {"memfd": "4KiB", "hugetlb-2M": "2MiB", "hugetlb-1G": "1GiB"}[self.value]
+    def __init__(self, value: str) -> None:
+        #: Size of one page of this backing.
+        self.page_bytes = {"memfd": 4 << 10, "hugetlb-2M": 2 << 20, "hugetlb-1G": 1 << 30}[value]
+        #: The `page_size` label of metrics and results.
+        self.page_label = {"memfd": "4KiB", "hugetlb-2M": "2MiB", "hugetlb-1G": "1GiB"}[value]
 
 
 class HostOutcome(StrEnum):

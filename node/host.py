@@ -276,7 +276,7 @@ class Host:
         (agent, fd), vm = self._session(session), self.vm(name)
         if vm.state is not VmState.STOPPED:
             raise HostStateError("VM_NOT_STOPPED", f"{name} is {vm.state}")
-        task = Task(self.kernel, f"vmm:{name}")
+        task = Task(self.kernel, vm.vmm)
         fields: _Fields = {"session": session, "token": token, "vm": name}
         vm.fd = self._ask("retrieve_fd", fields, agent.fetch, fd, token, task)
         vm.task = task

@@ -76,11 +76,15 @@ def memory_extents(file: File) -> list[tuple[int, int]] | None:
 class Vm:
     """One VM on its host."""
 
-    __slots__ = ("fd", "fingerprint", "nid", "spec", "state", "task", "version")
+    __slots__ = ("fd", "fingerprint", "nid", "nr_pages", "spec", "state", "task", "version", "vmm")
 
     def __init__(self, spec: VmSpec, nid: int) -> None:
         self.spec = spec
         self.nid = nid
+        #: Guest memory in pages of its backing.
+        self.nr_pages = spec.memory_bytes // spec.backing.page_bytes
+        #: Its VMM's name, which is also the name of the lane on which that runs.
+        self.vmm = f"vmm:{spec.name}"
         self.state = VmState.STOPPED
         self.task: Task | None = None
         self.fd = -1
@@ -88,11 +92,6 @@ class Vm:
         self.version = 0
         #: Of guest memory when it was last paused.
         self.fingerprint = b""
-
-    @property
-    def nr_pages(self) -> int:
-        """Guest memory in pages of its backing."""
-        return self.spec.memory_bytes // self.spec.backing.page_bytes
 
     def advance(self, to: VmState) -> None:
         """Change state."""
@@ -113,7 +112,7 @@ class Vm:
         Raises:
             NoMemory, NoSpace: the host does not have the memory; nothing is left behind.
         """
-        task = Task(kernel, f"vmm:{self.spec.name}")
+        task = Task(kernel, self.vmm)
         try:
             self.fd = task.memfd_create(_MEMFD_FLAGS[self.spec.backing])
             task.ftruncate(self.fd, self.spec.memory_bytes)
