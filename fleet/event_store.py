@@ -18,7 +18,8 @@ give the same as one row a phase that happened.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import duckdb
 import numpy as np
@@ -29,10 +30,9 @@ from node.api import BLACKOUT_PHASES
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
-    from typing import Any
 
-    from fleet.api import RunRecord
-    from node.api import UpdateResult
+    from fleet.api import RunRecord, WaveRecord
+    from node.api import HostSpec, UpdateResult, VmResult, VmSpec
 
 __all__ = ["fill_event_store", "write_event_store"]
 
@@ -40,8 +40,10 @@ __all__ = ["fill_event_store", "write_event_store"]
 _UPDATE_PHASES: Final = ("kexec_file_load", "preserve", *BLACKOUT_PHASES, "finish")
 _VM_PHASES: Final = ("pause_wait", *BLACKOUT_PHASES, "resume_wait", "restart")
 
-_TEXT: Final = "VARCHAR"
-_INTEGER: Final = "BIGINT"
+#: Rows that are held as columns at a time, as many as DuckDB stores together.
+_CHUNK: Final = 122_880
+
+_Row = TypeVar("_Row")
 
 
 def write_event_store(record: RunRecord, path: Path) -> None:
@@ -68,166 +70,184 @@ def fill_event_store(store: duckdb.DuckDBPyConnection, record: RunRecord) -> Non
     _write_vm_updates(store, record.results)
 
 
-class _Table:
-    """A table under construction: rows, and how each column is read off a row."""
+class _Columns:
+    """Some rows of a table, by column: the cells of texts, then those of integers."""
 
-    def __init__(self, name: str, rows: Sequence[Any]) -> None:
-        self.name = name
-        self.rows = rows
-        self.kinds: dict[str, str] = {}
-        self.cells: dict[str, list[Any]] = {}
-
-    def text(self, **columns: Callable[[Any], str]) -> None:
-        for name, read in columns.items():
-            self.kinds[name] = _TEXT
-            self.cells[name] = [str(read(row)) for row in self.rows]
-
-    def integer(self, **columns: Callable[[Any], int | None]) -> None:
-        for name, read in columns.items():
-            self.kinds[name] = _INTEGER
-            self.cells[name] = [read(row) for row in self.rows]
-
-    def write(self, store: duckdb.DuckDBPyConnection) -> None:
-        """Create and fill the table, through one array a column: row by row takes minutes."""
-        declared = ", ".join(f'"{name}" {kind}' for name, kind in self.kinds.items())
-        store.execute(f"CREATE TABLE {self.name} ({declared})")
-        if not self.rows:
-            return
-        store.register(
-            "incoming",
-            {
-                name: _integers(cells)
-                if self.kinds[name] == _INTEGER
-                else np.array(cells, dtype=object)
-                for name, cells in self.cells.items()
-            },
-        )
-        store.execute(f"INSERT INTO {self.name} SELECT * FROM incoming")  # noqa: S608  # our names
-        store.unregister("incoming")
+    def __init__(
+        self, text: dict[str, Sequence[str]], integer: dict[str, Sequence[int | None]]
+    ) -> None:
+        self.kinds = dict.fromkeys(text, "VARCHAR") | dict.fromkeys(integer, "BIGINT")
+        self.arrays = {name: np.array(cells, dtype=object) for name, cells in text.items()}
+        self.arrays |= {name: _integers(cells) for name, cells in integer.items()}
 
 
-def _integers(cells: Sequence[int | None]) -> object:
+def _integers(cells: Sequence[int | None]) -> np.ndarray:
+    if None not in cells:
+        return np.array(cells, dtype=np.int64)
     absent = [cell is None for cell in cells]
     return np.ma.masked_array(np.array([cell or 0 for cell in cells], dtype=np.int64), mask=absent)
 
 
+def _write(
+    store: duckdb.DuckDBPyConnection,
+    table: str,
+    rows: Iterable[_Row],
+    read: Callable[[Sequence[_Row]], _Columns],
+) -> None:
+    """Create and fill a table, through one array a column: row by row takes minutes."""
+    left = iter(rows)
+    kinds = read(()).kinds
+    declared = ", ".join(f'"{name}" {kind}' for name, kind in kinds.items())
+    store.execute(f"CREATE TABLE {table} ({declared})")
+    while some := list(islice(left, _CHUNK)):
+        store.register("incoming", read(some).arrays)
+        store.execute(f"INSERT INTO {table} SELECT * FROM incoming")  # noqa: S608  # our names
+        store.unregister("incoming")
+
+
 def _write_run(store: duckdb.DuckDBPyConnection, record: RunRecord) -> None:
-    table = _Table("run", [record])
-    table.text(
-        scenario=lambda r: r.scenario.name,
-        target_release=lambda r: r.scenario.target_release,
-        state=lambda r: r.state,
-        why=lambda r: r.why,
-        digest=lambda r: r.digest,
-        scenario_digest=lambda r: r.scenario.digest,
-        cost_digest=lambda r: r.cost_digest,
-        backend=lambda r: r.backend,
-    )
-    table.integer(
-        seed=lambda r: r.seed,
-        virtual_ns=lambda r: r.virtual_ns,
-        downtime_budget_ns=lambda r: r.scenario.downtime_budget_ns,
-        actors=lambda r: r.actors,
-        peak_rss_bytes=lambda r: r.peak_rss_bytes,
-        wall_ns=lambda r: round(r.wall_seconds * 1e9),
-    )
-    table.write(store)
+    def read(records: Sequence[RunRecord]) -> _Columns:
+        scenarios = [r.scenario for r in records]
+        return _Columns(
+            {
+                "scenario": [s.name for s in scenarios],
+                "target_release": [s.target_release for s in scenarios],
+                "state": [r.state for r in records],
+                "why": [r.why for r in records],
+                "digest": [r.digest for r in records],
+                "scenario_digest": [s.digest for s in scenarios],
+                "cost_digest": [r.cost_digest for r in records],
+                "backend": [r.backend for r in records],
+            },
+            {
+                "seed": [r.seed for r in records],
+                "virtual_ns": [r.virtual_ns for r in records],
+                "downtime_budget_ns": [s.downtime_budget_ns for s in scenarios],
+                "actors": [r.actors for r in records],
+                "peak_rss_bytes": [r.peak_rss_bytes for r in records],
+                "wall_ns": [round(r.wall_seconds * 1e9) for r in records],
+            },
+        )
+
+    _write(store, "run", [record], read)
 
 
 def _write_inventory(store: duckdb.DuckDBPyConnection, record: RunRecord) -> None:
     wave_of = {host: wave.index for wave in record.waves for host in wave.hosts}
-    hosts = _Table("hosts", record.scenario.hosts)
-    hosts.text(
-        host=lambda h: h.name, release=lambda h: h.release, outcome=lambda h: record.hosts[h.name]
-    )
-    hosts.integer(
-        cpus=lambda h: h.cpus,
-        numa_nodes=lambda h: len(h.node_bytes),
-        memory_bytes=lambda h: sum(h.node_bytes),
-        wave=lambda h: wave_of.get(h.name),
-    )
-    hosts.write(store)
 
-    pairs = [
-        (host.name, key, value)
-        for host in record.scenario.hosts
-        for key, value in host.domains.items()
-    ]
-    domains = _Table("domains", pairs)
-    domains.text(host=lambda d: d[0], domain=lambda d: d[1], value=lambda d: d[2])
-    domains.write(store)
+    def read_hosts(hosts: Sequence[HostSpec]) -> _Columns:
+        return _Columns(
+            {
+                "host": [h.name for h in hosts],
+                "release": [h.release for h in hosts],
+                "outcome": [record.hosts[h.name] for h in hosts],
+            },
+            {
+                "cpus": [h.cpus for h in hosts],
+                "numa_nodes": [len(h.node_bytes) for h in hosts],
+                "memory_bytes": [sum(h.node_bytes) for h in hosts],
+                "wave": [wave_of.get(h.name) for h in hosts],
+            },
+        )
 
-    vms = _Table("vms", record.scenario.vms)
-    vms.text(
-        vm=lambda v: v.name,
-        host=lambda v: v.host,
-        backing=lambda v: v.backing,
-        outcome=lambda v: record.vms[v.name],
-    )
-    vms.integer(memory_bytes=lambda v: v.memory_bytes, vcpus=lambda v: v.vcpus)
-    vms.write(store)
+    def read_domains(domains: Sequence[tuple[str, str, str]]) -> _Columns:
+        return _Columns(
+            {
+                "host": [host for host, _, _ in domains],
+                "domain": [key for _, key, _ in domains],
+                "value": [value for _, _, value in domains],
+            },
+            {},
+        )
 
-    waves = _Table("waves", record.waves)
-    waves.text(name=lambda w: w.name, verdict=lambda w: w.verdict)
-    waves.integer(
-        wave=lambda w: w.index,
-        hosts=lambda w: len(w.hosts),
-        start_ns=lambda w: w.start_ns,
-        end_ns=lambda w: w.end_ns,
-        soak_end_ns=lambda w: w.soak_end_ns,
-    )
-    waves.write(store)
+    def read_vms(vms: Sequence[VmSpec]) -> _Columns:
+        return _Columns(
+            {
+                "vm": [v.name for v in vms],
+                "host": [v.host for v in vms],
+                "backing": [v.backing for v in vms],
+                "outcome": [record.vms[v.name] for v in vms],
+            },
+            {"memory_bytes": [v.memory_bytes for v in vms], "vcpus": [v.vcpus for v in vms]},
+        )
+
+    def read_waves(waves: Sequence[WaveRecord]) -> _Columns:
+        return _Columns(
+            {"name": [w.name for w in waves], "verdict": [w.verdict for w in waves]},
+            {
+                "wave": [w.index for w in waves],
+                "hosts": [len(w.hosts) for w in waves],
+                "start_ns": [w.start_ns for w in waves],
+                "end_ns": [w.end_ns for w in waves],
+                "soak_end_ns": [w.soak_end_ns for w in waves],
+            },
+        )
+
+    hosts = record.scenario.hosts
+    domains = ((host.name, *pair) for host in hosts for pair in host.domains.items())
+    _write(store, "hosts", hosts, read_hosts)
+    _write(store, "domains", domains, read_domains)
+    _write(store, "vms", record.scenario.vms, read_vms)
+    _write(store, "waves", record.waves, read_waves)
 
 
 def _write_updates(store: duckdb.DuckDBPyConnection, results: Sequence[UpdateResult]) -> None:
-    lengths = [result.phases_ns | result.outside_ns for result in results]
-    phases = _phase_columns(_UPDATE_PHASES, lengths)
-    table = _Table("updates", results)
-    table.text(
-        host=lambda r: r.host,
-        outcome=lambda r: r.outcome,
-        reason=lambda r: r.reason,
-        detail=lambda r: r.detail,
-        release=lambda r: r.release,
-        digest=lambda r: r.digest,
-    )
-    table.integer(
-        seq=lambda r: r.seq,
-        freeze_attempts=lambda r: r.freeze_attempts,
-        start_ns=lambda r: r.start_ns,
-        end_ns=lambda r: r.end_ns,
-        blackout_start_ns=lambda r: r.blackout_start_ns,
-        blackout_end_ns=lambda r: r.blackout_end_ns,
-    )
-    for label in PAGE_LABELS:
-        table.integer(
-            **{f"preserved_{label}": lambda r, label=label: r.preserved_pages.get(label, 0)}
+    happened = chain.from_iterable((r.phases_ns, r.outside_ns) for r in results)
+    phases = _phase_columns(_UPDATE_PHASES, happened)
+
+    def read(some: Sequence[UpdateResult]) -> _Columns:
+        lengths = [r.phases_ns | r.outside_ns for r in some]
+        pages = [r.preserved_pages for r in some]
+        return _Columns(
+            {
+                "host": [r.host for r in some],
+                "outcome": [r.outcome for r in some],
+                "reason": [r.reason for r in some],
+                "detail": [r.detail for r in some],
+                "release": [r.release for r in some],
+                "digest": [r.digest for r in some],
+            },
+            {
+                "seq": [r.seq for r in some],
+                "freeze_attempts": [r.freeze_attempts for r in some],
+                "start_ns": [r.start_ns for r in some],
+                "end_ns": [r.end_ns for r in some],
+                "blackout_start_ns": [r.blackout_start_ns for r in some],
+                "blackout_end_ns": [r.blackout_end_ns for r in some],
+                **{f"preserved_{label}": [p.get(label, 0) for p in pages] for label in PAGE_LABELS},
+                **{f"{phase}_ns": [ns.get(phase) for ns in lengths] for phase in phases},
+            },
         )
-    for phase in phases:
-        table.integer(**{f"{phase}_ns": lambda r, p=phase: (r.phases_ns | r.outside_ns).get(p)})
-    table.write(store)
+
+    _write(store, "updates", results, read)
     _phase_view(store, "phases", "updates", "host, seq", phases)
 
 
 def _write_vm_updates(store: duckdb.DuckDBPyConnection, results: Sequence[UpdateResult]) -> None:
-    every = [(result, vm) for result in results for vm in result.vms]
-    phases = _phase_columns(_VM_PHASES, (vm.phases_ns for _, vm in every))
-    table = _Table("vm_updates", every)
-    table.text(
-        vm=lambda row: row[1].name,
-        host=lambda row: row[0].host,
-        outcome=lambda row: row[1].outcome,
-        reason=lambda row: row[1].reason,
-    )
-    table.integer(seq=lambda row: row[0].seq, downtime_ns=lambda row: row[1].downtime_ns)
-    for phase in phases:
-        table.integer(**{f"{phase}_ns": lambda row, p=phase: row[1].phases_ns.get(p)})
-    table.write(store)
+    phases = _phase_columns(_VM_PHASES, (vm.phases_ns for r in results for vm in r.vms))
+
+    def read(some: Sequence[tuple[UpdateResult, VmResult]]) -> _Columns:
+        lengths = [vm.phases_ns for _, vm in some]
+        return _Columns(
+            {
+                "vm": [vm.name for _, vm in some],
+                "host": [r.host for r, _ in some],
+                "outcome": [vm.outcome for _, vm in some],
+                "reason": [vm.reason for _, vm in some],
+            },
+            {
+                "seq": [r.seq for r, _ in some],
+                "downtime_ns": [vm.downtime_ns for _, vm in some],
+                **{f"{phase}_ns": [ns.get(phase) for ns in lengths] for phase in phases},
+            },
+        )
+
+    _write(store, "vm_updates", ((r, vm) for r in results for vm in r.vms), read)
     _phase_view(store, "vm_phases", "vm_updates", "vm, host, seq", phases)
 
 
 def _phase_columns(known: Sequence[str], seen: Iterable[dict[str, int]]) -> list[str]:
-    extra = {name for phases in seen for name in phases} - set(known)
+    extra = set[str]().union(*seen) - set(known)
     return [*known, *phase_order(extra)]
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet.event_store import write_event_store
+from fleet.event_store import fill_event_store, write_event_store
 from fleet.results import nearest_rank, phase_order, summarise, write_result
 from node.api import HostOutcome, UpdateResult, VmOutcome, VmResult
 from tests.fleet.sample_run import SEC, make_run, make_update
@@ -215,6 +215,22 @@ def test_the_event_store_agrees_with_the_summary(tmp_path: Path) -> None:
             count, ns = by_phase[phase]
             assert count == summary.count
             assert ns == pytest.approx(summary.mean * summary.count * 1e9)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 191])
+def test_the_event_store_does_not_show_how_many_rows_were_written_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    def written() -> dict[str, list[tuple[object, ...]]]:
+        tables = ("run", "hosts", "domains", "vms", "waves", "updates", "vm_updates")
+        with duckdb.connect() as store:
+            fill_event_store(store, run)
+            return {name: store.execute(f"SELECT * FROM {name}").fetchall() for name in tables}
+
+    run = make_run(lose_a_vm=True)
+    at_once = written()
+    monkeypatch.setattr("fleet.event_store._CHUNK", rows)
+    assert written() == at_once
 
 
 def test_in_the_event_store_phases_sum_to_blackout_and_downtime(tmp_path: Path) -> None:
