@@ -177,7 +177,7 @@ class Host:
 
     def emit(self, event: str, **fields: int | str | bytes | bool) -> None:
         """Record something that happened to this host, now."""
-        self.trace.emit(self.clock.now_ns, event, **fields)
+        self.trace.append(self.clock.now_ns, event, fields)
 
     def _phase_ended(self, phase: Phase) -> None:
         self.phases.append(phase)

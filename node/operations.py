@@ -9,7 +9,7 @@ Only a `ModelBug` gets out; what the kernel or the host's state refuses is in th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from google.protobuf.message import Message
@@ -73,9 +73,9 @@ class _Copy(Trace):
         super().__init__(inner.stream, record=True)
         self._inner = inner
 
-    def emit(self, now_ns: int, event: str, /, **fields: Value) -> None:
-        self._inner.emit(now_ns, event, **fields)
-        super().emit(now_ns, event, **fields)
+    def append(self, now_ns: int, event: str, fields: Mapping[str, Value]) -> None:
+        self._inner.append(now_ns, event, fields)
+        super().append(now_ns, event, fields)
 
     def hexdigest(self) -> str:
         return self._inner.hexdigest()

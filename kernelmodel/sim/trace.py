@@ -82,6 +82,10 @@ class Trace:
         self._kept: list[bytes] | None = [] if record else None
 
     def emit(self, now_ns: int, event: str, /, **fields: Value) -> None:
+        """`append`, with the fields as keywords."""
+        self.append(now_ns, event, fields)
+
+    def append(self, now_ns: int, event: str, fields: Mapping[str, Value]) -> None:
         """Append an event to the stream."""
         record = _encode(now_ns, event, fields)
         self._state = blake2b(self._state + record, digest_size=32).digest()
