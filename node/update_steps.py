@@ -12,7 +12,6 @@ cost it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 from kernelmodel.errors import KernelError, ModelBug
@@ -75,9 +74,10 @@ class Update:
 
     def in_lanes(self, phase: str, names: list[str], step: Callable[[str], object]) -> Phase:
         """Let VMs take a step, each on a lane of its own; failures are the step's business."""
-        with self.host.clock.phase(phase) as done:
+        clock = self.host.clock
+        with clock.phase(phase) as done:
             for name in names:
-                with self.host.clock.lane(f"vmm:{name}"):
+                with clock.lane(f"vmm:{name}"):
                     step(name)
         return done
 
@@ -196,9 +196,11 @@ class Update:
             return
 
         def step(name: str) -> None:
-            with suppress(KernelError):  # it is recorded, and the session stays until the next jump
+            try:
                 self.host.finish_session(name)
                 self.host.close_session(name)
+            except KernelError:  # it is recorded, and the session stays until the next jump
+                return
 
         phase = self.in_lanes("finish", names, step)
         self.outside["finish"] = phase.duration_ns
