@@ -13,6 +13,7 @@ address; that is where changes go.
 from __future__ import annotations
 
 import asyncio
+import gc
 import resource
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +44,7 @@ class ShardActor:
     """
 
     def __init__(self, config: ShardConfig, own_address: Callable[[], str] | None = None) -> None:
+        _collect_seldom()
         self._config = config
         self._address = own_address() if own_address is not None else "127.0.0.1"
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shard")
@@ -109,6 +111,17 @@ class ShardActor:
         if self._shard is None:
             self._shard = Shard(self._config)
         return work(self._shard)
+
+
+def _collect_seldom() -> None:
+    """Let the garbage collector look after every ten host updates or so, not several times each.
+
+    A kernel is a web of references that only the collector can free: some 5,000 objects a host
+    update. What this process has loaded by now stays for good and need not be looked at again.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 10, 10)
 
 
 class _OwnHosts:
