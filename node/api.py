@@ -3,6 +3,9 @@
 A shard is fed these and answers with these, whether it runs in this process, in a
 Ray actor or behind gRPC; nothing else passes between `fleet` and `node`. All are frozen
 and picklable, times are integer nanoseconds of virtual time, sizes are bytes.
+
+They hold numbers, text and one another, never what holds them: no cycle can go through one, and
+the collector of cycles need not look at them (`gc=False`), of which a run has millions.
 """
 
 from __future__ import annotations
@@ -93,14 +96,14 @@ class VmOutcome(StrEnum):
     LOST = "lost"  # should have been preserved and was not
 
 
-class HugepagePool(Struct, frozen=True):
+class HugepagePool(Struct, frozen=True, gc=False):
     """`hugepagesz=` / `hugepages=` of one page size, evenly over the NUMA nodes."""
 
     page_bytes: int
     count: int
 
 
-class HostSpec(Struct, frozen=True):
+class HostSpec(Struct, frozen=True, gc=False):
     """One host as the inventory describes it."""
 
     name: str
@@ -112,7 +115,7 @@ class HostSpec(Struct, frozen=True):
     cmdline: str = ""  # further kernel parameters, e.g. "kho_scratch=256M,1G,512M"
 
 
-class VmSpec(Struct, frozen=True):
+class VmSpec(Struct, frozen=True, gc=False):
     """One VM as the inventory describes it."""
 
     name: str
@@ -122,7 +125,7 @@ class VmSpec(Struct, frozen=True):
     vcpus: int
 
 
-class FaultSpec(Struct, frozen=True):
+class FaultSpec(Struct, frozen=True, gc=False):
     """A fault that a scenario injects; `node.faults` lists the kinds and what each does."""
 
     host: str
@@ -133,7 +136,7 @@ class FaultSpec(Struct, frozen=True):
     errno: str = ""  # for kinds that make a call fail, e.g. "EIO"
 
 
-class UpdatePolicy(Struct, frozen=True):
+class UpdatePolicy(Struct, frozen=True, gc=False):
     """What a host does about trouble during its own update."""
 
     freeze_retries: int = 2  # further attempts after a freeze that failed
@@ -144,7 +147,7 @@ class UpdatePolicy(Struct, frozen=True):
     restart_lost_vms: bool = True  # a VM whose memory was lost is started afresh
 
 
-class UpdateCommand(Struct, frozen=True):
+class UpdateCommand(Struct, frozen=True, gc=False):
     """Update one host, starting at `start_ns`. `seq` counts the commands of that host."""
 
     host: str
@@ -154,7 +157,7 @@ class UpdateCommand(Struct, frozen=True):
     policy: UpdatePolicy
 
 
-class HostCall(Struct, frozen=True):
+class HostCall(Struct, frozen=True, gc=False):
     """One call of `HostService` that changes a host, as it is journaled and replayed.
 
     The host acts on it at `at_ns`, or at its own time if that is later. With the commands of that
@@ -167,7 +170,7 @@ class HostCall(Struct, frozen=True):
     request: bytes  # the request message, serialised
 
 
-class VmResult(Struct, frozen=True):
+class VmResult(Struct, frozen=True, gc=False):
     """One VM's share of one host update.
 
     `phases_ns` sums exactly to `downtime_ns`; its keys are `pause_wait`, the host's
@@ -185,7 +188,7 @@ class VmResult(Struct, frozen=True):
     phases_ns: dict[str, int]
 
 
-class HostGauges(Struct, frozen=True):
+class HostGauges(Struct, frozen=True, gc=False):
     """What a host's own counters say at one moment."""
 
     release: str
@@ -194,7 +197,7 @@ class HostGauges(Struct, frozen=True):
     kho_scratch_bytes: int
 
 
-class UpdateResult(Struct, frozen=True):
+class UpdateResult(Struct, frozen=True, gc=False):
     """How one `UpdateCommand` ended. All instants are absolute virtual time."""
 
     host: str
