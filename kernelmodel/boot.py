@@ -22,6 +22,8 @@ from kernelmodel.handlers import register_handlers
 from kernelmodel.kernel import FailFunction, Kernel, KernelConfig, no_failures
 from kernelmodel.machine import Firmware, Machine
 from kernelmodel.memory import GIB, KIB, MIB, PAGE_SHIFT, PAGE_SIZE
+from kernelmodel.mm.extents import Extents
+from kernelmodel.mm.free_extents import free_extents
 from kernelmodel.mm.hugetlb_vmemmap import STRUCT_PAGES_PER_FRAME
 from kernelmodel.mm.memblock import MemblockFlags
 from kernelmodel.mm.mmzone import MAX_ORDER_NR_PAGES, MAX_PAGE_ORDER
@@ -164,11 +166,13 @@ def _mm_core_init(kernel: Kernel) -> None:
         for area in kernel.kho.scratch:
             _set_cma(kernel, area.addr, area.size)
     blocks = 0
-    for base, end, _ in memblock.free_ranges():
-        start, stop = -(-base // PAGE_SIZE), end >> PAGE_SHIFT
-        if start < stop:
-            kernel.page_alloc.free_range(start, stop - start)
-            blocks += -(-(stop - start) // MAX_ORDER_NR_PAGES)
+    for free in memblock.free_pages():
+        if isinstance(free, Extents):
+            free_extents(kernel.page_alloc, free)
+            blocks += int((-(-free.counts // MAX_ORDER_NR_PAGES)).sum())
+        else:
+            kernel.page_alloc.free_range(*free)
+            blocks += -(-free[1] // MAX_ORDER_NR_PAGES)
     memblock.clear_kho_scratch_only()
     kernel.page_alloc.setup_lowmem_reserve()
     kernel.charge("memblock_free_pages", blocks)
@@ -201,7 +205,7 @@ def _page_alloc_init_late(kernel: Kernel) -> None:
 
     Preserved pages gain nothing: theirs were initialised serially.
     """
-    preserved = sum(end - start for start, end, _ in kernel.kho.tags)
+    preserved = kernel.kho.tags.nr_pages
     gigantic = {
         nid: sum(n << hstate.order for _, n in runs)
         for hstate in kernel.hugetlb.hstates.values()

@@ -57,6 +57,7 @@ class Kernel:
     __slots__ = (
         "_ino",
         "charge",
+        "charge_each",
         "clock",
         "config",
         "fail_function",
@@ -96,6 +97,7 @@ class Kernel:
         self.firmware = firmware
         self.clock = clock
         self.charge = clock.charge
+        self.charge_each = clock.charge_each
         self.config = config
         self.fail_function = fail_function
         self.params = KernelParams(firmware.cmdline)
@@ -127,6 +129,11 @@ class Kernel:
     def is_kdump(self) -> bool:
         """Whether it runs to save what a crashed kernel left. C: is_kdump_kernel()."""
         return bool(self.params.get("elfcorehdr"))
+
+    @property
+    def injects_failures(self) -> bool:
+        """Whether any call of `fail_function` may fail."""
+        return self.fail_function is not no_failures
 
     @property
     def live_update(self) -> Luo | LuoV4:

@@ -17,10 +17,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
-from typing import Protocol
 
+import numpy as np
+
+from kernelmodel.content import PAGE_SIZE, Content, GuestContent, Piece
 from kernelmodel.errors import KernelPanic
+from kernelmodel.fingerprint import scattered_digest
+from kernelmodel.mm.extents import FEW_RUNS, Extents, Frames
+from kernelmodel.mm.frame_set import FrameSet
 from kernelmodel.mm.ranges import RangeMap, RangeSet
+from kernelmodel.scattered import ScatteredFrames
 
 __all__ = [
     "GIB",
@@ -35,7 +41,6 @@ __all__ = [
 ]
 
 PAGE_SHIFT = 12
-PAGE_SIZE = 1 << PAGE_SHIFT
 KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
@@ -47,42 +52,7 @@ _PIECE = struct.Struct("<QQQ").pack
 _STRIDE = 256
 
 
-class Content(Protocol):
-    """A rule for the bytes of a run of frames. Values: equal contents yield equal bytes."""
-
-    def page(self, index: int) -> bytes:
-        """The 4096 bytes of the run's page `index`."""
-        ...
-
-    def key(self) -> bytes:
-        """A name for the rule; two rules with one key are one rule."""
-        ...
-
-
-#: (frame, frames, content or None, first page of the content), as `segments` gives them.
-_Piece = tuple[int, int, Content | None, int]
 _FRAME = itemgetter(0)
-
-
-@dataclass(frozen=True, slots=True)
-class GuestContent:
-    """What a guest keeps in its RAM: a seeded function of (VM, page, version).
-
-    Page `index` is guest page `index`; a guest that writes to a page moves it to the next
-    version. The bytes are those of SHAKE-128 over the three, so no page equals another.
-    """
-
-    vm: str
-    version: int
-
-    def page(self, index: int) -> bytes:
-        """The bytes of guest page `index` in this version."""
-        seed = f"{self.vm}\0{self.version}\0{index}".encode()
-        return hashlib.shake_128(seed).digest(PAGE_SIZE)
-
-    def key(self) -> bytes:
-        """VM and version."""
-        return f"guest\0{self.vm}\0{self.version}".encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +76,7 @@ class PhysicalMemory:
     hence a `KernelPanic`.
     """
 
-    __slots__ = ("_frames", "_installed", "_pages", "_runs")
+    __slots__ = ("_frames", "_installed", "_pages", "_runs", "_scattered")
 
     def __init__(self, ranges: tuple[MemoryRange, ...]) -> None:
         self._installed = RangeSet((r.base >> PAGE_SHIFT, r.end >> PAGE_SHIFT) for r in ranges)
@@ -114,6 +84,8 @@ class PhysicalMemory:
         self._pages: dict[int, bytes | bytearray] = {}
         self._frames: list[int] = []
         self._runs: RangeMap[tuple[Content, int]] = RangeMap()
+        # Pages of content that lie scattered, if ever there were any. No frame is in two of these.
+        self._scattered: ScatteredFrames | None = None
 
     def is_ram(self, pa: int, size: int = 1) -> bool:
         """Whether all of [pa, pa + size) is installed RAM."""
@@ -135,6 +107,8 @@ class PhysicalMemory:
         if run is not None:
             content, base = run[2]
             return content.page(pfn - base)
+        if self._scattered is not None and (cell := self._scattered.get(pfn)) is not None:
+            return cell[0].page(cell[1])
         self._check(pfn, 1)
         return _ZERO_PAGE
 
@@ -179,6 +153,8 @@ class PhysicalMemory:
         if page is None:
             self._runs.clear(pfn, pfn + 1)
             insort(self._frames, pfn)
+            if self._scattered is not None:
+                self._scattered.clear(pfn, 1)
         self._pages[pfn] = fresh
         return fresh
 
@@ -200,12 +176,43 @@ class PhysicalMemory:
         self._check(pfn, nr_pages)
         self._drop_pages(pfn, pfn + nr_pages)
         self._runs.put(pfn, pfn + nr_pages, (content, pfn - first))
+        if self._scattered is not None:
+            self._scattered.clear(pfn, nr_pages)
+
+    def fill_scattered(self, pfns: Frames, content: Content, first: int = 0) -> None:
+        """As `fill` for each of these frames in turn, with one page of `content` each."""
+        pages = np.arange(first, first + len(pfns))
+        self.zero_scattered(pfns).put(pfns, content, pages)
+
+    def zero_scattered(self, pfns: Frames) -> ScatteredFrames:
+        """Clear many frames that lie anywhere; where scattered content is to be put."""
+        low, high = int(pfns.min()), int(pfns.max()) + 1
+        self._check(low, 1)
+        self._check(high - 1, 1)
+        wanted = FrameSet()
+        wanted.add(pfns)
+        for frame in self._frames[bisect_left(self._frames, low) : bisect_left(self._frames, high)]:
+            if frame in wanted:
+                self._drop_pages(frame, frame + 1)
+        here = self._scattered = self._scattered or ScatteredFrames()
+        for start, end, (content, base) in list(self._runs.within(low, high)):
+            holes = [run for batch in wanted.runs(start, end) for run in batch]
+            if len(holes) > FEW_RUNS:  # it is no run any more
+                self._runs.clear(start, end)
+                here.put(np.arange(start, end), content, np.arange(start, end) - base)
+            else:
+                for pfn, nr_pages in holes:
+                    self._runs.clear(pfn, pfn + nr_pages)
+        here.clear_frames(pfns)
+        return here
 
     def zero(self, pfn: int, nr_pages: int) -> None:
         """Clear whole frames."""
         self._check(pfn, nr_pages)
         self._drop_pages(pfn, pfn + nr_pages)
         self._runs.clear(pfn, pfn + nr_pages)
+        if self._scattered is not None:
+            self._scattered.clear(pfn, nr_pages)
 
     def _drop_pages(self, pfn: int, end: int) -> None:
         frames = self._frames
@@ -229,7 +236,7 @@ class PhysicalMemory:
                 self._pages[at] = bytes(self._pages[pfn])
                 insort(self._frames, at)
 
-    def segments(self, pfn: int, nr_pages: int) -> list[_Piece]:
+    def segments(self, pfn: int, nr_pages: int) -> list[Piece]:
         """What frames [pfn, pfn + nr_pages) hold, ascending, in as few pieces as there are.
 
         Pieces are (frame, frames, content, first page of the content); content is None for frames
@@ -237,7 +244,7 @@ class PhysicalMemory:
         """
         self._check(pfn, nr_pages)
         end = pfn + nr_pages
-        pieces: list[_Piece] = [
+        pieces: list[Piece] = [
             (low, high - low, content, low - base)
             for low, high, (content, base) in self._runs.within(pfn, end)
         ]
@@ -249,7 +256,7 @@ class PhysicalMemory:
             pieces.sort(key=_FRAME)
         elif len(pieces) == 1 and pieces[0][1] == nr_pages:  # one run, as guest memory mostly is
             return pieces
-        whole: list[_Piece] = []
+        whole: list[Piece] = []
         at = pfn
         for piece in pieces:
             if at < piece[0]:
@@ -258,20 +265,24 @@ class PhysicalMemory:
             at = piece[0] + piece[1]
         if at < end:
             whole.append((at, end - at, None, 0))
-        return whole
+        return whole if self._scattered is None else self._scattered.among(whole, self._pages)
 
-    def content_digest(self, extents: Iterable[tuple[int, int]]) -> bytes:
+    def content_digest(self, extents: Iterable[tuple[int, int] | Extents]) -> bytes:
         """A fingerprint of what the frames of `extents` (pfn, nr_pages) hold, in that order.
 
         It depends on content and order alone, not on where in memory the frames are or how the
         extents are cut: runs count as their rule and page numbers, other frames as their bytes.
         """
+        batches = list(extents)
+        runs = [batch for batch in batches if not isinstance(batch, Extents)]
+        if len(runs) < len(batches):
+            return scattered_digest(batches, self.segments, self._pages, self._scattered)
         digest = hashlib.blake2b(digest_size=16)
         pages, absorb = self._pages, digest.update
         # The piece at hand, which what follows may continue: its key, first page, pages.
         key, start, nr = b"", 0, 0
         rule: Content | None = None
-        for pfn, nr_pages in extents:
+        for pfn, nr_pages in runs:
             for frame, frames, content, first in self.segments(pfn, nr_pages):
                 if content is not None:
                     new = key if content is rule else content.key()
@@ -305,6 +316,10 @@ class PhysicalMemory:
                     numbers = range(start - base, min(high, start + _STRIDE) - base)
                     pages = b"".join(map(content.page, numbers))
                     os.pwrite(out.fileno(), pages, start << PAGE_SHIFT)
+            if self._scattered is not None:
+                for pfn, frames, content, first in self._scattered.pieces(0, top >> PAGE_SHIFT):
+                    pages = b"".join(map(content.page, range(first, first + frames)))
+                    os.pwrite(out.fileno(), pages, pfn << PAGE_SHIFT)
 
     @classmethod
     def load(cls, path: Path, ranges: tuple[MemoryRange, ...]) -> PhysicalMemory:

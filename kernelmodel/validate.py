@@ -204,8 +204,8 @@ def _managed(kernel: Kernel, files: list[File]) -> Iterator[tuple[str, _Ranges]]
 
 def _page_cache(inode: Inode) -> Iterator[tuple[int, int]]:
     if isinstance(inode, ShmemInode):
-        for low, high, (delta, _) in inode.pages:
-            yield low + delta, high + delta
+        for _, pfn, nr_pages, _ in inode.extents(0, 1 << 64):
+            yield pfn, pfn + nr_pages
     elif isinstance(inode, GuestMemfdInode):
         for low, high, delta in inode.pages:
             yield low + delta, high + delta

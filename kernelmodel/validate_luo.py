@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from kernelmodel.abi.folio_runs import single_folio_runs
 from kernelmodel.abi.kexec_handover import KhoBlockHeaderSer
 from kernelmodel.abi.luo import LuoSer
 from kernelmodel.abi.memfd import MemfdLuoSer
@@ -140,7 +141,7 @@ def _validate_memfd(
     if any(flags != PG_DIRTY | PG_UPTODATE for *_, flags in mapped):
         raise ModelBug(f"token {luo_file.token}: a preserved page is not up to date")
     if [(index, pfn, nr) for index, pfn, nr, _ in mapped] != [
-        (run.index, run.pfn, run.nr) for run in preserved.runs
+        (run.index, run.pfn, run.nr) for run in single_folio_runs(preserved.runs)
     ]:
         raise ModelBug(f"token {luo_file.token}: other pages are preserved than are mapped")
     if inode.nr_size_pages and not inode.pinned:

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from kernelmodel.abi.folio_runs import single_folio_runs
 from kernelmodel.abi.layout import cstring
 from kernelmodel.errors import ERRNO_CLASSES, KernelPanic, ModelBug, kernel_error
 from kernelmodel.handlers.folio_table import PreservedFolios
@@ -173,7 +174,8 @@ def _preserved_file(kernel: Kernel, vm: str) -> LuoFile | None:
 
 def _middle_run(luo_file: LuoFile) -> tuple[tuple[int, int], int]:
     folios = _preserved(luo_file)
-    run = folios.runs[len(folios.runs) // 2]
+    runs = list(single_folio_runs(folios.runs))
+    run = runs[len(runs) // 2]
     return (run.pfn, run.nr), folios.order
 
 

@@ -14,6 +14,7 @@ from kernelmodel.errors import KernelError, ModelBug, NoMemory
 from kernelmodel.fs import File
 from kernelmodel.kernel import Kernel
 from kernelmodel.memory import MIB, PAGE_SHIFT, GuestContent, PhysicalMemory
+from kernelmodel.mm.extents import Extents, ScatteredPages
 from kernelmodel.mm.memfd import MFD_HUGE_SHIFT, MFD_HUGETLB, HugetlbMemfdInode
 from kernelmodel.mm.shmem import PG_UPTODATE, ShmemInode
 from kernelmodel.syscalls import Task
@@ -50,8 +51,16 @@ _NEXT: Final = {
 
 def memory_extents(file: File) -> list[tuple[int, int]] | None:
     """The frames of a memory file in file order as (pfn, pages); None if pages are missing."""
+    batches = _memory_batches(file)
+    if batches is None:
+        return None
+    return [run for part in batches for run in (part if isinstance(part, Extents) else [part])]
+
+
+def _memory_batches(file: File) -> list[tuple[int, int] | Extents] | None:
+    """As `memory_extents`, and many short runs at once."""
     inode = file.inode
-    extents: list[tuple[int, int]] = []
+    extents: list[tuple[int, int] | Extents] = []
     expected = 0
     if isinstance(inode, HugetlbMemfdInode):
         order = inode.hugetlb.hstate.order
@@ -62,11 +71,14 @@ def memory_extents(file: File) -> list[tuple[int, int]] | None:
             expected = index + nr
         whole = expected << order + PAGE_SHIFT == inode.hugetlb.size
     elif isinstance(inode, ShmemInode):
-        for index, pfn, nr, flags in inode.extents(0, inode.nr_size_pages):
+        for index, end, (where, flags) in inode.pages.within(0, inode.nr_size_pages):
             if index != expected or not flags & PG_UPTODATE:
                 return None  # a page that is not up to date is cleared at its first access
-            extents.append((pfn, nr))
-            expected = index + nr
+            if isinstance(where, ScatteredPages):
+                extents.append(where.extents(index, end))
+            else:
+                extents.append((index + where, end - index))
+            expected = end
         whole = expected == inode.nr_size_pages
     else:
         raise ModelBug("guest memory is neither a memfd nor a hugetlb memfd")
@@ -154,7 +166,7 @@ class Vm:
         """Of what guest memory holds now; empty if pages are missing."""
         if self.task is None:
             raise ModelBug(f"{self.spec.name} has no VMM")
-        extents = memory_extents(self.task.files.fget(self.fd))
+        extents = _memory_batches(self.task.files.fget(self.fd))
         return b"" if extents is None else memory.content_digest(extents)
 
     def forget(self) -> None:

@@ -10,7 +10,6 @@ from plain bytes everywhere else, with the same result.
 
 from __future__ import annotations
 
-import struct
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,9 +17,10 @@ from itertools import accumulate
 
 import numpy as np
 
+from kernelmodel.abi.folio_runs import FolioRun, FolioRuns
 from kernelmodel.memory import PAGE_SIZE, PhysicalMemory
 
-__all__ = ["FOLIO_SER_SIZE", "FolioRun", "FolioTable", "parse_folio_table"]
+__all__ = ["FOLIO_SER_SIZE", "FolioRun", "FolioRuns", "FolioTable", "parse_folio_table"]
 
 FOLIO_SER_SIZE = 16
 _PER_PAGE = PAGE_SIZE // FOLIO_SER_SIZE
@@ -28,39 +28,16 @@ _PFN_MASK = (1 << 52) - 1
 
 
 @dataclass(frozen=True, slots=True)
-class FolioRun:
-    """`nr` entries: pfn, pfn + step, … at index, index + index_step, …, all with `flags`."""
-
-    pfn: int
-    index: int
-    nr: int
-    step: int
-    index_step: int
-    flags: int = 0
-
-    def cut(self, first: int, last: int) -> FolioRun:
-        """Entries [first, last) of the run."""
-        return FolioRun(
-            self.pfn + first * self.step,
-            self.index + first * self.index_step,
-            last - first,
-            self.step,
-            self.index_step,
-            self.flags,
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class FolioTable:
     """The table as memory content; behind the last entry its pages are zero."""
 
-    runs: tuple[FolioRun, ...]
+    runs: tuple[FolioRun | FolioRuns, ...]
     _ends: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_ends", tuple(accumulate(run.nr for run in self.runs)))
 
-    def slice(self, first: int, last: int) -> Iterator[FolioRun]:
+    def slice(self, first: int, last: int) -> Iterator[FolioRun | FolioRuns]:
         """The runs of entries [first, last), cut to it."""
         at = bisect_right(self._ends, first)
         while at < len(self.runs) and first < last:
@@ -74,30 +51,24 @@ class FolioTable:
         out = np.zeros((_PER_PAGE, 2), dtype="<u8")
         at = 0
         for run in self.slice(index * _PER_PAGE, (index + 1) * _PER_PAGE):
-            steps = np.arange(run.nr, dtype=np.uint64)
-            entry = np.uint64(run.pfn | run.flags << 52)
-            out[at : at + run.nr, 0] = entry + steps * np.uint64(run.step)
-            out[at : at + run.nr, 1] = np.uint64(run.index) + steps * np.uint64(run.index_step)
+            out[at : at + run.nr] = run.entries()
             at += run.nr
         return out.tobytes()
 
     def key(self) -> bytes:
         """All fields of all runs."""
-        return b"folios" + b"".join(
-            struct.pack("<QQQQQQ", r.pfn, r.index, r.nr, r.step, r.index_step, r.flags)
-            for r in self.runs
-        )
+        return b"folios" + b"".join(run.key() for run in self.runs)
 
 
 def parse_folio_table(
     memory: PhysicalMemory, extents: list[tuple[int, int]], nr_folios: int
-) -> list[FolioRun]:
+) -> list[FolioRun | FolioRuns]:
     """Read `nr_folios` entries from a table that lies in `extents` (pfn, nr_pages).
 
     Returns runs in table order; how entries are gathered into runs depends on how memory holds
     them and is not part of the result's meaning.
     """
-    runs: list[FolioRun] = []
+    runs: list[FolioRun | FolioRuns] = []
     left = nr_folios
     for pfn, nr_pages in extents:
         for frame, frames, content, first in memory.segments(pfn, nr_pages):
@@ -119,7 +90,7 @@ def parse_folio_table(
     return runs
 
 
-def _zero_filled(runs: Iterator[FolioRun], nr: int) -> Iterator[FolioRun]:
+def _zero_filled(runs: Iterator[FolioRun | FolioRuns], nr: int) -> Iterator[FolioRun | FolioRuns]:
     """`runs`, and zero entries for what they lack of `nr`: the zeroes behind a table's end."""
     for run in runs:
         nr -= run.nr
@@ -128,10 +99,9 @@ def _zero_filled(runs: Iterator[FolioRun], nr: int) -> Iterator[FolioRun]:
         yield FolioRun(0, 0, nr, 0, 0)
 
 
-def _append(runs: list[FolioRun], run: FolioRun) -> None:
+def _append(runs: list[FolioRun | FolioRuns], run: FolioRun | FolioRuns) -> None:
     """Add a run, joined to the last one where it goes on as that did."""
-    if runs:
-        last = runs[-1]
+    if runs and isinstance(last := runs[-1], FolioRun) and isinstance(run, FolioRun):
         step = last.step if last.nr > 1 else run.pfn - last.pfn
         index_step = last.index_step if last.nr > 1 else run.index - last.index
         if (

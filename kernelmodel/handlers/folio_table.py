@@ -6,18 +6,21 @@ preserves as an area. C: mm/memfd_luo.c, 7.3; hugemfd of the RFC of Dec 2025.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from kernelmodel.abi.folio_runs import single_folio_runs
 from kernelmodel.abi.folio_table import (
     FOLIO_SER_SIZE,
     FolioRun,
+    FolioRuns,
     FolioTable,
     parse_folio_table,
 )
 from kernelmodel.abi.kexec_handover import KhoVmalloc
 from kernelmodel.errors import KernelError, KernelPanic
+from kernelmodel.kho.many import preserve_many
 from kernelmodel.kho.vmalloc import preserve_vmalloc, restore_vmalloc, unpreserve_vmalloc
 from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE
 from kernelmodel.mm.vmalloc import VmallocArea, vfree, vmalloc
@@ -32,6 +35,7 @@ __all__ = [
     "PreservedFolios",
     "folio_heads",
     "preserve_folios",
+    "restore_folio_runs",
     "restore_folio_table",
 ]
 
@@ -54,20 +58,24 @@ class PlainFolios:
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
 
-    def preserve_folios(self, order: int, runs: list[FolioRun]) -> None:
+    def preserve_folios(self, order: int, runs: Sequence[FolioRun | FolioRuns]) -> None:
         """Raises what preserving raises; nothing stays preserved then."""
-        done: list[FolioRun] = []
+        done: list[FolioRun | FolioRuns] = []
         try:
-            for run in runs:
-                self.kernel.kho.preserve_folios(run.pfn, order, run.nr)
-                done.append(run)
+            for batch in runs:
+                if isinstance(batch, FolioRuns) and preserve_many(self.kernel.kho, batch.pages):
+                    done.append(batch)
+                    continue
+                for run in single_folio_runs([batch]):
+                    self.kernel.kho.preserve_folios(run.pfn, order, run.nr)
+                    done.append(run)
         except KernelError:
             self.unpreserve_folios(order, done[::-1])
             raise
 
-    def unpreserve_folios(self, order: int, runs: list[FolioRun]) -> None:
+    def unpreserve_folios(self, order: int, runs: Sequence[FolioRun | FolioRuns]) -> None:
         """Take the keys back."""
-        for run in runs:
+        for run in single_folio_runs(runs):
             self.kernel.kho.unpreserve_folios(run.pfn, order, run.nr)
 
 
@@ -78,9 +86,9 @@ class PreservedFolios:
     `runs` in file order, all of `order`; `table` holds their entries, None for an empty file.
     """
 
-    runs: list[FolioRun]
+    runs: Sequence[FolioRun | FolioRuns]
     order: int
-    owner: FolioOwner
+    owner: FolioOwner | PlainFolios
     table: VmallocArea | None
     vmalloc: KhoVmalloc
 
@@ -91,7 +99,7 @@ class PreservedFolios:
 
     def preserved_pages(self, kernel: Kernel) -> Iterator[Preserved]:
         """The folios, which are the file's, the table and the chunks that list its pages."""
-        for run in self.runs:
+        for run in single_folio_runs(self.runs):
             yield Preserved("folios", run.pfn, self.order, run.nr, own=False)
         for pfn, nr_pages in self.table.extents if self.table is not None else ():
             yield Preserved("folio table", pfn, 0, nr_pages)
@@ -105,11 +113,29 @@ class PreservedFolios:
         if self.table is None:
             return
         unpreserve_vmalloc(kernel.kho, self.vmalloc, self.table)
-        self.owner.unpreserve_folios(self.order, self.runs)
+        _unpreserve(self.owner, self.order, self.runs)
         vfree(kernel.page_alloc, self.table)
 
 
-def _alloc_table(kernel: Kernel, runs: list[FolioRun]) -> VmallocArea:
+def _preserve(
+    owner: FolioOwner | PlainFolios, order: int, runs: Sequence[FolioRun | FolioRuns]
+) -> None:
+    if isinstance(owner, PlainFolios):
+        owner.preserve_folios(order, runs)
+    else:
+        owner.preserve_folios(order, list(single_folio_runs(runs)))
+
+
+def _unpreserve(
+    owner: FolioOwner | PlainFolios, order: int, runs: Sequence[FolioRun | FolioRuns]
+) -> None:
+    if isinstance(owner, PlainFolios):
+        owner.unpreserve_folios(order, runs)
+    else:
+        owner.unpreserve_folios(order, list(single_folio_runs(runs)))
+
+
+def _alloc_table(kernel: Kernel, runs: Sequence[FolioRun | FolioRuns]) -> VmallocArea:
     nr_folios = sum(run.nr for run in runs)
     area = vmalloc(kernel.page_alloc, nr_folios * FOLIO_SER_SIZE)
     kernel.charge("vmalloc", area.nr_pages)
@@ -122,7 +148,10 @@ def _alloc_table(kernel: Kernel, runs: list[FolioRun]) -> VmallocArea:
 
 
 def preserve_folios(
-    kernel: Kernel, runs: list[FolioRun], order: int, owner: FolioOwner | None = None
+    kernel: Kernel,
+    runs: Sequence[FolioRun | FolioRuns],
+    order: int,
+    owner: FolioOwner | PlainFolios | None = None,
 ) -> PreservedFolios:
     """Preserve the folios and a table that lists them.
 
@@ -133,11 +162,11 @@ def preserve_folios(
         return PreservedFolios([], order, owner, None, KhoVmalloc(0, 0, 0, 0))
     area = _alloc_table(kernel, runs)
     try:
-        owner.preserve_folios(order, runs)
+        _preserve(owner, order, runs)
         try:
             ser = preserve_vmalloc(kernel.kho, area)
         except KernelError:
-            owner.unpreserve_folios(order, runs)
+            _unpreserve(owner, order, runs)
             raise
     except KernelError:
         vfree(kernel.page_alloc, area)
@@ -146,6 +175,14 @@ def preserve_folios(
 
 
 def restore_folio_table(kernel: Kernel, ser: KhoVmalloc, nr_folios: int) -> list[FolioRun] | None:
+    """As `restore_folio_runs`, one run after the other."""
+    runs = restore_folio_runs(kernel, ser, nr_folios)
+    return None if runs is None else list(single_folio_runs(runs))
+
+
+def restore_folio_runs(
+    kernel: Kernel, ser: KhoVmalloc, nr_folios: int
+) -> list[FolioRun | FolioRuns] | None:
     """Read the table of the previous kernel and free it; None if its area cannot be restored.
 
     Raises:
@@ -161,7 +198,7 @@ def restore_folio_table(kernel: Kernel, ser: KhoVmalloc, nr_folios: int) -> list
     return runs
 
 
-def folio_heads(runs: list[FolioRun], nr_pages: int) -> list[FolioRun]:
+def folio_heads(runs: Iterable[FolioRun], nr_pages: int) -> list[FolioRun]:
     """`runs` cut so that each is a block of adjacent folios of `nr_pages` in file order.
 
     A run that steps otherwise (a table that was tampered with) falls into single entries.

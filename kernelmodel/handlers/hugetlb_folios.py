@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from kernelmodel.abi.folio_table import FolioRun
+from kernelmodel.abi.folio_runs import FolioRun, single_folio_runs
 from kernelmodel.abi.kexec_handover import KhoVmalloc
 from kernelmodel.errors import Exists, InvalidArgument, IoError, KernelError, NoSpace
 from kernelmodel.handlers.folio_table import (
@@ -87,11 +87,11 @@ class HugetlbFolios:
 
     def freeze(self, folios: PreservedFolios) -> None:
         """The file is frozen. Raises what the design raises."""
-        self.design.freeze_folios(folios.order, folios.runs)
+        self.design.freeze_folios(folios.order, list(single_folio_runs(folios.runs)))
 
     def unfreeze(self, folios: PreservedFolios) -> None:
         """Undo `freeze`."""
-        self.design.unfreeze_folios(folios.order, folios.runs)
+        self.design.unfreeze_folios(folios.order, list(single_folio_runs(folios.runs)))
 
     def retrieve(self, hugetlb: HugetlbInode, table: KhoVmalloc, nr_folios: int) -> None:
         """Put the folios of a table into a new, empty file.

@@ -12,10 +12,10 @@ kexec. One that fails at a folio frees that folio and the later ones.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from kernelmodel.abi.folio_table import FolioRun
+from kernelmodel.abi.folio_runs import FolioRun, FolioRuns, single_folio_runs
 from kernelmodel.abi.kexec_handover import KhoVmalloc
 from kernelmodel.abi.memfd import MEMFD_LUO_FOLIO_DIRTY, MEMFD_LUO_FOLIO_UPTODATE, MemfdLuoSer
 from kernelmodel.errors import (
@@ -31,9 +31,12 @@ from kernelmodel.handlers.folio_table import (
     PreservedFolios,
     folio_heads,
     preserve_folios,
+    restore_folio_runs,
     restore_folio_table,
 )
+from kernelmodel.kho.many import restore_many
 from kernelmodel.luo.handler import FileHandler, LuoFile
+from kernelmodel.mm.extents import ScatteredPages
 from kernelmodel.mm.memfd import add_seals, memfd_file
 from kernelmodel.mm.shmem import F_ALL_SEALS, PG_DIRTY, PG_UPTODATE, ShmemInode
 
@@ -110,12 +113,13 @@ class MemfdHandler(FileHandler):
         inode.migrate_from_scratch()
         inode.pinned = True
         kernel.charge("memfd_pin_folios", nr_pages)
-        runs: list[FolioRun] = []
-        for index, pfn, nr, flags in inode.extents(0, nr_pages):
-            if not flags & PG_UPTODATE:
-                kernel.memory.zero(pfn, nr)
-            inode.pages.put(index, index + nr, (pfn - index, PG_DIRTY | PG_UPTODATE))
-            runs.append(FolioRun(pfn, index, nr, 1, 1, _FLAGS))
+        inode.make_uptodate(0, nr_pages)
+        runs: list[FolioRun | FolioRuns] = []
+        for low, high, (where, _) in inode.pages.within(0, nr_pages):
+            if isinstance(where, ScatteredPages):
+                runs.append(FolioRuns(where.extents(low, high), low, _FLAGS))
+            else:
+                runs.append(FolioRun(low + where, low, high - low, 1, 1, _FLAGS))
         kernel.charge("memfd_luo_folio_ser", nr_pages)
         return preserve_folios(kernel, runs, 0)
 
@@ -164,12 +168,15 @@ class MemfdHandler(FileHandler):
         if ser.nr_folios == 0:
             return
         kernel = self.kernel
-        runs = restore_folio_table(kernel, _vmalloc_of(ser), ser.nr_folios)
+        runs = restore_folio_runs(kernel, _vmalloc_of(ser), ser.nr_folios)
         if runs is None:
             raise InvalidArgument("cannot restore the folio table")
-        pending = deque(folio_heads(runs, 1))
+        pending = deque(_heads(runs))
         while pending:
             run = pending.popleft()
+            if isinstance(run, FolioRuns):
+                pending.extendleft(reversed(self._retrieve_many(run, inode)))
+                continue
             if run.pfn == 0:
                 continue
             pages, entries = self._restore(run)
@@ -194,6 +201,19 @@ class MemfdHandler(FileHandler):
             _insert(inode, pages, pages.nr)
         kernel.charge("shmem_add_to_page_cache", ser.nr_folios)
 
+    def _retrieve_many(self, runs: FolioRuns, inode: ShmemInode) -> list[FolioRun]:
+        """All of these pages at once; what comes back is left to be done one by one."""
+        last = runs.index + runs.nr
+        if (
+            self.kernel.injects_failures
+            or inode.pages.within(runs.index, last)
+            or not restore_many(self.kernel.kho, runs.pages)
+        ):
+            return list(runs)
+        where = ScatteredPages(runs.index, runs.pages.frames())
+        inode.pages.put(runs.index, last, (where, _page_flags(runs.flags)))
+        return []
+
     def _restore(self, run: FolioRun) -> tuple[FolioRun, int]:
         """Take back what of a run comes as pages, or its first folio, if that is a larger one.
 
@@ -209,9 +229,9 @@ class MemfdHandler(FileHandler):
         nr_pages = 1 << order
         return FolioRun(run.pfn, run.index & -nr_pages, nr_pages, 1, 1, run.flags), 1
 
-    def _discard(self, runs: Iterable[FolioRun]) -> None:
+    def _discard(self, runs: Iterable[FolioRun | FolioRuns]) -> None:
         """Free folios that nobody will get."""
-        for run in runs:
+        for run in single_folio_runs(runs):
             at = 0
             while run.pfn and at < run.nr:
                 pages, entries = self._restore(run.cut(at, run.nr))
@@ -231,12 +251,20 @@ class MemfdHandler(FileHandler):
         kernel.kho.restore_free(luo_file.data)
 
 
+def _heads(runs: Iterable[FolioRun | FolioRuns]) -> Iterator[FolioRun | FolioRuns]:
+    for run in runs:
+        yield from [run] if isinstance(run, FolioRuns) else folio_heads([run], 1)
+
+
 def _insert(inode: ShmemInode, run: FolioRun, nr: int) -> None:
     if nr:
-        flags = (PG_DIRTY if run.flags & MEMFD_LUO_FOLIO_DIRTY else 0) | (
-            PG_UPTODATE if run.flags & MEMFD_LUO_FOLIO_UPTODATE else 0
-        )
-        inode.add_to_page_cache(run.index, run.pfn, nr, flags)
+        inode.add_to_page_cache(run.index, run.pfn, nr, _page_flags(run.flags))
+
+
+def _page_flags(flags: int) -> int:
+    return (PG_DIRTY if flags & MEMFD_LUO_FOLIO_DIRTY else 0) | (
+        PG_UPTODATE if flags & MEMFD_LUO_FOLIO_UPTODATE else 0
+    )
 
 
 def _inode(luo_file: LuoFile) -> ShmemInode:

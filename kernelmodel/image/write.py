@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from kernelmodel.abi.folio_runs import single_folio_runs
 from kernelmodel.handlers.folio_table import PreservedFolios
 from kernelmodel.image.frames import Image
 from kernelmodel.image.load import HEADER, KHO_MAGIC
@@ -77,7 +78,7 @@ def handover_of(kernel: Kernel) -> Handover:
         for luo_file in session.file_set.files:
             if isinstance(luo_file.private, PreservedFolios):
                 order = luo_file.private.order
-                for folios in luo_file.private.runs:
+                for folios in single_folio_runs(luo_file.private.runs):
                     guests.add(folios.pfn, folios.pfn + (folios.nr << order))
     return Handover(kernel.memory, kernel.kho.fdt_pa, frames, guests)
 

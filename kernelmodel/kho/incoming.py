@@ -16,13 +16,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from kernelmodel.abi.kexec_handover import KHO_PROP_MEMORY_MAP, KhoScratch
 from kernelmodel.errors import KernelPanic
 from kernelmodel.kho.fdt import Fdt, FdtError, stringlist_contains
+from kernelmodel.kho.key_runs import KeyRuns
 from kernelmodel.kho.radix_walk import IncomingTree
 from kernelmodel.kho.tags import PageTags
 from kernelmodel.machine import Firmware
 from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE
+from kernelmodel.mm.extents import Extents
 
 if TYPE_CHECKING:
     from kernelmodel.kernel import Kernel
@@ -104,7 +108,16 @@ def deserialize(kernel: Kernel, tree: IncomingTree, tags: PageTags) -> None:
         KernelPanic: an entry lies where there is no memory.
     """
     memory, memblock, charge = kernel.memory, kernel.memblock, kernel.charge
-    for pfn, order, nr in tree.runs():
+    scattered: list[Extents] = []
+    for run in tree.batches():
+        if isinstance(run, KeyRuns):
+            _check_pages(kernel, run.pages)
+            scattered.append(run.pages)
+            tags.put_pages(run.pages)
+            kernel.charge_each("kho_reserve_preserved", run.pages.counts)
+            kernel.charge_each("kho_init_preserved_page", run.pages.counts)
+            continue
+        pfn, order, nr = run
         base, size = pfn << PAGE_SHIFT, nr << order + PAGE_SHIFT
         if not memory.is_ram(base, size):
             # nobody looks before the struct pages of an entry are written
@@ -114,3 +127,19 @@ def deserialize(kernel: Kernel, tree: IncomingTree, tags: PageTags) -> None:
         tags.put(pfn, order, nr)
         charge("kho_reserve_preserved", nr)
         charge("kho_init_preserved_page", nr << order)
+    if scattered:
+        memblock.reserve_noinit(
+            Extents(
+                np.concatenate([pages.pfns for pages in scattered]),
+                np.concatenate([pages.counts for pages in scattered]),
+            )
+        )
+
+
+def _check_pages(kernel: Kernel, pages: Extents) -> None:
+    first, end = int(pages.pfns[0]), int(pages.ends[-1])
+    if kernel.memory.is_ram(first << PAGE_SHIFT, end - first << PAGE_SHIFT):
+        return
+    for pfn, nr_pages in pages:
+        if not kernel.memory.is_ram(pfn << PAGE_SHIFT, nr_pages << PAGE_SHIFT):
+            raise KernelPanic(f"unable to handle page fault: no memory map for {pfn:#x}")

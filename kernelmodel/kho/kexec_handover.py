@@ -33,15 +33,16 @@ from kernelmodel.kho.scratch import cold_boot_scratch, extend_scratch
 from kernelmodel.kho.tags import PageTags
 from kernelmodel.machine import Firmware
 from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE
+from kernelmodel.mm.extents import Extents
 from kernelmodel.mm.mmzone import MAX_PAGE_ORDER
 from kernelmodel.mm.ranges import RangeSet
 
 if TYPE_CHECKING:
     from kernelmodel.kernel import Kernel
 
-__all__ = ["Kho", "KhoIn"]
+__all__ = ["TREE_LOCK", "Kho", "KhoIn"]
 
-_TREE_LOCK = "kho_radix_tree"
+TREE_LOCK = "kho_radix_tree"
 
 
 class Kho:
@@ -221,7 +222,7 @@ class Kho:
             self.check_scratch(pfn, nr << order)
         if self._tree is None:
             raise InvalidArgument("KHO is not initialised")
-        with kernel.clock.lock(_TREE_LOCK):
+        with kernel.clock.lock(TREE_LOCK):
             kernel.charge("kho_radix_add_key", nr)
         self._tree.add_run(pfn, order, nr)
 
@@ -239,7 +240,7 @@ class Kho:
         """Take the keys back; one that is not set is none. C: kho_unpreserve_folio()."""
         if self._tree is None:
             return
-        with self.kernel.clock.lock(_TREE_LOCK):
+        with self.kernel.clock.lock(TREE_LOCK):
             self.kernel.charge("kho_radix_del_key", nr)
         self._tree.del_run(pfn, order, nr)
 
@@ -334,14 +335,14 @@ class Kho:
     def handover_digest(self) -> bytes:
         """Of every byte that is handed over: the tree's pages and all that it lists."""
         nodes: list[tuple[int, int]] = []
-        runs: list[tuple[int, int]] = []
+        runs: list[tuple[int, int] | Extents] = []
         memory = self.kernel.memory
         for level, pa, prefix in self._tree.walk() if self._tree is not None else ():
             nodes.append((pa >> PAGE_SHIFT, 1))
             if level == 0:
                 bits = bit_runs(memory.read(pa, PAGE_SIZE))
-                runs += [(run.pfn, run.nr << run.order) for run in leaf_runs(bits, prefix)]
-        return memory.content_digest(nodes + runs)
+                runs += [run.extents() for run in leaf_runs(bits, prefix)]
+        return memory.content_digest([*nodes, *runs])
 
     def outgoing_nodes(self) -> list[tuple[int, int]]:
         """Pages of the outgoing tree as (level, address)."""

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 
@@ -25,7 +24,10 @@ from kernelmodel.abi.kexec_handover import (
     KHO_TREE_MAX_DEPTH,
 )
 from kernelmodel.errors import KernelPanic, NoMemory, OutOfRange
+from kernelmodel.kho.key_runs import KeyRun, KeyRuns, single_runs
 from kernelmodel.memory import PAGE_SIZE, PhysicalMemory
+from kernelmodel.mm.extents import FEW_RUNS, Extents
+from kernelmodel.mm.frame_set import TILE_LOG2, by_tile, flag_runs
 
 __all__ = [
     "BITMAP_LOG2",
@@ -40,7 +42,7 @@ __all__ = [
     "table_entries",
 ]
 
-BITMAP_LOG2 = 15
+BITMAP_LOG2 = TILE_LOG2
 #: By level, how far a key is shifted for the index into a table of that level.
 TABLE_SHIFTS = (
     0,
@@ -55,8 +57,8 @@ _FULL_PAGE = b"\xff" * PAGE_SIZE
 _FEW_RUNS = 48
 _U64 = np.dtype("<u8")
 
-#: Runs of set bits as (first, last + 1), ascending.
-BitRuns = list[tuple[int, int]]
+#: Runs of set bits, ascending: as (first, last + 1), or, of many, first and number.
+BitRuns = list[tuple[int, int]] | Extents
 
 
 def encode_key(pfn: int, order: int) -> int:
@@ -76,19 +78,6 @@ def decode_key(key: int) -> tuple[int, int]:
     if order < 0:
         raise KernelPanic(f"unable to handle page fault: radix key {key:#x} has no order")
     return (key & ~(1 << top)) << order, order
-
-
-class KeyRun(NamedTuple):
-    """`nr` consecutive blocks of one order, the first at `pfn`."""
-
-    pfn: int
-    order: int
-    nr: int
-
-    @property
-    def end_pfn(self) -> int:
-        """First frame behind the run."""
-        return self.pfn + (self.nr << self.order)
 
 
 class KhoRadixTree:
@@ -133,6 +122,30 @@ class KhoRadixTree:
         if done < nr:
             self._change(key, done, present=False)
             raise NoMemory("no page for a node of the radix tree", pfn=pfn)
+
+    def add_pages(self, pages: Extents) -> None:
+        """Set the keys of many runs of pages (order 0), nodes made in the order of the runs.
+
+        Raises:
+            NoMemory: no page for a node. None of the keys is set then; nodes may be new.
+        """
+        frames = pages.frames()
+        numbers = frames >> BITMAP_LOG2
+        low = int(numbers.min())
+        first_at = np.full(int(numbers.max()) - low + 1, -1, dtype=np.int64)
+        first_at[numbers[::-1] - low] = np.arange(len(numbers))[::-1]  # what is written last stays
+        touched = np.flatnonzero(first_at >= 0)
+        leaves = {
+            number: self._leaf(encode_key(number << BITMAP_LOG2, 0), create=True)
+            for number in (touched[np.argsort(first_at[touched])] + low).tolist()
+        }
+        for number, at in by_tile(frames):
+            flags = np.zeros(_BITMAP_BITS, dtype=np.bool_)
+            flags[frames[at] & _BITMAP_MASK] = True
+            before = int.from_bytes(self.memory.read(leaves[number], PAGE_SIZE), "little")
+            after = before | int.from_bytes(np.packbits(flags, bitorder="little"), "little")
+            self.nr_keys += after.bit_count() - before.bit_count()
+            self.memory.write(leaves[number], after.to_bytes(PAGE_SIZE, "little"))
 
     def del_run(self, pfn: int, order: int, nr: int = 1) -> None:
         """Clear the keys of `nr` consecutive blocks; nodes stay. C: kho_radix_del_page()."""
@@ -228,6 +241,10 @@ class KhoRadixTree:
 
         Runs are cut where a bitmap ends.
         """
+        return single_runs(self.batches())
+
+    def batches(self) -> Iterator[KeyRun | KeyRuns]:
+        """As `runs`, and those of a bitmap with many pages at once."""
         for level, pa, prefix in self.walk():
             if level == 0:
                 yield from leaf_runs(bit_runs(self.memory.read(pa, PAGE_SIZE)), prefix)
@@ -240,8 +257,13 @@ def table_entries(page: bytes) -> list[tuple[int, int]]:
     return list(zip(used.tolist(), table[used].tolist(), strict=True))
 
 
-def leaf_runs(bits: BitRuns, prefix: int) -> Iterator[KeyRun]:
+def leaf_runs(bits: BitRuns, prefix: int) -> Iterator[KeyRun | KeyRuns]:
     """The keys of a bitmap with these bits set, whose first key is `prefix`."""
+    if isinstance(bits, Extents):
+        if prefix.bit_length() == KHO_ORDER_0_LOG2 + 1:
+            yield KeyRuns(Extents(bits.pfns + decode_key(prefix)[0], bits.counts))
+            return
+        bits = [(at, at + nr) for at, nr in bits]
     for first, last in bits:
         key, end = prefix | first, prefix | (last - 1)
         while key <= end:
@@ -259,7 +281,7 @@ def bit_runs(bitmap: bytes) -> BitRuns:
     """The runs of set bits of a bitmap."""
     if bitmap == _FULL_PAGE:
         return [(0, _BITMAP_BITS)]
-    runs: BitRuns = []
+    runs: list[tuple[int, int]] = []
     for low, high in _stretches(np.frombuffer(bitmap, dtype=_U64).nonzero()[0].tolist()):
         bits = int.from_bytes(bitmap[8 * low : 8 * high], "little")
         at = 64 * low
@@ -290,5 +312,7 @@ def _stretches(numbers: list[int]) -> list[tuple[int, int]]:
 
 def _many_bit_runs(bitmap: bytes) -> BitRuns:
     flags = np.unpackbits(np.frombuffer(bitmap, dtype=np.uint8), bitorder="little")
-    edges = np.flatnonzero(np.diff(np.concatenate(([0], flags, [0])).astype(np.int8))).tolist()
-    return list(zip(edges[::2], edges[1::2], strict=True))
+    firsts, lasts = flag_runs(flags.view(np.bool_))
+    if len(firsts) > FEW_RUNS:
+        return Extents(firsts, lasts - firsts)
+    return list(zip(firsts.tolist(), lasts.tolist(), strict=True))

@@ -21,10 +21,11 @@ from typing import Final
 
 from kernelmodel.abi.kexec_handover import KHO_TABLE_SIZE_LOG2, KHO_TREE_MAX_DEPTH
 from kernelmodel.errors import KernelPanic
+from kernelmodel.kho.key_runs import KeyRun, KeyRuns, single_runs
 from kernelmodel.kho.radix_tree import (
     BITMAP_LOG2,
     TABLE_SHIFTS,
-    KeyRun,
+    BitRuns,
     bit_runs,
     decode_key,
     leaf_runs,
@@ -44,12 +45,13 @@ _ZERO_PAGE: Final = bytes(PAGE_SIZE)
 class _Subtree:
     """What hangs below one page at one level.
 
-    `entries` are a table's slots (index, address) or a bitmap's runs of bits, `visits` the pages
-    that a walk from here looks at.
+    `entries` are a table's slots (index, address), `bits` a bitmap's runs of bits, `visits` the
+    pages that a walk from here looks at.
     """
 
     page: bytes
     entries: list[tuple[int, int]]
+    bits: BitRuns
     visits: int
     has_keys: bool
 
@@ -67,7 +69,7 @@ class IncomingTree:
         self._end_pfn = end_pfn
         self._subtrees: dict[tuple[int, int], _Subtree] = {}
         self._visits = 0
-        self._runs: list[KeyRun] | None = None
+        self._runs: list[KeyRun | KeyRuns] | None = None
         self._survey(_ROOT_LEVEL, root_pa)
 
     @property
@@ -84,18 +86,19 @@ class IncomingTree:
         self._visit(1)
         page = self._memory.read(pa, PAGE_SIZE)
         entries: list[tuple[int, int]] = []
+        bits: BitRuns = []
         visits, keys = 1, False
         if page == _ZERO_PAGE:
             pass
         elif level == 0:
-            entries, keys = bit_runs(page), True
+            bits, keys = bit_runs(page), True
         else:
             entries = table_entries(page)
             for _, child in entries:
                 below = self._survey(level - 1, child)
                 visits += below.visits
                 keys = keys or below.has_keys
-        tree = self._subtrees[level, pa] = _Subtree(page, entries, visits, keys)
+        tree = self._subtrees[level, pa] = _Subtree(page, entries, bits, visits, keys)
         return tree
 
     def _visit(self, pages: int) -> None:
@@ -109,10 +112,14 @@ class IncomingTree:
 
     def runs(self) -> Iterator[KeyRun]:
         """All keys in memory, ascending, and one of those that are wholly behind its end."""
+        return single_runs(self.batches())
+
+    def batches(self) -> Iterator[KeyRun | KeyRuns]:
+        """As `runs`, and those of a bitmap with many pages at once."""
         return self._walk() if self._runs is None else iter(self._runs)
 
-    def _walk(self) -> Iterator[KeyRun]:
-        runs: list[KeyRun] = []
+    def _walk(self) -> Iterator[KeyRun | KeyRuns]:
+        runs: list[KeyRun | KeyRuns] = []
         outside: int | None = None
         stack = [(_ROOT_LEVEL, self._root_pa, 0)]
         while stack:
@@ -123,7 +130,7 @@ class IncomingTree:
             if self._is_outside(level, prefix):
                 outside = prefix if outside is None else outside
             elif level == 0:
-                for run in leaf_runs(tree.entries, prefix):
+                for run in leaf_runs(tree.bits, prefix):
                     runs.append(run)
                     yield run
             else:
@@ -131,9 +138,9 @@ class IncomingTree:
                 for index, child in reversed(tree.entries):
                     stack.append((level - 1, child, prefix | index << shift))
         if outside is not None:
-            run = KeyRun(*decode_key(outside), 1)
-            runs.append(run)
-            yield run
+            behind = KeyRun(*decode_key(outside), 1)
+            runs.append(behind)
+            yield behind
         self._runs = runs
 
     def _is_outside(self, level: int, prefix: int) -> bool:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from kernelmodel.abi.kexec_handover import KHO_TREE_MAX_DEPTH, KhoScratch
 from kernelmodel.errors import NoMemory
+from kernelmodel.kho.key_runs import KeyRuns
 from kernelmodel.kho.radix_walk import IncomingTree
 from kernelmodel.memory import GIB, PAGE_SHIFT, PAGE_SIZE
 from kernelmodel.mm.memblock import NUMA_NO_NODE, Memblock
@@ -183,7 +184,12 @@ def extend_scratch(memblock: Memblock, tree: IncomingTree) -> int:
     """
     busy = RangeSet()
     keys = 0
-    for run in tree.runs():
+    for run in tree.batches():
+        if isinstance(run, KeyRuns):  # of one bitmap, which is an eighth of a gigabyte
+            keys += run.pages.total
+            gigabyte = int(run.pages.pfns[0]) >> _GIB_PFN_SHIFT
+            busy.add(gigabyte, gigabyte + 1)
+            continue
         keys += run.nr
         busy.add(run.pfn >> _GIB_PFN_SHIFT, (run.end_pfn - 1 >> _GIB_PFN_SHIFT) + 1)
     for pfn in tree.node_frames():

@@ -16,6 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
+from kernelmodel.mm.extents import Extents, Frames
+from kernelmodel.mm.frame_set import FrameSet
 from kernelmodel.mm.ranges import RangeSet
 
 __all__ = ["PageTags"]
@@ -24,19 +28,30 @@ __all__ = ["PageTags"]
 class PageTags:
     """Tags of entries that nobody has restored yet; entries come and go in runs of one order."""
 
-    __slots__ = ("_by_order", "untagged")
+    __slots__ = ("_by_order", "_scattered", "untagged")
 
     def __init__(self) -> None:
         #: Frames of entries that lost their tag to one they overlap: reserved for ever.
         self.untagged = RangeSet()
         #: Entries of each order as numbers (pfn >> order).
         self._by_order: dict[int, RangeSet] = {}
+        #: Entries of order 0 that came as scattered pages, if any did.
+        self._scattered: FrameSet | None = None
 
     def __iter__(self) -> Iterator[tuple[int, int, int]]:
         """Adjacent entries as page frames (first, end, order), large orders first."""
         for order in sorted(self._by_order, reverse=True):
             for low, high in self._by_order[order]:
                 yield low << order, high << order, order
+        for batch in self._scattered.runs() if self._scattered is not None else ():
+            for pfn, nr in batch:
+                yield pfn, pfn + nr, 0
+
+    @property
+    def nr_pages(self) -> int:
+        """Pages of all entries, those that several share counted for each."""
+        ranges = sum(entries.total << order for order, entries in self._by_order.items())
+        return ranges + (self._scattered.total if self._scattered is not None else 0)
 
     def put(self, pfn: int, order: int, nr: int = 1) -> None:
         """Tag `nr` adjacent entries; a tag that one of their first pages had before is gone."""
@@ -47,6 +62,21 @@ class PageTags:
         if order not in self._by_order:
             self._by_order[order] = RangeSet()
         self._by_order[order].add(pfn >> order, end >> order)
+
+    def put_pages(self, pages: Extents) -> None:
+        """Tag many runs of single pages, as `put` does."""
+        frames = pages.frames()
+        if self._scattered is None:
+            self._scattered = FrameSet()
+        self._scattered.add(frames)
+        first, last = int(frames.min()), int(frames.max())
+        for order, entries in self._by_order.items():
+            if not order:
+                continue
+            for low, high in list(entries.within(first >> order, (last >> order) + 1)):
+                heads = np.arange(low, high) << order
+                for lost in (heads[self._scattered.has(heads)] >> order).tolist():
+                    self._lose(order, entries, lost, lost + 1)
 
     def _lose(self, order: int, entries: RangeSet, first: int, last: int) -> None:
         if not entries.overlaps(first, last):  # nearly always
@@ -61,10 +91,12 @@ class PageTags:
             number = pfn >> order
             if number << order == pfn and entries.contains(number, number + 1):
                 return order
-        return None
+        return 0 if self._scattered is not None and pfn in self._scattered else None
 
     def count(self, pfn: int, order: int, most: int) -> int:
         """How many entries of `order`, `most` at most, are tagged one after the other from pfn."""
+        if order == 0 and self._scattered is not None:
+            return self._count_pages(self._scattered, pfn, most)
         entries = self._by_order.get(order)
         first = pfn >> order
         if entries is None or first << order != pfn:
@@ -74,6 +106,51 @@ class PageTags:
         parts = entries.within(first, first + most)
         return parts[0][1] - first if parts and parts[0][0] == first else 0
 
+    def _count_pages(self, scattered: FrameSet, pfn: int, most: int) -> int:
+        entries = self._by_order.get(0, RangeSet())
+        found = 0
+        while found < most:
+            at = pfn + found
+            low, high = next(iter(entries.within(at, pfn + most)), (at, at))
+            here = high - low if low == at else 0
+            here = here or scattered.run_length(at, most - found)
+            if not here:
+                break
+            found += here
+        return found
+
+    def take_pages(self, frames: Frames) -> bool:
+        """Clear these single pages' tags; False if not each has one, and its page to itself."""
+        scattered = self._scattered
+        if scattered is None:
+            return False
+        known = scattered.has(frames)
+        there, rest = frames[known], frames[~known].tolist()
+        listed = self._by_order.get(0, RangeSet())
+        if len(rest) != len(set(rest)) or not all(pfn in listed for pfn in rest):
+            return False
+        if any(
+            bool(((frames >= low) & (frames < high)).any())
+            for low, high in self._shared_within(int(frames.min()), int(frames.max()) + 1)
+        ):
+            return False
+        before = scattered.total
+        scattered.discard(there)
+        if before - scattered.total != len(there):
+            scattered.add(there)  # one is asked for twice
+            return False
+        for pfn in rest:
+            listed.remove(pfn, pfn + 1)
+        return True
+
+    def _shared_within(self, first: int, last: int) -> Iterator[tuple[int, int]]:
+        """Frames of [first, last) that larger entries hold, or held."""
+        yield from self.untagged.within(first, last)
+        for order, entries in self._by_order.items():
+            if order:
+                for low, high in entries.within(first >> order, -(-last >> order)):
+                    yield low << order, high << order
+
     def take(self, pfn: int, order: int, nr: int) -> None:
         """Clear the tags of `nr` entries, and of all that share pages with them."""
         end = pfn + (nr << order)
@@ -82,5 +159,7 @@ class PageTags:
                 self._lose(other, entries, pfn >> other, -(-end >> other))
             else:  # they share all their pages with the entries
                 entries.remove(pfn >> other, end >> other)
+        if self._scattered is not None:
+            self._scattered.discard_run(pfn, end)
         if self.untagged:
             self.untagged.remove(pfn, end)

@@ -19,12 +19,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+import numpy as np
+
 from kernelmodel.errors import ModelBug, NoMemory
+from kernelmodel.mm.extents import Extents
 from kernelmodel.mm.memblock_regions import NUMA_NO_NODE, MemblockFlags, Region, RegionList
 from kernelmodel.mm.ranges import RangeSet
 
 __all__ = ["NUMA_NO_NODE", "Memblock", "MemblockFlags", "Region", "RegionList", "validate_memblock"]
 
+PAGE_SHIFT: Final = 12
 #: Page zero is never allocated, so that address 0 can mean failure.
 _LOWEST: Final = 4096
 # Plain integers for the hot paths: arithmetic on IntFlag members costs microseconds.
@@ -38,11 +42,13 @@ _RSRV_HUGETLB: Final = int(MemblockFlags.RSRV_HUGETLB)
 class Memblock:
     """The boot-time allocator of one kernel. C: struct memblock."""
 
-    __slots__ = ("current_limit", "kho_scratch_only", "memory", "reserved")
+    __slots__ = ("_reserved", "_scattered", "current_limit", "kho_scratch_only", "memory")
 
     def __init__(self) -> None:
         self.memory = RegionList()
-        self.reserved = RegionList()
+        self._reserved = RegionList()
+        #: Reserved pages besides, which lie scattered, until somebody wants a list of them.
+        self._scattered: Extents | None = None
         #: Allocations that name no end stay below this. C: memblock.current_limit.
         self.current_limit = 1 << 52
         self.kho_scratch_only = False
@@ -76,6 +82,28 @@ class Memblock:
                 yield region.base, region.end
 
     # What is taken.
+
+    @property
+    def reserved(self) -> RegionList:
+        """Everything that is taken."""
+        if self._scattered is not None:
+            scattered, self._scattered = self._scattered, None
+            for pfn, nr_pages in scattered:
+                self.reserve(pfn << PAGE_SHIFT, nr_pages << PAGE_SHIFT)
+                self.mark_noinit(pfn << PAGE_SHIFT, nr_pages << PAGE_SHIFT)
+        return self._reserved
+
+    def reserve_noinit(self, pages: Extents) -> None:
+        """`reserve` and `mark_noinit` for each of these runs, which ascend and do not touch."""
+        starts, ends = pages.pfns << PAGE_SHIFT, pages.ends << PAGE_SHIFT
+        apart = np.ones(len(pages), dtype=np.bool_)
+        for region in self.reserved:  # what touches one is for the list to sort out
+            first = np.searchsorted(ends, region.base, "left")
+            apart[first : np.searchsorted(starts, region.end, "right")] = False
+        for pfn, nr_pages in Extents(pages.pfns[~apart], pages.counts[~apart]):
+            self.reserve(pfn << PAGE_SHIFT, nr_pages << PAGE_SHIFT)
+            self.mark_noinit(pfn << PAGE_SHIFT, nr_pages << PAGE_SHIFT)
+        self._scattered = Extents(pages.pfns[apart], pages.counts[apart])
 
     def reserve(
         self, base: int, size: int, nid: int = NUMA_NO_NODE, flags: int = MemblockFlags.NONE
@@ -146,6 +174,30 @@ class Memblock:
                 at = taken.end
             if at < region.end:
                 yield at, region.end, region.nid
+
+    def free_pages(self) -> Iterator[tuple[int, int] | Extents]:
+        """Whole pages of `free_ranges` as (frame, pages), many short runs at once."""
+        if self._scattered is None:
+            for base, end, _ in self.free_ranges():
+                start, stop = -(-base >> PAGE_SHIFT), end >> PAGE_SHIFT
+                if start < stop:
+                    yield start, stop - start
+            return
+        scattered = self._scattered
+        for region in self.memory:
+            if region.flags & _NOMAP:
+                continue
+            listed = list(self._reserved.within(region.base, region.end))
+            first = np.searchsorted(scattered.ends << PAGE_SHIFT, region.base, "right")
+            last = np.searchsorted(scattered.pfns << PAGE_SHIFT, region.end, "left")
+            bases = [region.base, *(taken.base for taken in listed), region.end]
+            ends = [region.base, *(taken.end for taken in listed), region.end]
+            at = np.searchsorted(bases[1:-1], scattered.pfns[first:last] << PAGE_SHIFT) + 1
+            taken = np.insert(bases, at, scattered.pfns[first:last] << PAGE_SHIFT)
+            until = np.insert(ends, at, scattered.ends[first:last] << PAGE_SHIFT)
+            starts = -(-until[:-1] >> PAGE_SHIFT)
+            counts = (taken[1:] >> PAGE_SHIFT) - starts
+            yield Extents(starts[counts > 0], counts[counts > 0])
 
     def _free_down(self, start: int, end: int, nid: int) -> Iterator[tuple[int, int]]:
         """Allocatable ranges in [start, end), descending. C: for_each_free_mem_range_reverse()."""

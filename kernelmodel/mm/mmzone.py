@@ -18,7 +18,10 @@ from collections.abc import Iterable, Iterator
 from enum import IntEnum
 from typing import Final
 
+import numpy as np
+
 from kernelmodel.errors import ModelBug
+from kernelmodel.mm.extents import Extents, Frames
 from kernelmodel.mm.ranges import RangeSet
 
 __all__ = [
@@ -183,6 +186,28 @@ class FreeArea:
                 order = min(order, (stop - at).bit_length() - 1)
                 self.put_one(at, order)
                 at += 1 << order
+
+    def put_many(self, pages: Extents) -> None:
+        """As `put` for each of these runs, which ascend; no page beside one of them is free."""
+        at, ends = pages.pfns, pages.ends
+        found: list[list[Frames]] = [[] for _ in self.low]
+        while len(at):
+            align = np.bitwise_count((at & -at) - 1)
+            orders = np.minimum(align, np.frexp(ends - at)[1] - 1)
+            whole = orders >= MAX_PAGE_ORDER
+            taken = np.where(whole, ends - at & -MAX_ORDER_NR_PAGES, 1 << orders)
+            for first, nr in zip(at[whole].tolist(), taken[whole].tolist(), strict=True):
+                self.top.add(first >> MAX_PAGE_ORDER, first + nr >> MAX_PAGE_ORDER)
+            for order in np.flatnonzero(np.bincount(orders)).tolist():
+                if order < MAX_PAGE_ORDER:
+                    found[order].append(at[orders == order])
+            at = at + taken
+            left = at < ends
+            at, ends = at[left], ends[left]
+        for order, blocks in enumerate(found):
+            if blocks:
+                free = dict.fromkeys(np.sort(np.concatenate(blocks), kind="stable").tolist())
+                self.low[order] = self.low[order] | free if self.low[order] else free
 
     def put_one(self, pfn: int, order: int) -> None:
         """Free one block and merge it with its buddies. C: __free_one_page()."""

@@ -21,6 +21,7 @@ from kernelmodel.errors import (
 )
 from kernelmodel.fs import MAX_LFS_FILESIZE, File, Inode, PlainFileOperations
 from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE, Content
+from kernelmodel.mm.extents import ScatteredPages, gathered
 from kernelmodel.mm.ranges import RangeMap, RangeSet
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ _WRITE_CHUNK: Final = 2 << 20
 class ShmemInode(Inode):
     """C: struct shmem_inode_info and its inode.
 
-    `pages` maps page indexes to (frame minus index, PG_* flags). `seals` is None where none can
+    `pages` maps page indexes to (where, PG_* flags): frame minus index, or frames that lie
+    scattered. `seals` is None where none can
     be had. `frozen` while a live update holds the file, `pins` while its pages are pinned.
     """
 
@@ -77,7 +79,7 @@ class ShmemInode(Inode):
         self.executable = True
         self.frozen = False
         self.pinned = False
-        self.pages: RangeMap[tuple[int, int]] = RangeMap()
+        self.pages: RangeMap[tuple[int | ScatteredPages, int]] = RangeMap()
 
     @property
     def nr_size_pages(self) -> int:
@@ -96,10 +98,15 @@ class ShmemInode(Inode):
 
     def extents(self, first: int, last: int) -> list[tuple[int, int, int, int]]:
         """(index, frame, pages, flags) of the pages in [first, last), ascending."""
-        return [
-            (low, low + delta, high - low, flags)
-            for low, high, (delta, flags) in self.pages.within(first, last)
-        ]
+        out: list[tuple[int, int, int, int]] = []
+        for low, high, (where, flags) in self.pages.within(first, last):
+            if isinstance(where, ScatteredPages):
+                for pfn, nr_pages in where.extents(low, high):
+                    out.append((low, pfn, nr_pages, flags))
+                    low += nr_pages  # noqa: PLW2901 - the next run begins there
+            else:
+                out.append((low, low + where, high - low, flags))
+        return out
 
     def holes(self, first: int, last: int) -> list[tuple[int, int]]:
         """Index ranges in [first, last) without a page."""
@@ -122,17 +129,21 @@ class ShmemInode(Inode):
         """
         taken = 0
         for low, high in self.holes(first, last):
-            index = low
             runs, missing = self.kernel.page_alloc.alloc_upto(0, high - low, nid, movable=True)
-            for pfn, nr_pages in runs:
+            for index, nr_pages, where in gathered(runs, low):
                 if zeroed or missing:
-                    self.kernel.memory.zero(pfn, nr_pages)
-                self.pages.put(index, index + nr_pages, (pfn - index, flags))
-                index += nr_pages
+                    self._zero(index, nr_pages, where)
+                self.pages.put(index, index + nr_pages, (where, flags))
             if missing:
                 raise NoMemory("no page for a file", missing=missing)
             taken += high - low
         return taken
+
+    def _zero(self, index: int, nr_pages: int, where: int | ScatteredPages) -> None:
+        if isinstance(where, ScatteredPages):
+            self.kernel.memory.zero_scattered(where.cut(index, index + nr_pages))
+        else:
+            self.kernel.memory.zero(index + where, nr_pages)
 
     def preallocate(self, nid: int) -> None:
         """Give every page up to the size a frame, as a VMM's prealloc does. Raises: NoMemory."""
@@ -154,12 +165,17 @@ class ShmemInode(Inode):
         C: memfd_pin_folios() through migrate_longterm_unpinnable_folios(). Raises: NoMemory.
         """
         kernel = self.kernel
-        # A set, for areas that a spoilt handover brought may overlap.
-        scratch = RangeSet(
+        scratch = RangeSet(  # areas that a spoilt handover brought may overlap
             (area.addr >> PAGE_SHIFT, area.addr + area.size >> PAGE_SHIFT)
             for area in kernel.kho.scratch
         )
-        for index, pfn, nr_pages, flags in self.extents(0, self.nr_size_pages):
+        inside = [
+            extent
+            for first, last, (where, _) in self.pages.within(0, self.nr_size_pages)
+            if not isinstance(where, ScatteredPages) or where.meets(scratch)
+            for extent in self.extents(first, last)
+        ]
+        for index, pfn, nr_pages, flags in inside:
             for low, high in scratch.within(pfn, pfn + nr_pages):
                 at, source = index + low - pfn, low
                 nid = kernel.page_alloc.pfn_to_nid(low)
@@ -228,7 +244,7 @@ class ShmemInode(Inode):
         end = offset + len(data)
         first, last = offset >> PAGE_SHIFT, -(-end // PAGE_SIZE)
         self.allocate(first, last, PG_DIRTY | PG_UPTODATE)
-        self._make_uptodate(first, last)
+        self.make_uptodate(first, last)
         at = 0
         for index, pfn, nr_pages, _ in self.extents(first, last):
             start = max(offset, index << PAGE_SHIFT)
@@ -237,14 +253,6 @@ class ShmemInode(Inode):
             self.kernel.memory.write(target, data[at : at + take])
             at += take
         self.size = max(self.size, end)
-
-    def _make_uptodate(self, first: int, last: int) -> None:
-        for index, pfn, nr_pages, flags in self.extents(first, last):
-            if not flags & PG_UPTODATE:
-                self.kernel.memory.zero(pfn, nr_pages)
-            if flags != PG_DIRTY | PG_UPTODATE:
-                value = (pfn - index, PG_DIRTY | PG_UPTODATE)
-                self.pages.put(index, index + nr_pages, value)
 
     def read(self, offset: int, size: int) -> bytes:
         """pread(2): up to the file's size, holes and pages never written read as zero."""
@@ -304,8 +312,20 @@ class ShmemInode(Inode):
     def guest_write(self, first: int, nr_pages: int, content: Content, content_page: int) -> None:
         """Stores through a mapping: whole pages get `content`. Raises: NoMemory."""
         self.allocate(first, first + nr_pages, PG_DIRTY | PG_UPTODATE, zeroed=False)
-        for index, pfn, count, _ in self.extents(first, first + nr_pages):
-            self.kernel.memory.fill(pfn, count, content, content_page + index - first)
+        memory = self.kernel.memory
+        for low, high, (where, _) in self.pages.within(first, first + nr_pages):
+            if isinstance(where, ScatteredPages):
+                memory.fill_scattered(where.cut(low, high), content, content_page + low - first)
+            else:
+                memory.fill(low + where, high - low, content, content_page + low - first)
+
+    def make_uptodate(self, first: int, last: int) -> None:
+        """Clear pages that were never written, and mark all as written."""
+        for low, high, (where, flags) in list(self.pages.within(first, last)):
+            if not flags & PG_UPTODATE:
+                self._zero(low, high - low, where)
+            if flags != PG_DIRTY | PG_UPTODATE:
+                self.pages.put(low, high, (where, PG_DIRTY | PG_UPTODATE))
 
     def evict(self) -> None:
         """The inode is gone. C: shmem_evict_inode()."""

@@ -35,6 +35,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from kernelmodel.errors import ModelBug
 from kernelmodel.sim.cost import CostModel, Spread
 from kernelmodel.sim.lanes import Group, Lane, LockBlock
@@ -227,6 +230,22 @@ class Clock:
         lane = self.running
         if lane is not None:
             lane.work_ns += ns
+            return
+        if self.group is not None and self.group.lanes:
+            self._join()
+        self._now_ns += ns
+
+    def charge_each(self, op: str, units: NDArray[np.int64]) -> None:
+        """As `charge` for each of these numbers of units in turn."""
+        plain = self._plain.get(op)
+        if plain is None:
+            for each in units.tolist():
+                self.charge(op, each)
+            return
+        numbers, times = np.unique(units, return_counts=True)
+        ns = int((times * (plain[0] + (numbers * plain[1] + 500) // 1000)).sum())
+        if self.running is not None:
+            self.running.work_ns += ns
             return
         if self.group is not None and self.group.lanes:
             self._join()

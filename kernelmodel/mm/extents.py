@@ -1,0 +1,109 @@
+"""Many short runs of page frames at once: what scattered memory comes in.
+
+A host whose free memory is in crumbs hands a file one page here and one there: millions of runs
+that nothing joins. Whoever works on them run by run takes microseconds for each; as arrays they
+take nanoseconds. `Extents` is such a batch; everything that takes it gives what single runs, one
+after the other, would have given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["FEW_RUNS", "Extents", "Frames", "ScatteredPages", "expanded", "gathered"]
+
+#: Up to so many runs are dealt with one by one.
+FEW_RUNS: Final = 256
+#: Pages from which a run stands for itself.
+_LONG_RUN: Final = 64
+
+Frames = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Extents:
+    """Runs of page frames: `counts[i]` frames from `pfns[i]` on, in their owner's order."""
+
+    pfns: Frames
+    counts: Frames
+
+    def __len__(self) -> int:
+        return len(self.pfns)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return zip(self.pfns.tolist(), self.counts.tolist(), strict=True)
+
+    @property
+    def ends(self) -> Frames:
+        """First frame behind each run."""
+        return self.pfns + self.counts
+
+    @property
+    def total(self) -> int:
+        """Frames of all runs."""
+        return int(self.counts.sum())
+
+    def frames(self) -> Frames:
+        """Every frame, run after run."""
+        return expanded(self.pfns, self.counts)
+
+
+def expanded(firsts: Frames, counts: Frames) -> Frames:
+    """first, first + 1, … of each run, run after run."""
+    if len(firsts) == int(counts.sum()):
+        return firsts
+    offsets = np.cumsum(counts) - counts
+    return np.repeat(firsts - offsets, counts) + np.arange(int(counts.sum()))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScatteredPages:
+    """Where each page of a stretch of a file lies: page `first + i` in frame `pfns[i]`."""
+
+    first: int
+    pfns: Frames
+
+    def cut(self, low: int, high: int) -> Frames:
+        """The frames of pages [low, high)."""
+        return self.pfns[low - self.first : high - self.first]
+
+    def extents(self, low: int, high: int) -> Extents:
+        """The same as runs of adjacent frames."""
+        pfns = self.cut(low, high)
+        starts = np.flatnonzero(np.diff(pfns, prepend=pfns[:1] - 2) != 1)
+        return Extents(pfns[starts], np.diff(starts, append=len(pfns)))
+
+    def meets(self, ranges: Iterable[tuple[int, int]]) -> bool:
+        """Whether any of the frames lies in one of these ranges."""
+        return any(bool(((self.pfns >= low) & (self.pfns < high)).any()) for low, high in ranges)
+
+
+def gathered(
+    runs: list[tuple[int, int]], index: int
+) -> Iterator[tuple[int, int, int | ScatteredPages]]:
+    """Runs (pfn, pages) that a file gets from page `index` on, as (index, pages, where).
+
+    `where` is frame minus index for a run that stands for itself, and the frames themselves for a
+    stretch of many short ones.
+    """
+    if len(runs) <= FEW_RUNS:
+        for pfn, nr in runs:
+            yield index, nr, pfn - index
+            index += nr
+        return
+    pfns, counts = np.array(runs, dtype=np.int64).T
+    cuts = np.flatnonzero(np.diff(counts < _LONG_RUN)) + 1
+    for first, last in zip([0, *cuts.tolist()], [*cuts.tolist(), len(runs)], strict=True):
+        if last - first <= FEW_RUNS:
+            for pfn, nr in runs[first:last]:
+                yield index, nr, pfn - index
+                index += nr
+        else:
+            stretch = expanded(pfns[first:last], counts[first:last])
+            yield index, len(stretch), ScatteredPages(index, stretch)
+            index += len(stretch)
