@@ -91,10 +91,8 @@ def answer(analysis: Analysis) -> str:
     rivals = [s for s in analysis.cells if s.meets_goal and _is_rival(s)]
     told = f"{asked[:1].upper()}{asked[1:]}: {setting} ({found})."
     if rivals:
-        told += (
-            f" {counted(len(rivals), 'other cell')} that meet it cannot be told from it with so "
-            "few seeds."
-        )
+        others = counted(len(rivals), "other cell")
+        told += f" With so few seeds {others} within the limits cannot be told from it."
     return told
 
 

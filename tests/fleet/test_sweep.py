@@ -1,8 +1,12 @@
-"""`lufleet sweep`, whole: real runs in real processes, killed, resumed, failed and compared."""
+"""`lufleet sweep`, whole: real runs in real processes, killed, resumed, failed and compared.
+
+`LUFLEET_SWEEP_RUNS=200 pytest tests/fleet/test_sweep.py -k killed` kills a sweep of so many runs.
+"""
 
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -15,6 +19,9 @@ from fleet.bad_input import BadInput
 from fleet.sweep.experiment_file import read_plan
 from fleet.sweep.metrics import METRICS
 from fleet.sweep.worker import Job, Workers, perform
+
+#: Runs of the sweep that is killed, six to a seed.
+RUNS = int(os.environ.get("LUFLEET_SWEEP_RUNS", "18")) // 6 * 6
 
 SCENARIO = """\
 [[fleet.host_class]]
@@ -125,24 +132,43 @@ def test_cells_share_their_luck(swept: tuple[Path, str]) -> None:
     assert longest["some", 1] != longest["none", 1]
 
 
-def test_a_sweep_that_is_killed_goes_on_without_making_a_run_twice(tmp_path: Path) -> None:
-    experiment, out = written(tmp_path), tmp_path / "out"
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def has_ended(process: int) -> bool:
+    """Whether the process of this descriptor ends, at once or soon."""
+    return bool(select.select([process], [], [], 30)[0])
+
+
+@pytest.mark.timeout(60 + 3 * RUNS)
+def test_a_sweep_that_is_killed_goes_on_without_making_a_run_twice(
+    tmp_path: Path, swept: tuple[Path, str]
+) -> None:
+    text = EXPERIMENT.replace("seeds = 3", f"seeds = {RUNS // 6}")
+    experiment, out = written(tmp_path, text), tmp_path / "out"
     killed = subprocess.Popen(
-        command(experiment, "--out", out, "--jobs", 1), stdout=subprocess.PIPE, text=True
+        command(experiment, "--out", out, "--jobs", 2), stdout=subprocess.PIPE, text=True
     )
     with killed:
         assert killed.stdout is not None
-        assert "18 runs to make" in killed.stdout.readline()
-        assert "2 of 18 runs" in killed.stdout.readline()
+        assert f"{RUNS} runs to make" in killed.stdout.readline()
+        while int(killed.stdout.readline().split()[0]) < RUNS * 4 // 10:
+            pass
+        started = [os.pidfd_open(child) for child in children(killed.pid)]
         os.kill(killed.pid, signal.SIGKILL)
+        killed.wait()
+    assert len(started) >= 2
+    assert all(map(has_ended, started)), "a worker is left behind"
     before = rows(out, "cell, seed, digest, wall_seconds")
-    assert 2 <= len(before) < 18
+    assert RUNS * 4 // 10 <= len(before) < RUNS
     assert "--resume goes on with them" in sweep(experiment, "--out", out, code=2)
     said = sweep(experiment, "--out", out, "--resume")
-    assert f"{18 - len(before)} runs to make, {len(before)} run" in said
+    assert f"{RUNS - len(before)} runs to make, {len(before)} run" in said
     after = rows(out, "cell, seed, digest, wall_seconds")
-    assert len(after) == 18
+    assert len(after) == len({row[:2] for row in after}) == RUNS
     assert set(before) <= set(after), "wall time and all: they were not made again"
+    assert set(rows(swept[0], RESULTS)) <= set(rows(out, RESULTS)), "as if undisturbed"
 
 
 def test_runs_that_fail_are_rows(tmp_path: Path) -> None:
