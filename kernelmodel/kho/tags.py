@@ -121,9 +121,7 @@ class PageTags:
 
     def take_pages(self, frames: Frames) -> bool:
         """Clear these single pages' tags; False if not each has one, and its page to itself."""
-        scattered = self._scattered
-        if scattered is None:
-            return False
+        scattered = self._scattered or FrameSet()
         known = scattered.has(frames)
         there, rest = frames[known], frames[~known].tolist()
         listed = self._by_order.get(0, RangeSet())

@@ -18,9 +18,9 @@ from node.vm import memory_extents
 from tests.node.scattered import start_scattered
 from tests.node.update_hosts import HOST, NEW, fault, make_host, update
 
-MEMORY = 4 * MIB
+MEMORY = 8 * MIB
 VM = VmSpec("scattered", HOST, MEMORY, Backing.MEMFD, 2)
-SCATTERED = 500
+SCATTERED = 1500
 
 
 def scattered_host(pages: int = SCATTERED) -> Host:
