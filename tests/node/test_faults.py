@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from kernelmodel.abi.folio_runs import single_folio_runs
 from kernelmodel.errors import Busy, IoError, KernelError, KernelPanic, ModelBug, NoSpace
 from kernelmodel.memory import PAGE_SHIFT
 from node.api import FaultSpec, VmOutcome
@@ -131,7 +132,8 @@ def test_the_middle_page_is_dropped_and_the_first_entry_corrupted() -> None:
     for _, luo_file, folios in preserved_files(kernel):
         before = kernel.kho.preserved_keys, list(tree.runs())
         drop_preserved_page(kernel, luo_file)
-        run = folios.runs[len(folios.runs) // 2]
+        runs = list(single_folio_runs(folios.runs))
+        run = runs[len(runs) // 2]
         dropped = run.pfn + (run.nr // 2 << folios.order)
         assert not tree.has(dropped, folios.order)
         assert sum(run.nr for run in tree.runs()) == sum(run.nr for run in before[1]) - 1

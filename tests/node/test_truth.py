@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pytest
 
+from kernelmodel.abi.folio_runs import single_folio_runs
 from kernelmodel.abi.folio_table import FOLIO_SER_SIZE
 from kernelmodel.abi.memfd import MEMFD_LUO_FOLIO_UPTODATE
 from kernelmodel.kernel import Kernel
@@ -79,7 +80,8 @@ def drop_folio(vm: str, folio: int) -> Damage:
         assert tree is not None
         for name, _, folios in preserved_files(kernel):
             if name == vm:
-                heads = [run.pfn + at * run.step for run in folios.runs for at in range(run.nr)]
+                runs = single_folio_runs(folios.runs)
+                heads = [run.pfn + at * run.step for run in runs for at in range(run.nr)]
                 tree.del_run(heads[folio], folios.order)
 
     return damage
@@ -162,8 +164,9 @@ def test_a_guest_page_that_changed_behind_the_vms_back_is_noticed(vm: str, where
     def change(kernel: Kernel) -> None:
         for name, _, folios in preserved_files(kernel):
             if name == vm:
-                start = folios.runs[0].pfn
-                end = folios.runs[-1].pfn + (folios.runs[-1].nr << folios.order)
+                runs = list(single_folio_runs(folios.runs))
+                start = runs[0].pfn
+                end = runs[-1].pfn + (runs[-1].nr << folios.order)
                 pfn = {"first": start, "middle": (start + end) // 2, "last": end - 1}[where]
                 flip((pfn << PAGE_SHIFT) + 4095, 7)(kernel)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import astuple
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kernelmodel.abi.folio_table import FolioRun, FolioTable, parse_folio_table
+from kernelmodel.abi.folio_runs import FolioRun, FolioRuns, single_folio_runs
+from kernelmodel.abi.folio_table import FolioTable, parse_folio_table
 from kernelmodel.abi.guest_memfd import GuestHugetlbSer, GuestMemfdSer, KvmVmSer
 from kernelmodel.abi.hugetlb import HugemfdSer, HugetlbHstateSer, HugetlbSer
 from kernelmodel.abi.kexec_handover import (
@@ -128,10 +130,10 @@ RUN = st.builds(
 Entry = tuple[int, int, int]
 
 
-def entries_of(runs: list[FolioRun]) -> list[Entry]:
+def entries_of(runs: Iterable[FolioRun | FolioRuns]) -> list[Entry]:
     return [
         (run.pfn + n * run.step, run.index + n * run.index_step, run.flags)
-        for run in runs
+        for run in single_folio_runs(runs)
         for n in range(run.nr)
     ]
 
