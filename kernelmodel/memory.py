@@ -136,16 +136,17 @@ class PhysicalMemory:
             if type(page) is bytearray:
                 page[offset : offset + size] = data
             elif size:
-                self._writable(pa >> PAGE_SHIFT)[offset : offset + size] = data
+                self.writable(pa >> PAGE_SHIFT)[offset : offset + size] = data
             return
         at = 0
         while at < size:
             pfn, offset = (pa + at) >> PAGE_SHIFT, (pa + at) & (PAGE_SIZE - 1)
             part = data[at : at + PAGE_SIZE - offset]
-            self._writable(pfn)[offset : offset + len(part)] = part
+            self.writable(pfn)[offset : offset + len(part)] = part
             at += len(part)
 
-    def _writable(self, pfn: int) -> bytearray:
+    def writable(self, pfn: int) -> bytearray:
+        """The 4096 bytes of one frame, to be changed in place at once: do not keep them."""
         page = self._pages.get(pfn)
         if type(page) is bytearray:
             return page

@@ -91,6 +91,24 @@ class RangeSet:
         starts[first:last] = ([left] if left < start else []) + ([end] if right > end else [])
         ends[first:last] = ([start] if left < start else []) + ([right] if right > end else [])
 
+    def take(self, start: int, end: int) -> bool:
+        """Remove [start, end), at least one integer, if all of it is there; whether it was."""
+        starts, ends = self._starts, self._ends
+        at = bisect_right(starts, start) - 1
+        if at < 0 or ends[at] < end:
+            return False
+        if starts[at] == start:
+            if ends[at] == end:
+                del starts[at], ends[at]
+            else:
+                starts[at] = end
+            return True
+        if ends[at] > end:
+            starts.insert(at + 1, end)
+            ends.insert(at + 1, ends[at])
+        ends[at] = start
+        return True
+
     def __contains__(self, value: int) -> bool:
         at = bisect_right(self._starts, value) - 1
         return at >= 0 and self._ends[at] > value

@@ -235,6 +235,18 @@ class Clock:
             self._join()
         self._now_ns += ns
 
+    def charge_locked(self, lock: str, op: str, units: int = 1) -> None:
+        """As `charge` in a block under `lock` of which it is all."""
+        lane = self.running
+        if lane is None or lock in lane.held or lock in self._main_locks:
+            with self.lock(lock):
+                self.charge(op, units)
+            return
+        before_ns = lane.work_ns
+        self.charge(op, units)
+        if lane.work_ns > before_ns:
+            lane.lock_ops += ((before_ns, lock, True), (lane.work_ns, lock, False))
+
     def charge_each(self, op: str, units: NDArray[np.int64]) -> None:
         """As `charge` for each of these numbers of units in turn."""
         plain = self._plain.get(op)

@@ -67,6 +67,8 @@ def test_questions_about_a_span(
     if asked:
         assert ranges.contains(*span) == (asked <= model)
         assert ranges.overlaps(*span) == bool(asked & model)
+        assert ranges.take(*span) == (asked <= model)
+        assert points(ranges) == sorted(model - asked if asked <= model else model)
 
 
 def test_a_copy_is_independent() -> None:

@@ -41,6 +41,9 @@ MISUSES: dict[str, Callable[[Clock], object]] = {
     "lane 'y' within lane 'x'": lambda c: in_lane(c, lambda: enter(c.lane("y"))),
     "advance_to within lane 'x'": lambda c: in_lane(c, lambda: c.advance_to(9)),
     "lock 'm' is taken twice": lambda c: within(c.lock("m"), lambda: enter(c.lock("m"))),
+    "lock 'n' is taken twice": lambda c: in_lane(
+        c, lambda: within(c.lock("n"), lambda: c.charge_locked("n", "ns"))
+    ),
     "lock 'l' is taken twice": lambda c: in_lane(
         c, lambda: within(c.lock("l"), lambda: enter(c.lock("l")))
     ),
@@ -309,3 +312,25 @@ def test_a_spread_keeps_its_median_and_its_ends() -> None:
     assert 500 <= draws[0] < 510
     assert 900 < draws[1000] < 1300
     assert 8800 < draws[-1] <= 9000
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 9)), max_size=5)))
+def test_a_locked_charge_is_a_charge_in_a_block_under_the_lock(
+    lanes: list[list[tuple[str, int]]],
+) -> None:
+    ends: list[list[int]] = []
+    for at_once in (False, True):
+        clock = make_clock()
+        with clock.phase("p") as phase:
+            for number, charges in enumerate(lanes):
+                with clock.lane(str(number)):
+                    for lock, ns in charges:
+                        if at_once:
+                            clock.charge_locked(lock, "ns", ns)
+                            continue
+                        with clock.lock(lock):
+                            clock.charge("ns", ns)
+            clock.charge_locked("a", "ns", 3)
+        ends.append([phase.duration_ns, *map(phase.lane_end_ns, phase.lanes)])
+    assert ends[0] == ends[1]
