@@ -34,8 +34,9 @@ _log = logging.getLogger("lufleet")
 #: Something done to a host; with its spec and the seed these determine it.
 Deed = UpdateCommand | HostCall
 
-#: How often in a row a shard may die over one call before it is given up.
-_DEATHS_MAX: Final = 3
+#: How often a shard may die over one call before it is given up. A call dies with its node, with
+#: the actor that was to take over there, and with calls before it: not all of it is its own fault.
+_DEATHS_MAX: Final = 6
 
 #: How often an actor that does not come up is looked after, and when people hear of it.
 _LOOK_SECONDS: Final = 0.5

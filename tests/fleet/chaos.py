@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
 
 #: Ray takes a quarter of a minute to notice that a node is gone, unless told to be quick. A node
-#: that is merely busy must not be taken for one.
+#: that is merely busy, or still coming up, must not be taken for one.
 QUICK = {
-    "health_check_initial_delay_ms": 0,
+    "health_check_initial_delay_ms": 3_000,
     "health_check_period_ms": 100,
-    "health_check_timeout_ms": 10_000,
-    "health_check_failure_threshold": 3,
+    "health_check_timeout_ms": 30_000,
+    "health_check_failure_threshold": 5,
 }
 
 
@@ -63,6 +63,17 @@ def ray_nodes(*cpus: int, head_cpus: int = 0) -> Iterator[Cluster]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def mend(cluster: Cluster) -> None:
+    """Wait for nodes that are on their way; replace those that died before they were there."""
+    while True:
+        for node in [node for node in cluster.worker_nodes if node.dead_processes()]:
+            cluster.remove_node(node, allow_graceful=False)
+            cluster.add_node(wait=False, **node_args(1))
+        with suppress(TimeoutError):
+            cluster.wait_for_nodes(timeout=2)
+            return
 
 
 def node_args(cpus: int) -> dict[str, Any]:
@@ -141,7 +152,7 @@ class Blow(Struct, frozen=True):
 
     loses_node: bool = False  # the node with the actor that is computing, else this actor alone
     at_call: int = 0  # in the midst of computing; 0: before the message is sent
-    successor_too: bool = False  # dies at its start
+    successors: int = 0  # so many of those that take over die at their start
 
 
 class StruckRay(RayBackend):
@@ -156,6 +167,7 @@ class StruckRay(RayBackend):
         self.blows = dict(blows)
         self.messages = 0
         self.deaths = 0
+        self.striking = asyncio.Lock()  # no call may be struck so often that its shard is given up
         self.stopping: dict[str, Line] = {}  # first host -> where its actors stop at their start
 
     def spawn(self, config: ShardConfig) -> ShardHandle:
@@ -170,14 +182,16 @@ class StruckRay(RayBackend):
         finally:
             self._own_address = before
 
-    async def kill_at_start(self, host: str, asking: asyncio.Future[Any]) -> None:
-        """SIGKILL for the actor that has stopped at its start, in the shard with this first host.
+    async def kill_at_start(self, host: str, asking: asyncio.Future[Any], times: int = 1) -> None:
+        """SIGKILL for so many actors that stop at their start, in the shard with this first host.
 
-        The next one does not stop.
+        The one after them does not stop.
         """
-        pid = await self.stopping[host].hear(asking)
-        self.stopping.pop(host).close()
-        self.kill_pid(pid)
+        for left in reversed(range(times)):
+            pid = await self.stopping[host].hear(asking)
+            if not left:
+                self.stopping.pop(host).close()
+            self.kill_pid(pid)
 
     def kill_pid(self, pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
@@ -200,7 +214,6 @@ class StruckShard:
     def __init__(self, backend: StruckRay, shard: ShardHandle) -> None:
         self._backend = backend
         self._shard = shard
-        self._blow = asyncio.Lock()  # no call may be struck so often that its shard is given up
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -217,13 +230,13 @@ class StruckShard:
         if blow is None:
             return await asked()
         name = self._backend.folder / f"message-{self._backend.messages}"
-        async with self._blow:
+        async with self._backend.striking:
             return await self._struck(blow, name, asked)
 
     async def _struck(self, blow: Blow, name: Path, asked: Callable[[], Awaitable[Any]]) -> Any:
         """The answer of a call at which a blow falls."""
         node, pid = await self.ask(node_of), await self.ask(pid_of)
-        if blow.successor_too:
+        if blow.successors:
             self._backend.stopping[self.hosts[0]] = Line(name.with_suffix(".start"))
         if not blow.at_call:
             self._strike(blow, node, pid)
@@ -235,8 +248,8 @@ class StruckShard:
             assert await line.hear(asking) == pid
             line.close()
             self._strike(blow, node, pid)
-        if blow.successor_too:
-            await self._backend.kill_at_start(self.hosts[0], asking)
+        if blow.successors:
+            await self._backend.kill_at_start(self.hosts[0], asking, blow.successors)
         return await asking
 
     async def ask(self, function: Callable[..., object], *args: object) -> Any:

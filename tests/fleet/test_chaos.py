@@ -8,11 +8,14 @@ Each run draws from its number what strikes, at which message and how far into t
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import random
+import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from msgspec.structs import replace
@@ -20,10 +23,16 @@ from msgspec.structs import replace
 from fleet.api import RunRecord
 from fleet.experiment import journal_header, run_rollout
 from fleet.journal import Journal
-from fleet.launcher import Backend, LocalBackend
+from fleet.launcher import Backend, LocalBackend, RayBackend, ShardHandle
+from fleet.placement import partition
+from fleet.plan import make_plan
 from fleet.results import Result, summarise
 from fleet.scenario import load_scenario
-from tests.fleet.chaos import Blow, StruckRay, ray_nodes
+from fleet.shard_actor import HostUnreachable, NoRoom
+from node.api import ShardConfig, UpdateCommand, UpdatePolicy
+from node.shard import Shard
+from tests.fleet.chaos import Blow, Line, StruckRay, mend, pid_of, ray_nodes, stop_at_call
+from tests.fleet.rollouts import NEW
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
@@ -45,8 +54,28 @@ FLEET = load_scenario(
 )
 #: Messages with updates in a run: one for each host.
 MESSAGES = 10
-#: Each update of a host makes more Python calls, nearly twice as many today.
-CALLS = 5_000
+
+
+@cache
+def fewest_calls() -> int:
+    """Each update of a host, its building included, makes at least so many Python calls."""
+    calls = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    (config,) = partition(FLEET, make_plan(FLEET), shards=1, records_events=False)
+    shard, fewest = Shard(config), 1 << 60
+    for host in FLEET.hosts:
+        calls = 0
+        sys.setprofile(count)
+        try:
+            shard.update([UpdateCommand(host.name, 1, 0, NEW, UpdatePolicy())])
+        finally:
+            sys.setprofile(None)
+        fewest = min(fewest, calls)
+    return fewest
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +86,7 @@ def cluster(ray_of_the_session: None) -> Iterator[Cluster]:
 
 
 def rolled_out(backend: Backend, path: Path) -> RunRecord:
+    """The run; what is in its journal already is not done again."""
     header = journal_header(FLEET, records_events=False)
 
     async def run(journal: Journal) -> RunRecord:
@@ -65,7 +95,7 @@ def rolled_out(backend: Backend, path: Path) -> RunRecord:
         finally:
             await backend.close()
 
-    with Journal.create(path, header) as journal:
+    with (Journal.resume if path.exists() else Journal.create)(path, header) as journal:
         return asyncio.run(run(journal))
 
 
@@ -90,13 +120,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunRecord, tu
 
 def blows(number: int) -> dict[int, Blow]:
     """What strikes at which message of this run: a node is lost, and an actor or two."""
-    rng = random.Random(f"chaos {number}")
+    rng, calls = random.Random(f"chaos {number}"), fewest_calls()
     moments = rng.sample(range(1, MESSAGES + 1), rng.choice((2, 2, 3)))
     drawn = {
         moment: Blow(
             loses_node=nr == 0,
-            at_call=rng.choice((0, rng.randint(1, CALLS), rng.randint(1, CALLS))),
-            successor_too=rng.random() < 0.2,
+            at_call=rng.choice((0, rng.randint(1, calls), rng.randint(1, calls))),
+            successors=int(rng.random() < 0.2),
         )
         for nr, moment in enumerate(moments)
     }
@@ -112,7 +142,7 @@ def test_whatever_dies_in_a_run_it_ends_as_if_nothing_had(
     number: int,
 ) -> None:
     record, journal = undisturbed
-    cluster.wait_for_nodes()  # a lost one may still be on its way back
+    mend(cluster)
     backend = StruckRay(cluster, tmp_path, blows(number))
     struck = rolled_out(backend, tmp_path / "journal.sqlite")
     assert not backend.blows, f"{backend.messages} messages"
@@ -121,3 +151,126 @@ def test_whatever_dies_in_a_run_it_ends_as_if_nothing_had(
     assert struck.results == record.results
     assert outcome(struck) == outcome(record)
     assert journaled(tmp_path / "journal.sqlite") == journal
+
+
+def test_actors_that_die_at_the_very_start_are_replaced(
+    cluster: Cluster, undisturbed: tuple[RunRecord, tuple[object, ...]], tmp_path: Path
+) -> None:
+    class StillBorn(StruckRay):
+        """The first actor of each shard dies before it has been there."""
+
+        def spawn(self, config: ShardConfig) -> ShardHandle:
+            host = config.hosts[0].name
+            self.stopping[host] = Line(self.folder / host)
+            never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            killing.append(asyncio.ensure_future(self.kill_at_start(host, never)))
+            return super().spawn(config)
+
+    killing: list[asyncio.Future[None]] = []
+    mend(cluster)
+    backend = StillBorn(cluster, tmp_path, {})
+    struck = rolled_out(backend, tmp_path / "journal.sqlite")
+    assert backend.deaths == len(killing) == 2
+    assert struck.digest == undisturbed[0].digest
+
+
+def test_an_actor_that_dies_while_it_replays_is_replaced(cluster: Cluster, tmp_path: Path) -> None:
+    mend(cluster)
+    (config,) = partition(FLEET, make_plan(FLEET), shards=1, records_events=False)
+    commands = [UpdateCommand(f"node-{nr}", 1, 0, NEW, UpdatePolicy()) for nr in (1, 2)]
+
+    async def struck() -> object:
+        backend, line = StruckRay(cluster, tmp_path, {}), Line(tmp_path / "replaying")
+        try:
+            shard = backend.spawn(config)
+            await shard.call("update", commands, history=commands)
+            backend.kill_pid(await shard.call("__ray_call__", pid_of))
+            await shard.call("__ray_call__", stop_at_call, line.path, fewest_calls())
+            asking = asyncio.ensure_future(shard.call("gauges"))
+            backend.kill_pid(await line.hear(asking))
+            return await asking
+        finally:
+            await backend.close()
+
+    async def undisturbed() -> object:
+        shard = LocalBackend().spawn(config)
+        await shard.call("update", commands)
+        return await shard.call("gauges")
+
+    assert asyncio.run(struck()) == asyncio.run(undisturbed())
+
+
+def test_a_run_that_was_given_up_goes_on_from_its_journal(
+    cluster: Cluster, undisturbed: tuple[RunRecord, tuple[object, ...]], tmp_path: Path
+) -> None:
+    record, journal = undisturbed
+    path = tmp_path / "journal.sqlite"
+    mend(cluster)
+    backend = StruckRay(cluster, tmp_path, {5: Blow(at_call=fewest_calls(), successors=5)})
+    with pytest.raises(HostUnreachable, match="died 6 times"):
+        rolled_out(backend, path)
+    kept, _ = journaled(path)
+    assert isinstance(kept, dict)
+    assert 0 < len(kept) < len(record.results)
+    resumed = rolled_out(RayBackend(cluster.address), path)
+    assert (resumed.digest, resumed.results) == (record.digest, record.results)
+    assert journaled(path) == journal
+
+
+class Occupants:
+    """Another program of the cluster, which has every CPU."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        import ray
+
+        mend(cluster)
+        actor = ray.remote(num_cpus=1)(Occupant)
+        self.actors: list[Any] = [actor.remote() for _ in cluster.worker_nodes]
+        ray.get([actor.__ray_ready__.remote() for actor in self.actors])
+
+    def leave(self) -> None:
+        import ray
+
+        while self.actors:
+            ray.kill(self.actors.pop())
+
+
+class Occupant:
+    """Has a CPU and does nothing."""
+
+
+def test_a_run_waits_for_room_on_a_full_cluster(
+    cluster: Cluster,
+    undisturbed: tuple[RunRecord, tuple[object, ...]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fleet.shard_actor._SAY_SECONDS", 0.5)
+    others, said = Occupants(cluster), []
+
+    class TheyLeave(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+            others.leave()
+
+    log, hears = logging.getLogger("lufleet"), TheyLeave(logging.WARNING)
+    log.addHandler(hears)
+    try:
+        backend = RayBackend(cluster.address, actor_cpus=1)
+        waited = rolled_out(backend, tmp_path / "journal.sqlite")
+    finally:
+        log.removeHandler(hears)
+        others.leave()
+    assert "waiting for room: the actor of node-" in said[0]
+    assert "wants 1 CPU and " in said[0]
+    assert waited.digest == undisturbed[0].digest
+
+
+def test_a_run_for_which_no_room_comes_ends_and_says_so(cluster: Cluster, tmp_path: Path) -> None:
+    others = Occupants(cluster)
+    backend = RayBackend(cluster.address, actor_cpus=1, patience_seconds=1)
+    try:
+        with pytest.raises(NoRoom, match=r"no room after 1 s: the actor of node-.* wants 1 CPU"):
+            rolled_out(backend, tmp_path / "journal.sqlite")
+    finally:
+        others.leave()

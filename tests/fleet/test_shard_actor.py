@@ -157,8 +157,8 @@ def test_calls_in_flight_are_repeated_in_their_order() -> None:
 
 
 def test_a_shard_that_dies_again_and_again_is_given_up() -> None:
-    shard = RayShard(CONFIG, FakePlace(1, 2, 3))
-    with pytest.raises(HostUnreachable, match=r"the actor of r1-h01 \(2 hosts\) died 3 times"):
+    shard = RayShard(CONFIG, FakePlace(1, 2, 3, 4, 5, 6))
+    with pytest.raises(HostUnreachable, match=r"the actor of r1-h01 \(2 hosts\) died 6 times"):
         asyncio.run(shard.call("update", COMMANDS, history=COMMANDS))
 
 
