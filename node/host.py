@@ -132,7 +132,7 @@ class Host:
         self._start_agent()
         # All of this was long ago: the simulation begins with a host that runs.
         self.clock.restart()
-        self.clock.on_phase = self._phase_ended
+        self.clock.on_phase = self.phases.append
         self._advance(HostState.UP, "powered on")
         for vm in self.vms.values():
             seen = vm.read_fingerprint(self.machine.memory)
@@ -179,12 +179,10 @@ class Host:
         """Record something that happened to this host, now."""
         self.trace.append(self.clock.now_ns, event, fields)
 
-    def _phase_ended(self, phase: Phase) -> None:
-        self.phases.append(phase)
-
     def take_phases(self) -> list[Phase]:
         """Phases since the last call, each recorded as an event now."""
-        taken, self.phases = self.phases, []
+        taken = self.phases[:]
+        self.phases.clear()
         for phase in taken:
             self.emit("phase", name=phase.name, start=phase.start_ns, ns=phase.duration_ns)
         return taken
@@ -305,7 +303,7 @@ class Host:
             self._advance(HostState.PANICKED, str(panic))
             message = f"{self.name} panicked in {what}: {panic}"
             raise HostPanicked("PANICKED", message) from panic
-        self.emit(what, **fields)
+        self.trace.append(self.clock.now_ns, what, fields)
         return answer
 
     def sessions(self) -> list[SessionView]:
@@ -391,7 +389,7 @@ class Host:
             if self.clock.now_ns < deadline:
                 self.clock.advance_to(deadline)
             self.clock.cut(deadline)
-        self.phases = [phase for phase in self.phases if phase.end_ns <= self.clock.now_ns]
+        self.phases[:] = [phase for phase in self.phases if phase.end_ns <= self.clock.now_ns]
         self.panic_message = str(panic)
         self._advance(HostState.PANICKED, str(panic))
 

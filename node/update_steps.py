@@ -76,9 +76,7 @@ class Update:
         """Let VMs take a step, each on a lane of its own; failures are the step's business."""
         clock = self.host.clock
         with clock.phase(phase) as done:
-            for name in names:
-                with clock.lane(f"vmm:{name}"):
-                    step(name)
+            clock.fork([(f"vmm:{name}", name) for name in names], step)
         return done
 
     def load(self) -> None:
@@ -260,30 +258,29 @@ class Update:
 
     # The result.
 
-    def vm_result(self, name: str) -> VmResult:
-        """Downtime of one VM, in phases that add up to it."""
+    def vm_result(self, name: str, blackout_ns: int) -> VmResult:
+        """Downtime of one VM, in phases that add up to it, of a blackout so far of that length."""
         times = self.vms[name]
         if times.outcome is VmOutcome.LOST:
             return VmResult(name, times.outcome, times.reason, None, {})
         if times.held and times.outcome is VmOutcome.PRESERVED:
             return VmResult(name, times.outcome, times.reason, 0, {})
-        phases: dict[str, int] = {}
-        if times.failed_freeze_ns:
-            phases["failed_freeze"] = times.failed_freeze_ns
+        phases = {"failed_freeze": times.failed_freeze_ns} if times.failed_freeze_ns else {}
         if times.paused_ns is not None:
             assert self.blackout_start_ns is not None
             phases["pause_wait"] = self.blackout_start_ns - times.paused_ns
-            phases.update(self.phases)
-            known_ns = times.paused_ns + phases["pause_wait"] + sum(self.phases.values())
+            phases |= self.phases
+            known_ns = self.blackout_start_ns + blackout_ns
             if times.resumed_ns is not None:
                 phases["resume_wait"] = times.resumed_ns - known_ns
             elif times.restarted_ns is not None:
                 phases["restart"] = times.restarted_ns - known_ns
         if times.killed_ns is not None and times.restarted_ns is not None:
             phases["restart"] = times.restarted_ns - times.killed_ns
-        if min(phases.values(), default=0) < 0:
+        spans = phases.values()
+        if spans and min(spans) < 0:
             raise ModelBug(f"{self.host.name}: {name} has a phase that ends before it starts")
-        return VmResult(name, times.outcome, times.reason, sum(phases.values()), phases)
+        return VmResult(name, times.outcome, times.reason, sum(spans), phases)
 
     def result(self, outcome: HostOutcome, reason: str, detail: str) -> UpdateResult:
         """Close the books."""
@@ -291,8 +288,9 @@ class Update:
         if host.clock.now_ns < start_ns + MIN_UPDATE_NS:
             host.clock.advance_to(start_ns + MIN_UPDATE_NS)  # the agent's report takes a moment
         host.take_phases()
-        vms = tuple(self.vm_result(name) for name in self.vms)
-        self._check_sums()
+        blackout_ns = sum(self.phases.values())
+        vms = tuple([self.vm_result(name, blackout_ns) for name in self.vms])
+        self._check_sums(blackout_ns)
         host.emit("update_done", outcome=outcome, reason=reason, release=host.release)
         for vm in vms:
             host.emit(
@@ -324,9 +322,9 @@ class Update:
             events=host.trace.take_events(),
         )
 
-    def _check_sums(self) -> None:
+    def _check_sums(self, phases_ns: int) -> None:
         if self.blackout_start_ns is None or self.blackout_end_ns is None:
             return
         blackout = self.blackout_end_ns - self.blackout_start_ns
-        if sum(self.phases.values()) != blackout:
+        if phases_ns != blackout:
             raise ModelBug(f"{self.host.name}: phases {self.phases} are not {blackout}")

@@ -31,9 +31,10 @@ one lane or held by the main lane that waits for it, time running backwards and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,18 +47,29 @@ from kernelmodel.sim.rng import draw, stream_key
 __all__ = ["Clock", "Phase", "Slowdown"]
 
 _PERMILLE: Final = 1000
+_T = TypeVar("_T")
 
 
 class Phase:
     """A named stretch of a host's time; the figures are final after its `with` block."""
 
-    __slots__ = ("_ends", "duration_ns", "name", "start_ns")
+    __slots__ = ("_clock", "_ends", "duration_ns", "name", "start_ns")
 
-    def __init__(self, name: str, start_ns: int) -> None:
+    def __init__(self, name: str, clock: Clock) -> None:
         self.name = name
-        self.start_ns = start_ns
+        self.start_ns = 0
         self.duration_ns = 0
         self._ends: dict[str, int] = {}
+        self._clock = clock
+
+    def __enter__(self) -> Self:
+        self._clock.phase_begins(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self._clock.phase_ends()
 
     @property
     def end_ns(self) -> int:
@@ -105,25 +117,6 @@ class Slowdown:
         self.lift()
 
 
-class _PhaseBlock:
-    """The `with` block of a phase."""
-
-    __slots__ = ("_enter", "_leave", "_name")
-
-    def __init__(self, name: str, enter: Callable[[str], Phase], leave: Callable[[], None]) -> None:
-        self._name = name
-        self._enter = enter
-        self._leave = leave
-
-    def __enter__(self) -> Phase:
-        return self._enter(self._name)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self._leave()
-
-
 class _LaneBlock:
     """The `with` block of a lane; an update has many, so it sees to the clock itself."""
 
@@ -155,7 +148,6 @@ class Clock:
         "_luck",
         "_luck_of_phase",
         "_main_locks",
-        "_now_ns",
         "_phase",
         "_phases_so_far",
         "_plain",
@@ -163,6 +155,7 @@ class Clock:
         "cost",
         "cpus",
         "group",
+        "now_ns",
         "on_phase",
         "running",
     )
@@ -174,7 +167,8 @@ class Clock:
             raise ModelBug(f"a clock needs at least one CPU, not {cpus}")
         self.cost = cost
         self.cpus = cpus
-        self._now_ns = 0
+        #: Where the main lane stands; within a lane, the instant at which its group forked.
+        self.now_ns = 0
         self._phase: Phase | None = None
         #: The lanes that run in parallel now, of the phase; None outside one. Lane blocks use it.
         self.group: Group | None = None
@@ -191,49 +185,44 @@ class Clock:
         self._slowdowns: dict[str, list[int]] = {}
         self._plain = cost.plain  # shared by the hosts of a run, until a fault slows this one
 
-    @property
-    def now_ns(self) -> int:
-        """Where the main lane stands; within a lane, the instant at which its group forked."""
-        return self._now_ns
-
     def advance_to(self, now_ns: int) -> None:
         """Let idle time pass on the main lane, until `now_ns`."""
         if self.running is not None:
             raise ModelBug(f"advance_to within lane {self.running.name!r}")
         self._join()
-        if now_ns < self._now_ns:
-            raise ModelBug(f"time cannot run backwards: {self._now_ns} -> {now_ns}")
-        self._now_ns = now_ns
+        if now_ns < self.now_ns:
+            raise ModelBug(f"time cannot run backwards: {self.now_ns} -> {now_ns}")
+        self.now_ns = now_ns
 
     def restart(self) -> None:
         """Make this instant the origin of time: what was before is no part of the simulation."""
         if self._phase is not None:
             raise ModelBug(f"restart within phase {self._phase.name!r}")
-        self._now_ns = 0
+        self.now_ns = 0
 
     def cut(self, now_ns: int) -> None:
         """A reset struck at `now_ns`: what was charged after that instant never happened."""
-        if self._phase is not None or not 0 <= now_ns <= self._now_ns:
-            raise ModelBug(f"cut at {now_ns}, now {self._now_ns}")
-        self._now_ns = now_ns
+        if self._phase is not None or not 0 <= now_ns <= self.now_ns:
+            raise ModelBug(f"cut at {now_ns}, now {self.now_ns}")
+        self.now_ns = now_ns
 
     def charge(self, op: str, units: int = 1) -> None:
         """State that `units` of `op` are done on the current lane, under the locks it holds."""
         if units < 0:
             raise ModelBug(f"{units} units of {op!r}")
-        try:
-            base_ns, per_unit_ps = self._plain[op]
-        except KeyError:
-            ns = self._uncommon_cost_ns(op, units)
-        else:
+        plain = self._plain
+        if op in plain:
+            base_ns, per_unit_ps = plain[op]
             ns = base_ns + (units * per_unit_ps + 500) // 1000
+        else:
+            ns = self._uncommon_cost_ns(op, units)
         lane = self.running
         if lane is not None:
             lane.work_ns += ns
             return
         if self.group is not None and self.group.lanes:
             self._join()
-        self._now_ns += ns
+        self.now_ns += ns
 
     def charge_locked(self, lock: str, op: str, units: int = 1) -> None:
         """As `charge` in a block under `lock` of which it is all."""
@@ -261,15 +250,32 @@ class Clock:
             return
         if self.group is not None and self.group.lanes:
             self._join()
-        self._now_ns += ns
+        self.now_ns += ns
 
-    def phase(self, name: str) -> _PhaseBlock:
+    def phase(self, name: str) -> Phase:
         """A block that gives a `Phase`: everything charged within it is the phase `name`."""
-        return _PhaseBlock(name, self._enter_phase, self._leave_phase)
+        return Phase(name, self)
 
     def lane(self, name: str) -> _LaneBlock:
         """A block whose charges run on the lane `name`, beside the group's other lanes."""
         return _LaneBlock(self, name)
+
+    def fork(self, lanes: Iterable[tuple[str, _T]], step: Callable[[_T], object]) -> None:
+        """Take a step with each argument on the lane that it comes with, as in lane blocks."""
+        for name, argument in lanes:
+            if self.running is not None:
+                raise ModelBug(f"lane {name!r} within lane {self.running.name!r}")
+            if self.group is not None:
+                self.running = self.group.lane(name)
+            try:
+                step(argument)
+            finally:
+                self.running = None
+
+    def charge_lanes(self, prefix: str, op: str, units: Iterable[int]) -> None:
+        """Charge each of these numbers of units on its own lane: `prefix`0, `prefix`1 and so on."""
+        lanes = ((f"{prefix}{index}", each) for index, each in enumerate(units))
+        self.fork(lanes, partial(self.charge, op))
 
     def lock(self, name: str) -> LockBlock:
         """A block under a lock: what different lanes charge under it follows one another."""
@@ -297,15 +303,15 @@ class Clock:
         self._plain = {op: plain[op] for op in plain if op not in slowed} if slowed else plain
 
     def _uncommon_cost_ns(self, op: str, units: int) -> int:
-        lucky = self.cost.lucky.get(op)
-        if lucky is None:  # a plain row that a fault slows
+        if op not in self.cost.lucky:  # a plain row that a fault slows
             ns = self.cost.cost_ns(op, units)
         else:
-            base_ns, per_unit_ps, spread = lucky
+            base_ns, per_unit_ps, spread = self.cost.lucky[op]
             ns = base_ns + (units * per_unit_ps + 500) // 1000
             ns = ns * spread.multiplier_permille(self._draw(op)) // _PERMILLE
-        for permille in self._slowdowns.get(op, ()):
-            ns = ns * permille // _PERMILLE
+        if op in self._slowdowns:
+            for permille in self._slowdowns[op]:
+                ns = ns * permille // _PERMILLE
         return ns
 
     def _draw(self, op: str) -> int:
@@ -320,16 +326,19 @@ class Clock:
         counts[what] = index + 1
         return draw(self._luck, self._luck_of_phase + what, index, Spread.RESOLUTION)
 
-    def _enter_phase(self, name: str) -> Phase:
+    def phase_begins(self, phase: Phase) -> None:
+        """The block of a phase is entered; the phase's call."""
+        name = phase.name
         if self._phase is not None:
             raise ModelBug(f"phase {name!r} within phase {self._phase.name!r}")
-        self._phase = Phase(name, self._now_ns)
+        phase.start_ns = self.now_ns
+        self._phase = phase
         self.group = Group()
         self._phases_so_far[name] = nr = self._phases_so_far.get(name, 0) + 1
         self._draws, self._luck_of_phase = {}, f"{name} {nr} "
-        return self._phase
 
-    def _leave_phase(self) -> None:
+    def phase_ends(self) -> None:
+        """It is left; the phase's call."""
         self._join()
         phase, self._phase = self._phase, None
         self.group = None
@@ -342,7 +351,9 @@ class Clock:
         phase, group = self._phase, self.group
         if phase is None or group is None:
             return
-        self.group = Group()
-        ends = group.run(self._now_ns, self.cpus)
-        self._now_ns = max(ends.values(), default=self._now_ns)
-        phase.joined(ends, self._now_ns)
+        ends: dict[str, int] = {}
+        if group.lanes:
+            self.group = Group()
+            ends = group.run(self.now_ns, self.cpus)
+            self.now_ns = max(ends.values())
+        phase.joined(ends, self.now_ns)

@@ -23,15 +23,16 @@ Unhappy path: lanes that wait for each other's locks in a circle are a `ModelBug
 
 from __future__ import annotations
 
-from heapq import heappop, heappush
+from collections.abc import Iterable
+from heapq import heappop, heappush, heapreplace
 from types import TracebackType
 
 from kernelmodel.errors import ModelBug
 
 __all__ = ["Group", "Lane", "LockBlock"]
 
-#: Nanoseconds of work, or a lock operation: (name, True) takes it, (name, False) drops it.
-_Step = int | tuple[str, bool]
+#: (work done until then, lock, whether it is taken or dropped).
+_LockOp = tuple[int, str, bool]
 
 
 class Lane:
@@ -43,22 +44,8 @@ class Lane:
         self.name = name
         self.held: list[str] = []
         self.work_ns = 0
-        #: (work done until then, lock, whether it is taken), in order.
-        self.lock_ops: list[tuple[int, str, bool]] = []
-
-    def steps(self, shared: set[str]) -> list[_Step]:
-        """The program as far as others can notice: work, and what it does to `shared` locks."""
-        steps: list[_Step] = []
-        done_ns = 0
-        for at_ns, lock, takes in self.lock_ops:
-            if lock in shared:
-                if at_ns > done_ns:
-                    steps.append(at_ns - done_ns)
-                    done_ns = at_ns
-                steps.append((lock, takes))
-        if self.work_ns > done_ns:
-            steps.append(self.work_ns - done_ns)
-        return steps
+        #: In order.
+        self.lock_ops: list[_LockOp] = []
 
 
 class LockBlock:
@@ -90,9 +77,9 @@ class LockBlock:
     ) -> None:
         lock, lane = self._name, self._lane
         if lane is None:
-            self._main_locks.remove(lock)
+            self._main_locks.pop()  # blocks nest
             return
-        lane.held.remove(lock)
+        lane.held.pop()
         if lane.lock_ops[-1] == (lane.work_ns, lock, True):
             lane.lock_ops.pop()
         else:
@@ -109,71 +96,89 @@ class Group:
 
     def lane(self, name: str) -> Lane:
         """The lane so called, created at first use."""
-        lane = self.lanes.get(name)
-        if lane is None:
-            lane = self.lanes[name] = Lane(name)
-        return lane
+        lanes = self.lanes
+        if name not in lanes:
+            lanes[name] = Lane(name)
+        return lanes[name]
 
     def run(self, fork_ns: int, cpus: int) -> dict[str, int]:
         """The instant at which each lane ends, by name, in order of creation."""
-        shared = self._shared_locks()
-        if not shared and len(self.lanes) <= cpus:  # nobody waits for anything
-            return {name: fork_ns + lane.work_ns for name, lane in self.lanes.items()}
-        ends = _schedule([lane.steps(shared) for lane in self.lanes.values()], fork_ns, cpus)
-        named = dict(zip(self.lanes, ends, strict=True))
+        lanes = self.lanes
+        shared = _shared_locks(lanes.values())
+        if not shared and len(lanes) <= cpus:  # nobody waits for anything
+            return {name: fork_ns + lane.work_ns for name, lane in lanes.items()}
+        programs = [
+            [*[op for op in lane.lock_ops if op[1] in shared], (lane.work_ns, "", False)]
+            for lane in lanes.values()
+        ]
+        ends = _schedule(programs, fork_ns, cpus)
+        named = dict(zip(lanes, ends, strict=True))
         done = {name: end for name, end in named.items() if end is not None}
         if len(done) < len(named):
             stuck = ", ".join(name for name in named if name not in done)
             raise ModelBug(f"lanes wait for each other's locks: {stuck}")
         return done
 
-    def _shared_locks(self) -> set[str]:
-        """Locks that more than one lane takes: nobody waits for, or inherits, any other."""
-        taken: set[str] = set()
-        shared: set[str] = set()
-        for lane in self.lanes.values():
-            if lane.lock_ops:
-                locks = {lock for _, lock, _ in lane.lock_ops}
-                shared |= taken & locks
-                taken |= locks
-        return shared
+
+def _shared_locks(lanes: Iterable[Lane]) -> set[str]:
+    """Locks that more than one lane takes: nobody waits for, or inherits, any other."""
+    first: dict[str, Lane] = {}
+    shared: set[str] = set()
+    for lane in lanes:
+        for _, lock, _ in lane.lock_ops:
+            if lock not in first:
+                first[lock] = lane
+            elif first[lock] is not lane:
+                shared |= {lock}
+    return shared
 
 
-def _schedule(programs: list[list[_Step]], now_ns: int, free_cpus: int) -> list[int | None]:
+def _schedule(programs: list[list[_LockOp]], now_ns: int, free_cpus: int) -> list[int | None]:
     """When each lane ends; None for the lanes caught in a deadlock.
 
-    Lanes are known by their index; all heaps are ordered (ns, lane).
+    A lane's program is what it does to locks, and ("", False) when all its work is done. Lanes are
+    known by their index; `ready` and `waiting` are ordered (ns, lane), `acting` (ns, turn, lane):
+    within an instant, who was given a CPU acts in the next turn.
     """
-    rest_of = [iter(program) for program in programs]
-    ends: list[int | None] = [None] * len(programs)
-    ready = [(now_ns, index) for index in range(len(programs))]  # ready since, without a CPU
-    acting: list[tuple[int, int]] = []  # on a CPU, with nothing to do until then
+    count = len(programs)
+    ends: list[int | None] = [None] * count
+    done_ns = [0] * count  # of a lane's work
+    next_op = [0] * count  # in a lane's program
+    enough = count <= free_cpus  # then nobody is ever ready and without a CPU
+    acting = [(now_ns, 0, index) for index in range(min(count, free_cpus))]  # idle until then
+    ready = [(now_ns, index) for index in range(len(acting), count)]  # since, without a CPU
+    free_cpus -= len(acting)
     waiting: dict[str, list[tuple[int, int]]] = {}  # by lock that is held: asked at
-    while True:
-        while acting and acting[0][0] == now_ns:
-            index = heappop(acting)[1]
-            for step in rest_of[index]:  # carry on until the lane works, waits or ends
-                if isinstance(step, int):
-                    heappush(acting, (now_ns + step, index))
-                    break
-                lock, takes = step
-                if not takes:
-                    if waiting[lock]:
-                        heappush(ready, (now_ns, heappop(waiting[lock])[1]))
-                    else:
-                        del waiting[lock]
-                elif lock not in waiting:
-                    waiting[lock] = []
-                else:
-                    heappush(waiting[lock], (now_ns, index))
-                    free_cpus += 1
-                    break
-            else:
-                ends[index] = now_ns
+    while acting:
+        now_ns, turn, index = acting[0]
+        program, at = programs[index], next_op[index]
+        while True:  # carry on until the lane works, waits or ends
+            at_ns, lock, takes = program[at]
+            if at_ns > done_ns[index]:
+                heapreplace(acting, (now_ns + at_ns - done_ns[index], 0, index))
+                done_ns[index] = at_ns
+                break
+            at += 1
+            if not lock or (takes and lock in waiting):
+                heappop(acting)
                 free_cpus += 1
-        while ready and free_cpus:
+                if lock:
+                    heappush(waiting[lock], (now_ns, index))
+                else:
+                    ends[index] = now_ns
+                break
+            if takes:
+                waiting[lock] = []
+            elif not waiting[lock]:
+                del waiting[lock]
+            elif enough:
+                free_cpus -= 1
+                heappush(acting, (now_ns, turn + 1, heappop(waiting[lock])[1]))
+            else:
+                heappush(ready, (now_ns, heappop(waiting[lock])[1]))
+        next_op[index] = at
+        # When the turn is over:
+        while ready and free_cpus and not (acting and acting[0][:2] == (now_ns, turn)):
             free_cpus -= 1
-            heappush(acting, (now_ns, heappop(ready)[1]))
-        if not acting:
-            return ends
-        now_ns = acting[0][0]
+            heappush(acting, (now_ns, turn + 1, heappop(ready)[1]))
+    return ends

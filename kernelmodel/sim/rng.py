@@ -46,6 +46,6 @@ def draw(key: bytes, name: str, index: int, bound: int) -> int:
 
     Reduced from 64 bits by multiplication: a bias of at most bound / 2**64.
     """
-    message = b"%d %b" % (index, name.encode())
+    message = f"{index} {name}".encode()
     digest = blake2b(message, digest_size=8, key=key).digest()
     return int.from_bytes(digest, "big") * bound >> 64

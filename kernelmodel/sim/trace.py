@@ -26,14 +26,14 @@ or of another version is `TraceFormatError`.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from struct import Struct
 from types import TracebackType
-from typing import BinaryIO, Final, Self
+from typing import Any, BinaryIO, Final, Self
 
 from kernelmodel.errors import ModelBug
 
@@ -87,9 +87,22 @@ class Trace:
 
     def append(self, now_ns: int, event: str, fields: Mapping[str, Value]) -> None:
         """Append an event to the stream."""
-        record = _encode(now_ns, event, fields)
-        self._state = blake2b(self._state + record, digest_size=32).digest()
+        if now_ns < 0:
+            raise ModelBug(f"event {event!r} at {now_ns} ns")
+        heading, names = _shape(event, (*fields,))
+        parts = [self._state, _HEAD.pack(_VERSION, now_ns), heading]
+        for name, short in names:
+            value = fields[name]
+            encoder = _ENCODERS[type(value)]
+            if encoder is None:
+                raise ModelBug(
+                    f"event {event!r}: field {name!r} is {value!r}, not int, str, bytes or bool"
+                )
+            parts += (short, encoder(value))
+        link = b"".join(parts)
+        self._state = blake2b(link, digest_size=32).digest()
         if self._kept is not None:
+            record = link[len(_START) :]
             self._kept += (_U32.pack(len(record)), record)
 
     def hexdigest(self) -> str:
@@ -159,29 +172,37 @@ class TraceFile:
                 yield name.decode(), _decode(_exactly(file, size))
 
 
-def _encode(now_ns: int, event: str, fields: Mapping[str, Value]) -> bytes:
-    if now_ns < 0:
-        raise ModelBug(f"event {event!r} at {now_ns} ns")
-    heading, names = _shape(event, tuple(fields))
-    parts = [_HEAD.pack(_VERSION, now_ns), heading]
-    for name, short in names:
-        value = fields[name]
-        if isinstance(value, str):
-            tag, data = b"s", value.encode()
-        elif isinstance(value, bool):
-            tag, data = b"t", b"\1" if value else b"\0"
-        elif isinstance(value, int):
-            # int() so that an IntEnum is written like its number.
-            number = int(value)
-            tag, data = b"i", number.to_bytes(number.bit_length() // 8 + 1, "big", signed=True)
-        elif isinstance(value, bytes):
-            tag, data = b"b", value
-        else:
-            raise ModelBug(
-                f"event {event!r}: field {name!r} is {value!r}, not int, str, bytes or bool"
-            )
-        parts += (short, tag, _U32.pack(len(data)), data)
-    return b"".join(parts)
+@lru_cache(maxsize=4096)
+def _text(value: str) -> bytes:
+    data = value.encode()
+    return b"s" + _U32.pack(len(data)) + data
+
+
+def _flag(value: bool) -> bytes:
+    return b"t\0\0\0\1\1" if value else b"t\0\0\0\1\0"
+
+
+@lru_cache(maxsize=4096)
+def _number(value: int) -> bytes:
+    number = int(value)  # so that an IntEnum is written like its number
+    size = number.bit_length() // 8 + 1
+    return b"i" + _U32.pack(size) + number.to_bytes(size, "big", signed=True)
+
+
+def _data(value: bytes) -> bytes:
+    return b"b" + _U32.pack(len(value)) + value
+
+
+class _Encoders(dict[type, Callable[[Any], bytes] | None]):
+    """What writes a value of a type, tag and length first: found at the type's first value."""
+
+    def __missing__(self, kind: type) -> Callable[[Any], bytes] | None:
+        known = ((str, _text), (bool, _flag), (int, _number), (bytes, _data))
+        self[kind] = next((encoder for base, encoder in known if issubclass(kind, base)), None)
+        return self[kind]
+
+
+_ENCODERS: Final = _Encoders()
 
 
 @lru_cache(maxsize=4096)

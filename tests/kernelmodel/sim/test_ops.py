@@ -12,15 +12,22 @@ ROOT = Path(__file__).parents[3]
 
 
 def charged_ops() -> Iterator[tuple[str, str]]:
-    """(where, op) for every text in the first argument of a charge: `"a" if x else "b"` has two."""
+    """(where, op) for every text in what a charge is of: `"a" if x else "b"` has two."""
     for folder in ("kernelmodel", "node"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text("utf-8"))):
                 match node:
-                    case ast.Call(
-                        func=ast.Attribute(attr="charge") | ast.Name(id="charge"), args=[first, *_]
+                    case (
+                        ast.Call(
+                            func=ast.Attribute(attr="charge") | ast.Name(id="charge"),
+                            args=[ops, *_],
+                        )
+                        | ast.Call(
+                            func=ast.Attribute(attr="charge_locked" | "charge_lanes"),
+                            args=[_, ops, *_],
+                        )
                     ):
-                        for part in ast.walk(first):
+                        for part in ast.walk(ops):
                             match part:
                                 case ast.Constant(value=str(op)):
                                     yield f"{path.relative_to(ROOT)}:{node.lineno}", op
