@@ -102,10 +102,6 @@ class FolioRuns:
         return out.tobytes()
 
 
-def single_folio_runs(runs: Iterable[FolioRun | FolioRuns]) -> Iterator[FolioRun]:
+def single_folio_runs(runs: Iterable[FolioRun | FolioRuns]) -> list[FolioRun]:
     """One run after the other."""
-    for run in runs:
-        if isinstance(run, FolioRuns):
-            yield from run
-        else:
-            yield run
+    return [one for run in runs for one in (run if isinstance(run, FolioRuns) else (run,))]

@@ -11,9 +11,10 @@ from plain bytes everywhere else, with the same result.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
+from operator import attrgetter
 
 import numpy as np
 
@@ -25,6 +26,7 @@ __all__ = ["FOLIO_SER_SIZE", "FolioRun", "FolioRuns", "FolioTable", "parse_folio
 FOLIO_SER_SIZE = 16
 _PER_PAGE = PAGE_SIZE // FOLIO_SER_SIZE
 _PFN_MASK = (1 << 52) - 1
+_NR = attrgetter("nr")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +37,23 @@ class FolioTable:
     _ends: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_ends", tuple(accumulate(run.nr for run in self.runs)))
+        object.__setattr__(self, "_ends", tuple(accumulate(map(_NR, self.runs))))
 
-    def slice(self, first: int, last: int) -> Iterator[FolioRun | FolioRuns]:
-        """The runs of entries [first, last), cut to it."""
-        at = bisect_right(self._ends, first)
-        while at < len(self.runs) and first < last:
-            run, end = self.runs[at], self._ends[at]
-            base = end - run.nr
-            yield run.cut(first - base, min(last, end) - base)
-            first, at = end, at + 1
+    def slice(self, first: int, last: int) -> list[FolioRun | FolioRuns]:
+        """The runs of entries [first, last), cut to it; entries behind the last run are zero."""
+        runs, ends = self.runs, self._ends
+        if not first and ends[-1:] == (last,):  # the whole table, as most often
+            return list(runs)
+        parts: list[FolioRun | FolioRuns] = []
+        at = bisect_right(ends, first)
+        while at < len(runs) and first < last:
+            run, stop = runs[at], min(last, ends[at])
+            base = ends[at] - run.nr
+            parts.append(run.cut(first - base, stop - base))
+            first, at = stop, at + 1
+        if first < last:
+            parts.append(FolioRun(0, 0, last - first, 0, 0))
+        return parts
 
     def page(self, index: int) -> bytes:
         """The bytes of the table's page `index`."""
@@ -57,11 +66,11 @@ class FolioTable:
 
     def key(self) -> bytes:
         """All fields of all runs."""
-        return b"folios" + b"".join(run.key() for run in self.runs)
+        return b"folios" + b"".join([run.key() for run in self.runs])
 
 
 def parse_folio_table(
-    memory: PhysicalMemory, extents: list[tuple[int, int]], nr_folios: int
+    memory: PhysicalMemory, extents: Iterable[tuple[int, int]], nr_folios: int
 ) -> list[FolioRun | FolioRuns]:
     """Read `nr_folios` entries from a table that lies in `extents` (pfn, nr_pages).
 
@@ -77,31 +86,24 @@ def parse_folio_table(
                 return runs
             if isinstance(content, FolioTable):
                 entry = first * _PER_PAGE
-                for run in _zero_filled(content.slice(entry, entry + take), take):
-                    _append(runs, run)
+                _extend(runs, content.slice(entry, entry + take))
             elif content is None and frames > 1:
-                _append(runs, FolioRun(0, 0, take, 0, 0))
+                _extend(runs, [FolioRun(0, 0, take, 0, 0)])
             else:
                 for page in range(-(-take // _PER_PAGE)):
                     part = min(take - page * _PER_PAGE, _PER_PAGE)
-                    for run in _parse_page(memory.page(frame + page), part):
-                        _append(runs, run)
+                    _extend(runs, _parse_page(memory.page(frame + page), part))
             left -= take
     return runs
 
 
-def _zero_filled(runs: Iterator[FolioRun | FolioRuns], nr: int) -> Iterator[FolioRun | FolioRuns]:
-    """`runs`, and zero entries for what they lack of `nr`: the zeroes behind a table's end."""
-    for run in runs:
-        nr -= run.nr
-        yield run
-    if nr:
-        yield FolioRun(0, 0, nr, 0, 0)
-
-
-def _append(runs: list[FolioRun | FolioRuns], run: FolioRun | FolioRuns) -> None:
-    """Add a run, joined to the last one where it goes on as that did."""
-    if runs and isinstance(last := runs[-1], FolioRun) and isinstance(run, FolioRun):
+def _extend(runs: list[FolioRun | FolioRuns], more: Iterable[FolioRun | FolioRuns]) -> None:
+    """Add runs, each joined to the last one where it goes on as that did."""
+    for run in more:
+        last = runs[-1] if runs else None
+        if type(last) is not FolioRun or type(run) is not FolioRun:
+            runs.append(run)
+            continue
         step = last.step if last.nr > 1 else run.pfn - last.pfn
         index_step = last.index_step if last.nr > 1 else run.index - last.index
         if (
@@ -112,9 +114,10 @@ def _append(runs: list[FolioRun | FolioRuns], run: FolioRun | FolioRuns) -> None
             and step > 0
             and index_step > 0
         ):
-            runs[-1] = FolioRun(last.pfn, last.index, last.nr + run.nr, step, index_step, run.flags)
-            return
-    runs.append(run)
+            nr = last.nr + run.nr
+            runs[-1] = FolioRun(last.pfn, last.index, nr, step, index_step, run.flags)
+        else:
+            runs.append(run)
 
 
 def _parse_page(page: bytes | bytearray, nr: int) -> Iterator[FolioRun]:

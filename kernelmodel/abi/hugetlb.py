@@ -32,6 +32,8 @@ class HugetlbHstateSer(Ser):
 class HugetlbSer:
     """C: struct hugetlb_ser: an array of four hstates and how many of them are used, 37 bytes."""
 
+    #: The array as (number of pages, order) in turn, and how many are used.
+    FORMAT: ClassVar[struct.Struct] = struct.Struct("<" + "QB" * HUGETLB_SER_MAX_HSTATES + "B")
     SIZE: ClassVar[int] = HUGETLB_SER_MAX_HSTATES * HugetlbHstateSer.SIZE + 1
     hstates: tuple[HugetlbHstateSer, ...]
 

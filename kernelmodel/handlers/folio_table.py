@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from kernelmodel.abi.folio_runs import single_folio_runs
 from kernelmodel.abi.folio_table import (
@@ -40,14 +41,20 @@ __all__ = [
 ]
 
 
-class FolioOwner(Protocol):
-    """Who sees to the folios themselves, where it is not the file alone."""
+#: What an owner takes: one run after the other, or many short ones at once, too.
+R = TypeVar("R", FolioRun, FolioRun | FolioRuns)
+_NR: Final = attrgetter("nr")
+_NO_TABLE: Final = KhoVmalloc(0, 0, 0, 0)
 
-    def preserve_folios(self, order: int, runs: list[FolioRun]) -> None:
+
+class FolioOwner(Protocol[R]):
+    """Who sees to the folios themselves."""
+
+    def preserve_folios(self, order: int, runs: list[R]) -> None:
         """Preserve all or, with the error that it raises, none."""
         ...
 
-    def unpreserve_folios(self, order: int, runs: list[FolioRun]) -> None:
+    def unpreserve_folios(self, order: int, runs: list[R]) -> None:
         """Undo that."""
         ...
 
@@ -60,15 +67,19 @@ class PlainFolios:
 
     def preserve_folios(self, order: int, runs: Sequence[FolioRun | FolioRuns]) -> None:
         """Raises what preserving raises; nothing stays preserved then."""
+        kho = self.kernel.kho
         done: list[FolioRun | FolioRuns] = []
         try:
             for batch in runs:
-                if isinstance(batch, FolioRuns) and preserve_many(self.kernel.kho, batch.pages):
+                if type(batch) is FolioRun:
+                    kho.preserve_folios(batch.pfn, order, batch.nr)
                     done.append(batch)
-                    continue
-                for run in single_folio_runs([batch]):
-                    self.kernel.kho.preserve_folios(run.pfn, order, run.nr)
-                    done.append(run)
+                elif isinstance(batch, FolioRuns) and preserve_many(kho, batch.pages):
+                    done.append(batch)
+                else:
+                    for run in single_folio_runs([batch]):
+                        kho.preserve_folios(run.pfn, order, run.nr)
+                        done.append(run)
         except KernelError:
             self.unpreserve_folios(order, done[::-1])
             raise
@@ -86,16 +97,12 @@ class PreservedFolios:
     `runs` in file order, all of `order`; `table` holds their entries, None for an empty file.
     """
 
-    runs: Sequence[FolioRun | FolioRuns]
+    runs: list[FolioRun] | list[FolioRun | FolioRuns]
+    nr_folios: int
     order: int
-    owner: FolioOwner | PlainFolios
+    owner: FolioOwner[Any]  # of runs like these
     table: VmallocArea | None
     vmalloc: KhoVmalloc
-
-    @property
-    def nr_folios(self) -> int:
-        """Folios of the file."""
-        return sum(run.nr for run in self.runs)
 
     def preserved_pages(self, kernel: Kernel) -> Iterator[Preserved]:
         """The folios, which are the file's, the table and the chunks that list its pages."""
@@ -113,71 +120,43 @@ class PreservedFolios:
         if self.table is None:
             return
         unpreserve_vmalloc(kernel.kho, self.vmalloc, self.table)
-        _unpreserve(self.owner, self.order, self.runs)
+        self.owner.unpreserve_folios(self.order, self.runs)
         vfree(kernel.page_alloc, self.table)
 
 
-def _preserve(
-    owner: FolioOwner | PlainFolios, order: int, runs: Sequence[FolioRun | FolioRuns]
-) -> None:
-    if isinstance(owner, PlainFolios):
-        owner.preserve_folios(order, runs)
-    else:
-        owner.preserve_folios(order, list(single_folio_runs(runs)))
-
-
-def _unpreserve(
-    owner: FolioOwner | PlainFolios, order: int, runs: Sequence[FolioRun | FolioRuns]
-) -> None:
-    if isinstance(owner, PlainFolios):
-        owner.unpreserve_folios(order, runs)
-    else:
-        owner.unpreserve_folios(order, list(single_folio_runs(runs)))
-
-
-def _alloc_table(kernel: Kernel, runs: Sequence[FolioRun | FolioRuns]) -> VmallocArea:
-    nr_folios = sum(run.nr for run in runs)
-    area = vmalloc(kernel.page_alloc, nr_folios * FOLIO_SER_SIZE)
-    kernel.charge("vmalloc", area.nr_pages)
-    table = FolioTable(tuple(runs))
-    page = 0
-    for pfn, nr_pages in area.extents:
-        kernel.memory.fill(pfn, nr_pages, table, page)
-        page += nr_pages
-    return area
-
-
 def preserve_folios(
-    kernel: Kernel,
-    runs: Sequence[FolioRun | FolioRuns],
-    order: int,
-    owner: FolioOwner | PlainFolios | None = None,
+    kernel: Kernel, runs: list[R], order: int, owner: FolioOwner[R]
 ) -> PreservedFolios:
     """Preserve the folios and a table that lists them.
 
     Raises what preserving raises; nothing stays preserved or allocated then.
     """
-    owner = PlainFolios(kernel) if owner is None else owner
     if not runs:
-        return PreservedFolios([], order, owner, None, KhoVmalloc(0, 0, 0, 0))
-    area = _alloc_table(kernel, runs)
+        return PreservedFolios([], 0, order, owner, None, _NO_TABLE)
+    nr_folios: int = sum(map(_NR, runs))
+    area = vmalloc(kernel.page_alloc, nr_folios * FOLIO_SER_SIZE)
+    kernel.charge("vmalloc", area.nr_pages)
+    table, page = FolioTable(tuple(runs)), 0
+    for pfn, nr_pages in area.extents:
+        kernel.memory.fill(pfn, nr_pages, table, page)
+        page += nr_pages
     try:
-        _preserve(owner, order, runs)
+        owner.preserve_folios(order, runs)
         try:
             ser = preserve_vmalloc(kernel.kho, area)
         except KernelError:
-            _unpreserve(owner, order, runs)
+            owner.unpreserve_folios(order, runs)
             raise
     except KernelError:
         vfree(kernel.page_alloc, area)
         raise
-    return PreservedFolios(runs, order, owner, area, ser)
+    return PreservedFolios(runs, nr_folios, order, owner, area, ser)
 
 
 def restore_folio_table(kernel: Kernel, ser: KhoVmalloc, nr_folios: int) -> list[FolioRun] | None:
     """As `restore_folio_runs`, one run after the other."""
     runs = restore_folio_runs(kernel, ser, nr_folios)
-    return None if runs is None else list(single_folio_runs(runs))
+    return None if runs is None else single_folio_runs(runs)
 
 
 def restore_folio_runs(
@@ -193,7 +172,7 @@ def restore_folio_runs(
         return None
     if nr_folios * FOLIO_SER_SIZE > area.nr_pages * PAGE_SIZE:
         raise KernelPanic("unable to handle page fault: behind the folio table")
-    runs = parse_folio_table(kernel.memory, list(area.extents), nr_folios)
+    runs = parse_folio_table(kernel.memory, area.extents, nr_folios)
     vfree(kernel.page_alloc, area)
     return runs
 

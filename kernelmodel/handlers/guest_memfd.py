@@ -27,6 +27,7 @@ from kernelmodel.abi.kexec_handover import KhoVmalloc
 from kernelmodel.errors import Exists, InvalidArgument, IoError, KernelError, NoEntry
 from kernelmodel.fs import File
 from kernelmodel.handlers.folio_table import (
+    PlainFolios,
     PreservedFolios,
     folio_heads,
     preserve_folios,
@@ -154,9 +155,8 @@ class GuestMemfdHandler(_GuestHandler):
                 FolioRun(pfn, index, nr, 1, 1)
                 for index, pfn, nr in inode.extents(0, inode.size // inode.page_size)
             ]
-            nr_folios = sum(run.nr for run in runs)
-            kernel.charge("memfd_luo_folio_ser", nr_folios)
-            private = preserve_folios(kernel, runs, 0)
+            kernel.charge("memfd_luo_folio_ser", sum(run.nr for run in runs))
+            private = preserve_folios(kernel, runs, 0, PlainFolios(kernel))
         except KernelError:
             if ser_pa:
                 kernel.kho.unpreserve_free(ser_pa)
@@ -164,7 +164,7 @@ class GuestMemfdHandler(_GuestHandler):
             raise
         area = private.vmalloc
         table = (area.first, area.total_pages, area.flags, area.order)
-        ser = GuestMemfdSer(inode.size, inode.flags, nr_folios, 0, *table)
+        ser = GuestMemfdSer(inode.size, inode.flags, private.nr_folios, 0, *table)
         kernel.memory.write(ser_pa, ser.pack())
         luo_file.data, luo_file.private = ser_pa, private
 

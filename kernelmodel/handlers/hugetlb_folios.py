@@ -27,7 +27,6 @@ from kernelmodel.handlers.folio_table import (
     restore_folio_table,
 )
 from kernelmodel.mm.hugetlbfs import HugetlbInode
-from kernelmodel.mm.ranges import RangeSet
 
 if TYPE_CHECKING:
     from kernelmodel.hugetlb_designs import HugetlbDesign
@@ -67,7 +66,9 @@ class HugetlbFolios:
         nr_folios, rest = divmod(hugetlb.size, hugetlb.page_size)
         if rest:
             raise InvalidArgument("size is no multiple of the page size", size=hugetlb.size)
-        self._fill_holes(inode, nr_folios)
+        holes = hugetlb.folios.gaps(0, nr_folios)
+        if holes:
+            self._fill_holes(inode, nr_folios, holes)
         runs = [
             FolioRun(pfn, index, nr, 1 << order, 1)
             for index, pfn, nr in hugetlb.folios.within(0, nr_folios)
@@ -76,22 +77,20 @@ class HugetlbFolios:
         kernel.charge("hugetlb_luo_folio_ser", nr_folios)
         return preserve_folios(kernel, runs, order, self.design)
 
-    def _fill_holes(self, inode: _HugeFile, nr_folios: int) -> None:
+    def _fill_holes(self, inode: _HugeFile, nr_folios: int, holes: list[tuple[int, int]]) -> None:
         """Allocate what was never touched; new folios are cleared."""
-        hugetlb = inode.hugetlb
-        before = RangeSet((index, index + nr) for index, _, nr in hugetlb.folios.runs())
-        if hugetlb.populate(0, nr_folios) < nr_folios:
+        if inode.hugetlb.populate(0, nr_folios) < nr_folios:
             raise NoSpace("huge page pool exhausted while filling holes")
-        for low, high in before.gaps(0, nr_folios):
+        for low, high in holes:
             inode.clear(low, high)
 
     def freeze(self, folios: PreservedFolios) -> None:
         """The file is frozen. Raises what the design raises."""
-        self.design.freeze_folios(folios.order, list(single_folio_runs(folios.runs)))
+        self.design.freeze_folios(folios.order, single_folio_runs(folios.runs))
 
     def unfreeze(self, folios: PreservedFolios) -> None:
         """Undo `freeze`."""
-        self.design.unfreeze_folios(folios.order, list(single_folio_runs(folios.runs)))
+        self.design.unfreeze_folios(folios.order, single_folio_runs(folios.runs))
 
     def retrieve(self, hugetlb: HugetlbInode, table: KhoVmalloc, nr_folios: int) -> None:
         """Put the folios of a table into a new, empty file.
@@ -117,8 +116,8 @@ class HugetlbFolios:
             self.kernel.charge("hugetlb_add_to_page_cache", nr_folios)
 
     def _add_run(self, hugetlb: HugetlbInode, run: FolioRun) -> None:
-        taken = hugetlb.folios.within(run.index, run.index + run.nr)
-        if taken:
+        # the file was empty before its first run
+        if hugetlb.folios.total and (taken := hugetlb.folios.within(run.index, run.index + run.nr)):
             raise Exists("two folios at one index", index=taken[0][0])
         order = hugetlb.hstate.order
         restored = self.design.retrieve_folios(order, run.pfn, run.nr)

@@ -64,8 +64,8 @@ class HugetlbMemfdHandler(FileHandler):
             inode.hugetlb.frozen = False
             raise
         area = private.vmalloc
-        ser = HugemfdSer(
-            inode.size,
+        ser = HugemfdSer.FORMAT.pack(
+            inode.hugetlb.size,
             file.f_pos,
             private.nr_folios,
             area.first,
@@ -74,7 +74,7 @@ class HugetlbMemfdHandler(FileHandler):
             area.order,
             private.order,
         )
-        kernel.memory.write(ser_pa, ser.pack())
+        kernel.memory.write(ser_pa, ser)
         luo_file.data, luo_file.private = ser_pa, private
 
     def freeze(self, luo_file: LuoFile) -> None:
@@ -93,21 +93,27 @@ class HugetlbMemfdHandler(FileHandler):
         _private(luo_file).unpreserve(self.kernel)
         self.kernel.kho.unpreserve_free(luo_file.data)
 
-    def _ser(self, luo_file: LuoFile) -> HugemfdSer:
-        return HugemfdSer.unpack(self.kernel.memory.read(luo_file.data, HugemfdSer.SIZE))
+    def _read_ser(self, luo_file: LuoFile) -> tuple[int, int, KhoVmalloc, int, int]:
+        """What a HugemfdSer says: size, position, folio table, its entries, order."""
+        raw = self.kernel.memory.read(luo_file.data, HugemfdSer.SIZE)
+        size, pos, nr_folios, first, total_pages, flags, block_order, order = (
+            HugemfdSer.FORMAT.unpack(raw)
+        )
+        return size, pos, KhoVmalloc(first, total_pages, flags, block_order), nr_folios, order
 
     def retrieve(self, luo_file: LuoFile) -> File:
         """Make the file again; on any error the folios stay reserved."""
         kernel = self.kernel
         self.folios.design.file_incoming()
-        ser = self._ser(luo_file)
-        file, inode = hugetlb_memfd_file(kernel, ser.order)
-        if ser.size % inode.hugetlb.page_size:
+        size, pos, table, nr_folios, order = self._read_ser(luo_file)
+        file, inode = hugetlb_memfd_file(kernel, order)
+        hugetlb = inode.hugetlb
+        if size % hugetlb.page_size:
             file.put()
-            raise InvalidArgument("size is no multiple of the page size", size=ser.size)
-        inode.hugetlb.size = ser.size
-        file.f_pos = ser.pos
-        self.folios.retrieve(inode.hugetlb, _vmalloc_of(ser), ser.nr_folios)
+            raise InvalidArgument("size is no multiple of the page size", size=size)
+        hugetlb.size = size
+        file.f_pos = pos
+        self.folios.retrieve(hugetlb, table, nr_folios)
         kernel.kho.restore_free(luo_file.data)
         return file
 
@@ -116,8 +122,8 @@ class HugetlbMemfdHandler(FileHandler):
         self.folios.look_at_incoming()
         if luo_file.retrieve_status:
             return
-        ser = self._ser(luo_file)
-        self.folios.discard(ser.order, _vmalloc_of(ser), ser.nr_folios)
+        _, _, table, nr_folios, order = self._read_ser(luo_file)
+        self.folios.discard(order, table, nr_folios)
         self.kernel.kho.restore_free(luo_file.data)
 
 
@@ -131,7 +137,3 @@ def _inode(luo_file: LuoFile) -> HugetlbMemfdInode:
 def _private(luo_file: LuoFile) -> PreservedFolios:
     assert isinstance(luo_file.private, PreservedFolios)
     return luo_file.private
-
-
-def _vmalloc_of(ser: HugemfdSer) -> KhoVmalloc:
-    return KhoVmalloc(ser.folios_first, ser.folios_total_pages, ser.folios_flags, ser.folios_order)

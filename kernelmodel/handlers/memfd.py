@@ -28,6 +28,7 @@ from kernelmodel.errors import (
 )
 from kernelmodel.fs import File
 from kernelmodel.handlers.folio_table import (
+    PlainFolios,
     PreservedFolios,
     folio_heads,
     preserve_folios,
@@ -55,6 +56,7 @@ class MemfdHandler(FileHandler):
     def __init__(self, kernel: Kernel, compatible: str) -> None:
         super().__init__(compatible)
         self.kernel = kernel
+        self.folios = PlainFolios(kernel)
 
     def can_preserve(self, file: File) -> bool:
         """A tmpfs file without a link, as memfds are. C: memfd_luo_can_preserve()."""
@@ -106,22 +108,22 @@ class MemfdHandler(FileHandler):
         """Pin, fill, write down, preserve. C: memfd_luo_preserve_folios()."""
         nr_pages = inode.nr_size_pages
         kernel = self.kernel
+        runs: list[FolioRun | FolioRuns] = []
         if nr_pages == 0:
-            return preserve_folios(kernel, [], 0)
+            return preserve_folios(kernel, runs, 0, self.folios)
         kernel.fail_function("should_failslab", site="memfd_luo_preserve_folios")
         inode.allocate(0, nr_pages, PG_DIRTY | PG_UPTODATE)
         inode.migrate_from_scratch()
         inode.pinned = True
         kernel.charge("memfd_pin_folios", nr_pages)
         inode.make_uptodate(0, nr_pages)
-        runs: list[FolioRun | FolioRuns] = []
         for low, high, (where, _) in inode.pages.within(0, nr_pages):
             if isinstance(where, ScatteredPages):
                 runs.append(FolioRuns(where.extents(low, high), low, _FLAGS))
             else:
                 runs.append(FolioRun(low + where, low, high - low, 1, 1, _FLAGS))
         kernel.charge("memfd_luo_folio_ser", nr_pages)
-        return preserve_folios(kernel, runs, 0)
+        return preserve_folios(kernel, runs, 0, self.folios)
 
     def freeze(self, luo_file: LuoFile) -> None:
         """The position as it is now. C: memfd_luo_freeze()."""

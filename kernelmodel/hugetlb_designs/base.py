@@ -185,5 +185,8 @@ class FlbDesign(HugetlbDesign):
 
         Without a look at it, LUO of 7.3 decrements a count of 0 and never calls finish.
         """
-        self.kernel.luo.flbs.get_incoming(self.flb)
-        self.kernel.luo.flbs.put_incoming(self.flb)
+        flb = self.flb
+        if flb.incoming_retrieved and flb.incoming_count > 0 and not flb.incoming_finished:
+            return  # looked at before: taking a reference and dropping it changes nothing
+        self.kernel.luo.flbs.get_incoming(flb)
+        self.kernel.luo.flbs.put_incoming(flb)

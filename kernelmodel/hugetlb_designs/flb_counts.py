@@ -14,14 +14,17 @@ of its pages until the next kexec.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from operator import attrgetter
+from typing import ClassVar, Final
 
 from kernelmodel.abi.folio_table import FolioRun
-from kernelmodel.abi.hugetlb import HUGETLB_SER_MAX_HSTATES, HugetlbHstateSer, HugetlbSer
+from kernelmodel.abi.hugetlb import HUGETLB_SER_MAX_HSTATES, HugetlbSer
 from kernelmodel.errors import KernelError, NoSpace
 from kernelmodel.hugetlb_designs.base import FlbDesign
 
 __all__ = ["FlbCounts"]
+
+_NR: Final = attrgetter("nr")
 
 
 class FlbCounts(FlbDesign):
@@ -49,17 +52,17 @@ class FlbCounts(FlbDesign):
 
     def preserve_folios(self, order: int, runs: list[FolioRun]) -> None:
         """Count, then preserve. Raises: NoSpace, no slot for another page size."""
-        nr_folios = sum(run.nr for run in runs)
+        nr_folios: int = sum(map(_NR, runs))
         self.add(order, nr_folios)
         try:
-            super().preserve_folios(order, runs)
+            self.folios.preserve_folios(order, runs)
         except KernelError:
             self.add(order, -nr_folios)
             raise
 
     def unpreserve_folios(self, order: int, runs: list[FolioRun]) -> None:
         """Count out."""
-        self.add(order, -sum(run.nr for run in runs))
+        self.add(order, -sum(map(_NR, runs)))
         super().unpreserve_folios(order, runs)
 
     def add(self, order: int, nr_pages: int) -> None:
@@ -68,17 +71,16 @@ class FlbCounts(FlbDesign):
         Raises:
             NoSpace: no slot for another page size.
         """
-        with self.kernel.clock.lock(f"luo_flb:{self.flb.name}"):
-            pa = self.flb.outgoing_data
-            ser = HugetlbSer.unpack(self.kernel.memory.read(pa, HugetlbSer.SIZE))
-            hstates = list(ser.hstates)
-            at = next((i for i, h in enumerate(hstates) if h.order == order), len(hstates))
-            if at == HUGETLB_SER_MAX_HSTATES:
-                raise NoSpace("too many huge page sizes", order=order)
-            if at == len(hstates):
-                hstates.append(HugetlbHstateSer(0, order))
-            hstates[at] = HugetlbHstateSer(hstates[at].nr_pages + nr_pages, order)
-            self.kernel.memory.write(pa, HugetlbSer(tuple(hstates)).pack())
+        # The FLB's lock is held for no time, so nobody can wait for it.
+        memory, pa = self.kernel.memory, self.flb.outgoing_data
+        *words, used = HugetlbSer.FORMAT.unpack(memory.read(pa, HugetlbSer.SIZE))
+        orders = words[1 : 2 * used : 2]
+        at = orders.index(order) if order in orders else used
+        if at == HUGETLB_SER_MAX_HSTATES:
+            raise NoSpace("too many huge page sizes", order=order)
+        words[2 * at] += nr_pages
+        words[2 * at + 1] = order
+        memory.write(pa, HugetlbSer.FORMAT.pack(*words, max(used, at + 1)))
 
     # Incoming.
 

@@ -55,17 +55,26 @@ class Hstate(HstatePool):
     @property
     def nr_huge_pages(self) -> int:
         """Pages in the pool, used, free and surplus."""
-        return sum(node.nr_huge_pages for node in self.nodes.values())
+        total = 0
+        for node in self.nodes.values():
+            total += node.nr_huge_pages
+        return total
 
     @property
     def free_huge_pages(self) -> int:
         """Pages that nobody uses; some of them may be promised."""
-        return sum(node.nr_free for node in self.nodes.values())
+        total = 0
+        for node in self.nodes.values():
+            total += node.nr_free
+        return total
 
     @property
     def surplus_huge_pages(self) -> int:
         """Pages beyond the pool's set size, which go when they are freed."""
-        return sum(node.surplus for node in self.nodes.values())
+        total = 0
+        for node in self.nodes.values():
+            total += node.surplus
+        return total
 
     @property
     def persistent_huge_pages(self) -> int:
@@ -93,11 +102,14 @@ class Hstate(HstatePool):
         have pages of every node.
         """
         nids = ring(list(self.nodes), where) if isinstance(where, int) else where
-        take = min(n, sum(self.nodes[nid].nr_free for nid in nids))
         if reserved:
             if n > self.resv_huge_pages:
                 raise ModelBug(f"{n} promises used of {self.resv_huge_pages} made")
-        else:
+            if nids and n <= self.nodes[nids[0]].nr_free:  # the first node has all, as most often
+                self.resv_huge_pages -= n
+                return self.dequeue(n, nids[:1]), 0
+        take = min(n, sum(self.nodes[nid].nr_free for nid in nids))
+        if not reserved:
             take = min(take, max(0, self.available_huge_pages))
         runs = self.dequeue(take, nids)
         extra = self._alloc_surplus(n - take, nids)
@@ -168,7 +180,10 @@ class Hstate(HstatePool):
             for nid, folio, count in fresh:
                 self.nodes[nid].enqueue(folio, count)
         self.resv_huge_pages += n
-        if n > sum(self.nodes[nid].nr_free for nid in nids):
+        allowed = 0
+        for nid in nids:
+            allowed += self.nodes[nid].nr_free
+        if n > allowed:
             self.unreserve(n)
             raise NoMemory("too few huge pages on the task's nodes", wanted=n, nodes=nids)
 
@@ -177,7 +192,9 @@ class Hstate(HstatePool):
         if n > self.resv_huge_pages:
             raise ModelBug(f"{n} promises returned of {self.resv_huge_pages} made")
         self.resv_huge_pages -= n
-        self._shrink_surplus(min(n, self.surplus_huge_pages))
+        surplus = min(n, self.surplus_huge_pages)
+        if surplus:
+            self._shrink_surplus(surplus)
 
     def _shrink_surplus(self, n: int) -> None:
         n = self.door.remove(self.order, n, surplus=True)

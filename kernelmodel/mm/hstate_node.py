@@ -75,6 +75,11 @@ class HstateNode:
 
     def dequeue(self, n: int, *, highest: bool = False) -> list[tuple[int, int]]:
         """Take `n` free folios, lowest or highest first, as runs (folio, number)."""
+        lowest = self.free.lowest()
+        if not highest and lowest is not None and 0 < n <= lowest[1] - lowest[0]:  # as most often
+            self.free.remove(lowest[0], lowest[0] + n)
+            self.nr_free -= n
+            return [(lowest[0], n)]
         runs: list[tuple[int, int]] = []
         left = n
         for low, high in (reversed(self.free) if highest else iter(self.free)) if n else ():

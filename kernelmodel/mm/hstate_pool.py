@@ -189,8 +189,9 @@ class HstatePool:
     def own(self, nid: int, folio: int, n: int) -> None:
         """Folios enter the pool, in use, and give up struct pages if HVO is on."""
         self.nodes[nid].own(folio, n)
-        done = self.vmemmap.optimize(self.allocator, nid, folio << self.order, n, self.order)
-        self.nodes[nid].optimized.add(folio, folio + done)
+        if self.vmemmap.enabled:
+            done = self.vmemmap.optimize(self.allocator, nid, folio << self.order, n, self.order)
+            self.nodes[nid].optimized.add(folio, folio + done)
 
     def grow(self, n: int, nids: Sequence[int], turns: Turns) -> int:
         """Add up to `n` free folios in turn; returns how many. C: alloc_pool_huge_folio()."""

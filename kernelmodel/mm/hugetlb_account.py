@@ -10,7 +10,7 @@ Unhappy paths: `reserve` is ENOMEM, whoever refuses; `take` returns how many fol
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from kernelmodel.errors import NoMemory
 from kernelmodel.mm.hstate import Hstate, Runs
@@ -22,27 +22,42 @@ from kernelmodel.mm.ranges import RangeSet
 __all__ = ["HugetlbAccount"]
 
 
+class _Paid:
+    """Who paid for indices that were promised, for folios, for folios without a promise."""
+
+    __slots__ = ("deferred", "promised", "used")
+
+    def __init__(self, order: int) -> None:
+        self.promised = Charges(order, rsvd=True)
+        self.used = Charges(order, rsvd=False)
+        self.deferred = Charges(order, rsvd=True)
+
+
 class HugetlbAccount:
     """Counts by page index; the indices themselves are the file's."""
 
-    __slots__ = ("_deferred", "_promised", "_used", "hstate", "subpool")
+    __slots__ = ("_paid", "hstate", "subpool")
 
     def __init__(self, hstate: Hstate, subpool: HugepageSubpool | None = None) -> None:
         self.hstate = hstate
         self.subpool = subpool
-        # Charged for indices that were promised, for folios, for folios without a promise.
-        self._promised = Charges(hstate.order, rsvd=True)
-        self._used = Charges(hstate.order, rsvd=False)
-        self._deferred = Charges(hstate.order, rsvd=True)
+        #: None until a cgroup pays for the first time: most files have none.
+        self._paid: _Paid | None = None
 
-    def reserve(self, gaps: Iterable[tuple[int, int]], place: Placement) -> None:
+    def _paid_by_cgroups(self) -> _Paid:
+        if self._paid is None:
+            self._paid = _Paid(self.hstate.order)
+        return self._paid
+
+    def reserve(self, gaps: Sequence[tuple[int, int]], place: Placement) -> None:
         """Promise folios to ranges of indices. C: hugetlb_reserve_pages().
 
         Raises:
             NoMemory: cgroup, mount or pool refuse; nothing is changed.
         """
-        gaps = list(gaps)
-        n = sum(high - low for low, high in gaps)
+        n = 0
+        for low, high in gaps:
+            n += high - low
         order, cgroup, subpool = self.hstate.order, place.cgroup, self.subpool
         if cgroup is not None:
             cgroup.charge(order, n, rsvd=True)
@@ -58,8 +73,9 @@ class HugetlbAccount:
             if cgroup is not None:
                 cgroup.uncharge(order, n, rsvd=True)
             raise
-        for low, high in gaps:
-            self._promised.note(low, high, cgroup)
+        if cgroup is not None:
+            for low, high in gaps:
+                self._paid_by_cgroups().promised.note(low, high, cgroup)
 
     def take(
         self, index: int, n: int, nids: list[int], place: Placement, *, promised: bool
@@ -68,6 +84,8 @@ class HugetlbAccount:
 
         As `n` faults in turn would have it. C: alloc_hugetlb_folio().
         """
+        if promised and place.cgroup is None:  # the pool alone is asked, for what it promised
+            return self.hstate.alloc_upto(n, nids, reserved=True)
         wanted = self._charge(n, place.cgroup, promised=promised)
         own = wanted
         if not promised:
@@ -83,9 +101,11 @@ class HugetlbAccount:
         if not promised and self.subpool is not None and wanted - missing < n:
             self.subpool.fail_get()
         end = index + wanted - missing
-        self._used.note(index, end, place.cgroup)
-        if not promised:
-            self._deferred.note(index, end, place.cgroup)
+        if place.cgroup is not None:
+            paid = self._paid_by_cgroups()
+            paid.used.note(index, end, place.cgroup)
+            if not promised:
+                paid.deferred.note(index, end, place.cgroup)
         return runs, n - wanted + missing
 
     def _charge(self, n: int, cgroup: HugetlbCgroup | None, *, promised: bool) -> int:
@@ -119,15 +139,16 @@ class HugetlbAccount:
         """
         if cgroup is not None:
             cgroup.charge(self.hstate.order, n)
-            self._used.note(index, index + n, cgroup)
+            self._paid_by_cgroups().used.note(index, index + n, cgroup)
         if self.subpool is not None:
             self.subpool.get(n)
 
     def give_back(self, runs: Runs, indices: RangeSet) -> None:
         """Folios are dropped. C: free_huge_folio()."""
-        for low, high in indices:
-            self._used.uncharge(low, high)
-            self._deferred.uncharge(low, high)
+        if self._paid is not None:
+            for low, high in indices:
+                self._paid.used.uncharge(low, high)
+                self._paid.deferred.uncharge(low, high)
         if self.subpool is not None:
             self.hstate.resv_huge_pages += self.subpool.put_folios(indices.total)
         self.hstate.free_folios(runs)
@@ -139,7 +160,8 @@ class HugetlbAccount:
         """
         total = 0
         for low, high in ranges:
-            self._promised.uncharge(low, high)
             total += high - low
+            if self._paid is not None:
+                self._paid.promised.uncharge(low, high)
         unused = total - nr_folios
         self.hstate.unreserve(unused if self.subpool is None else self.subpool.put(unused))

@@ -159,10 +159,9 @@ class Charges:
         self.rsvd = rsvd
         self._map: RangeMap[HugetlbCgroup] = RangeMap()
 
-    def note(self, start: int, end: int, cgroup: HugetlbCgroup | None) -> None:
-        """Indices whose charge somebody has paid; nobody pays for None."""
-        if cgroup is not None:
-            self._map.put(start, end, cgroup)
+    def note(self, start: int, end: int, cgroup: HugetlbCgroup) -> None:
+        """Indices whose charge a group has paid."""
+        self._map.put(start, end, cgroup)
 
     def uncharge(self, start: int, end: int) -> None:
         """The indices [start, end) are gone."""

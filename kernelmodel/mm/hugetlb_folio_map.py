@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Iterable
 from typing import Final
 
 from kernelmodel.mm.hstate import Runs
-from kernelmodel.mm.ranges import RangeMap, RangeSet
+from kernelmodel.mm.ranges import RangeSet
 
 __all__ = ["HugetlbFolioMap"]
 
@@ -15,49 +16,60 @@ _LAST: Final = 1 << 64
 
 
 class HugetlbFolioMap:
-    """Folios by page index, as runs. A run's value is its first folio less its first index."""
+    """Folios by page index, as runs; neighbours stay apart as they came."""
 
-    __slots__ = ("_map", "order", "total")
+    __slots__ = ("_runs", "order", "total")
 
     def __init__(self, order: int) -> None:
         self.order = order
         self.total = 0
-        self._map: RangeMap[int] = RangeMap()
+        #: (index, pfn, number of folios), ascending. Most files have one.
+        self._runs: list[tuple[int, int, int]] = []
 
     def put(self, start: int, runs: Iterable[tuple[int, int]]) -> None:
-        """Give the indices from `start` on the folios of these runs."""
+        """Give the indices from `start` on, which have none, the folios of these runs."""
         for pfn, n in runs:
-            self._map.put(start, start + n, (pfn >> self.order) - start)
+            insort(self._runs, (start, pfn, n))
             self.total += n
             start += n
 
     def take(self, start: int, end: int) -> tuple[Runs, RangeSet]:
         """Take out what [start, end) holds; returns the folios and their indices."""
-        runs: Runs = []
-        indices = RangeSet()
-        for low, high, shift in self._map.within(start, end):
-            runs.append(((low + shift) << self.order, high - low))
-            indices.add(low, high)
-        self._map.clear(start, end)
+        taken = self.within(start, end)
+        indices = RangeSet((index, index + n) for index, _, n in taken)
+        self._runs = [*self.within(0, start), *self.within(end, _LAST)]
         self.total -= indices.total
-        return runs, indices
+        return [(pfn, n) for _, pfn, n in taken], indices
 
     def gaps(self, start: int, end: int) -> list[tuple[int, int]]:
         """The parts of [start, end) without folios, ascending."""
         parts: list[tuple[int, int]] = []
-        for low, high, _ in self._map.within(start, end):
-            if start < low:
-                parts.append((start, low))
-            start = high
+        for index, _, n in self.within(start, end):
+            if start < index:
+                parts.append((start, index))
+            start = index + n
         if start < end:
             parts.append((start, end))
         return parts
 
     def within(self, start: int, end: int) -> list[tuple[int, int, int]]:
         """What [start, end) holds as (index, pfn, number of folios), ascending by index."""
-        order, parts = self.order, self._map.within(start, end)
-        return [(low, (low + shift) << order, high - low) for low, high, shift in parts]
+        held = self._runs
+        if not held or start >= end:
+            return []
+        if start <= held[0][0] and held[-1][0] + held[-1][2] <= end:  # all, as most often
+            return held[:]
+        first = max(0, bisect_left(held, (start + 1, 0, 0)) - 1)
+        parts = held[first : bisect_left(held, (end, 0, 0), first)]
+        if parts and parts[0][0] < start:  # its end may lie before the start, too
+            index, pfn, n = parts[0]
+            skip = start - index
+            parts[:1] = [(start, pfn + (skip << self.order), n - skip)] if skip < n else []
+        if parts and parts[-1][0] + parts[-1][2] > end:
+            index, pfn, n = parts[-1]
+            parts[-1] = (index, pfn, end - index)
+        return parts
 
     def runs(self) -> list[tuple[int, int, int]]:
         """Everything as (index, pfn, number of folios), ascending by index."""
-        return self.within(0, _LAST)
+        return self._runs[:]

@@ -53,7 +53,9 @@ class HugetlbVmemmap:
 
     def add_home(self, nid: int, pfn: int, nr: int) -> None:
         """Frames that hold a node's memory map from boot on."""
-        self._home.setdefault(nid, RangeSet()).add(pfn, pfn + nr)
+        if nid not in self._home:
+            self._home[nid] = RangeSet()
+        self._home[nid].add(pfn, pfn + nr)
 
     def never_had(self, pfn: int, nr_pages: int) -> None:
         """Page frames whose struct pages were left out of the memory map at boot."""

@@ -59,7 +59,17 @@ class HugetlbInode:
     C: struct hugetlbfs_inode_info with its inode's resv_map.
     """
 
-    __slots__ = ("_account", "_on_evict", "folios", "frozen", "hstate", "refs", "resv", "size")
+    __slots__ = (
+        "_account",
+        "_on_evict",
+        "folios",
+        "frozen",
+        "hstate",
+        "page_size",
+        "refs",
+        "resv",
+        "size",
+    )
 
     def __init__(
         self,
@@ -70,6 +80,8 @@ class HugetlbInode:
         """`on_evict` is called when the inode is gone."""
         self._on_evict = on_evict
         self.hstate = hstate
+        #: Bytes in one huge page.
+        self.page_size = 1 << hstate.order + PAGE_SHIFT
         self._account = HugetlbAccount(hstate, subpool)
         #: Bytes. Faults reach whole pages below it.
         self.size = 0
@@ -79,11 +91,6 @@ class HugetlbInode:
         #: Layout is preserved: no change of size, no holes, no new pages by `fallocate`.
         self.frozen = False
         self.refs = 1
-
-    @property
-    def page_size(self) -> int:
-        """Bytes in one huge page."""
-        return 1 << (self.hstate.order + PAGE_SHIFT)
 
     def get(self) -> None:
         """One more descriptor or mapping refers to the file."""
@@ -113,9 +120,11 @@ class HugetlbInode:
         self._drop_from(size // self.page_size)
 
     def _drop_from(self, start: int) -> None:
+        promised = self.resv.within(start, _LAST)
+        if not promised:  # then there are no folios either, as in a file that grows
+            return
         runs, dropped = self.folios.take(start, _LAST)
         self._account.give_back(runs, dropped)
-        promised = list(self.resv.within(start, _LAST))
         self.resv.remove(start, _LAST)
         self._account.forget(promised, dropped.total)
 
@@ -194,7 +203,9 @@ class HugetlbInode:
         Raises:
             NoMemory: a limit of the cgroup that shall pay for them.
         """
-        n = sum(n for _, n in runs)
+        n = 0
+        for _, count in runs:
+            n += count
         self._account.adopt(index, n, cgroup)
         self.folios.put(index, runs)
         self.resv.add(index, index + n)
@@ -298,6 +309,8 @@ def _check_inside(page: int, nr: int, mapped: int) -> None:
 
 def _by_promise(resv: RangeSet, start: int, end: int) -> list[tuple[int, int, bool]]:
     """Cut [start, end) into parts that have a promise and parts that have none."""
+    if resv.contains(start, end):  # as in a file that is mapped before it is touched
+        return [(start, end, True)]
     parts = [(low, high, True) for low, high in resv.within(start, end)]
     parts += [(low, high, False) for low, high in resv.gaps(start, end)]
     return sorted(parts)

@@ -87,12 +87,13 @@ class HugetlbMemfdInode(Inode):
 
     def truncate(self, size: int) -> None:
         """ftruncate(2). Raises: NotPermitted, and as `HugetlbInode.ftruncate()`."""
-        if size % self.hugetlb.page_size == 0:
-            if size < self.size:
+        hugetlb = self.hugetlb
+        if self.seals and size % hugetlb.page_size == 0:
+            if size < hugetlb.size:
                 self._check_sealed(F_SEAL_SHRINK)
-            elif size > self.size:
+            elif size > hugetlb.size:
                 self._check_sealed(F_SEAL_GROW)
-        self.hugetlb.ftruncate(size)
+        hugetlb.ftruncate(size)
 
     def fallocate(self, mode: int, offset: int, length: int) -> None:
         """fallocate(2). Raises: NotPermitted, and as `HugetlbInode.fallocate()`."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ class Placement:
     def reservable(self, nids: Sequence[int]) -> list[int]:
         """Nodes whose free pages a promise may count on. C: allowed_mems_nr()."""
         bound = self.policy.mode is Mode.BIND
+        if not bound and self.mems_allowed is None:
+            return list(nids)
         return self._in_cpuset(nid for nid in nids if not bound or nid in self.policy.nodes)
 
     def resizable(self, nids: Sequence[int]) -> list[int]:
@@ -69,20 +72,27 @@ class Placement:
             return [self.nid]
         return [nid for nid in nids if not self.policy.nodes or nid in self.policy.nodes]
 
-    def orders(self, first: int, last: int, nids: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
+    def orders(self, first: int, last: int, nids: Sequence[int]) -> Iterable[tuple[int, list[int]]]:
         """For the page indices [first, last): (end of a stretch, nodes to try in order)."""
         mode, named = self.policy.mode, self.policy.nodes
         if mode is Mode.INTERLEAVE and named:
-            for index in range(first, last):
-                yield index + 1, self._in_cpuset(ring(nids, named[index % len(named)]))
-            return
+            return self._interleaved(first, last, nids)
         start = named[0] if mode is Mode.PREFERRED and named else self.nid
-        order = self._in_cpuset(ring(nids, start))
+        order = ring(nids, start)
+        if self.mems_allowed is not None:
+            order = self._in_cpuset(order)
         if mode is Mode.BIND:
             order = [nid for nid in order if nid in named]
         elif mode is Mode.PREFERRED_MANY:
             order.sort(key=lambda nid: nid not in named)
-        yield last, order
+        return [(last, order)]
+
+    def _interleaved(
+        self, first: int, last: int, nids: Sequence[int]
+    ) -> Iterator[tuple[int, list[int]]]:
+        named = self.policy.nodes
+        for index in range(first, last):
+            yield index + 1, self._in_cpuset(ring(nids, named[index % len(named)]))
 
 
 def ring(nids: Sequence[int], first: int) -> list[int]:
@@ -93,4 +103,9 @@ def ring(nids: Sequence[int], first: int) -> list[int]:
 
 def placement(where: int | Placement) -> Placement:
     """A node's number stands for a task that runs there, without a policy."""
-    return Placement(where) if isinstance(where, int) else where
+    return _on_node(where) if isinstance(where, int) else where
+
+
+@lru_cache(maxsize=1024)
+def _on_node(nid: int) -> Placement:
+    return Placement(nid)
