@@ -122,13 +122,12 @@ def deserialize(kernel: Kernel, tree: IncomingTree, tags: PageTags) -> None:
         if not memory.is_ram(base, size):
             # nobody looks before the struct pages of an entry are written
             raise KernelPanic(f"unable to handle page fault: no memory map for {pfn:#x}")
-        memblock.reserve(base, size)
-        memblock.mark_noinit(base, size)
+        memblock.reserve_noinit(base, size)
         tags.put(pfn, order, nr)
         charge("kho_reserve_preserved", nr)
         charge("kho_init_preserved_page", nr << order)
     if scattered:
-        memblock.reserve_noinit(
+        memblock.reserve_noinit_pages(
             Extents(
                 np.concatenate([pages.pfns for pages in scattered]),
                 np.concatenate([pages.counts for pages in scattered]),

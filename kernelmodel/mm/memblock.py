@@ -16,6 +16,7 @@ All addresses and sizes here are bytes.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from typing import Final
 
@@ -77,9 +78,9 @@ class Memblock:
 
     def kho_scratch(self) -> Iterator[tuple[int, int]]:
         """Marked memory as (base, end), ascending; extended scratch included."""
-        for region in self.memory:
-            if region.flags & _KHO_SCRATCH:
-                yield region.base, region.end
+        for base, end, _, flags in self.memory.regions:
+            if flags & _KHO_SCRATCH:
+                yield base, end
 
     # What is taken.
 
@@ -89,25 +90,31 @@ class Memblock:
         if self._scattered is not None:
             scattered, self._scattered = self._scattered, None
             for pfn, nr_pages in scattered:
-                self.reserve(pfn << PAGE_SHIFT, nr_pages << PAGE_SHIFT)
-                self.mark_noinit(pfn << PAGE_SHIFT, nr_pages << PAGE_SHIFT)
+                self.reserve_noinit(pfn << PAGE_SHIFT, nr_pages << PAGE_SHIFT)
         return self._reserved
 
-    def reserve_noinit(self, pages: Extents) -> None:
-        """`reserve` and `mark_noinit` for each of these runs, which ascend and do not touch."""
+    def reserve_noinit(self, base: int, size: int) -> None:
+        """`reserve` and `mark_noinit` at once."""
+        reserved = self.reserved
+        if reserved.overlaps(base, base + size):
+            reserved.add(base, base + size, NUMA_NO_NODE, 0)
+            reserved.change(base, base + size, on=_RSRV_NOINIT)
+        else:  # nothing of it was taken, as nearly always
+            reserved.add(base, base + size, NUMA_NO_NODE, _RSRV_NOINIT)
+
+    def reserve_noinit_pages(self, pages: Extents) -> None:
+        """`reserve_noinit` for each of these runs, which ascend and do not touch."""
         starts, ends = pages.pfns << PAGE_SHIFT, pages.ends << PAGE_SHIFT
         apart = np.ones(len(pages), dtype=np.bool_)
-        for region in self.reserved:  # what touches one is for the list to sort out
-            first = np.searchsorted(ends, region.base, "left")
-            apart[first : np.searchsorted(starts, region.end, "right")] = False
+        # what touches one that is taken is for the list to sort out
+        for base, end, _, _ in self.reserved.regions:
+            first = np.searchsorted(ends, base, "left")
+            apart[first : np.searchsorted(starts, end, "right")] = False
         for pfn, nr_pages in Extents(pages.pfns[~apart], pages.counts[~apart]):
-            self.reserve(pfn << PAGE_SHIFT, nr_pages << PAGE_SHIFT)
-            self.mark_noinit(pfn << PAGE_SHIFT, nr_pages << PAGE_SHIFT)
+            self.reserve_noinit(pfn << PAGE_SHIFT, nr_pages << PAGE_SHIFT)
         self._scattered = Extents(pages.pfns[apart], pages.counts[apart])
 
-    def reserve(
-        self, base: int, size: int, nid: int = NUMA_NO_NODE, flags: int = MemblockFlags.NONE
-    ) -> None:
+    def reserve(self, base: int, size: int, nid: int = NUMA_NO_NODE, flags: int = 0) -> None:
         """Take a range; parts already taken keep their reason. C: memblock_reserve()."""
         self.reserved.add(base, base + size, nid, int(flags))
 
@@ -131,12 +138,13 @@ class Memblock:
         their node from then on, what is allocated later for the node that was asked for.
         C: numa_clear_kernel_node_hotplug().
         """
-        for region in self.memory:
-            self.reserved.set_node(region.base, region.end, region.nid)
+        reserved = self.reserved
+        for base, end, nid, _ in self.memory.regions:
+            reserved.set_node(base, end, nid)
 
     def is_reserved(self, base: int, size: int = 1) -> bool:
         """Whether any of the range is taken. C: memblock_is_region_reserved()."""
-        return next(self.reserved.within(base, base + size), None) is not None
+        return self.reserved.overlaps(base, base + size)
 
     def reserved_kern_size(
         self, limit: int | None = None, nid: int = NUMA_NO_NODE, *, with_hugetlb: bool = False
@@ -147,7 +155,7 @@ class Memblock:
         releases before 7.3 reckon.
         """
         total = 0
-        for base, end, region_nid, flags in self.reserved:
+        for base, end, region_nid, flags in self.reserved.regions:
             if limit is not None and base > limit:
                 break
             if not flags & _RSRV_KERN or (flags & _RSRV_HUGETLB and not with_hugetlb):
@@ -158,22 +166,26 @@ class Memblock:
 
     # Searching and allocating.
 
-    def free_ranges(self, nid: int | None = None) -> Iterator[tuple[int, int, int]]:
+    def free_ranges(self, nid: int | None = None) -> list[tuple[int, int, int]]:
         """Memory that is not reserved as (base, end, nid), ascending.
 
         C: for_each_free_mem_range(). Scratch marks play no part here; memory without a kernel
         mapping (NOMAP) is left out.
         """
-        for region in self.memory:
-            if region.flags & _NOMAP or nid not in (None, region.nid):
+        reserved = self.reserved
+        taken = reserved.regions
+        found: list[tuple[int, int, int]] = []
+        for base, end, region_nid, flags in self.memory.regions:
+            if flags & _NOMAP or nid not in (None, region_nid):
                 continue
-            at = region.base
-            for taken in self.reserved.within(region.base, region.end):
-                if at < taken.base:
-                    yield at, taken.base, region.nid
-                at = taken.end
-            if at < region.end:
-                yield at, region.end, region.nid
+            at = base
+            for first, last, _, _ in taken[reserved.first_beyond(at) : bisect_left(taken, (end,))]:
+                if at < first:
+                    found.append((at, first, region_nid))
+                at = last
+            if at < end:
+                found.append((at, end, region_nid))
+        return found
 
     def free_pages(self) -> Iterator[tuple[int, int] | Extents]:
         """Whole pages of `free_ranges` as (frame, pages), many short runs at once."""
@@ -187,7 +199,7 @@ class Memblock:
         for region in self.memory:
             if region.flags & _NOMAP:
                 continue
-            listed = list(self._reserved.within(region.base, region.end))
+            listed = self._reserved.within(region.base, region.end)
             first = np.searchsorted(scattered.ends << PAGE_SHIFT, region.base, "right")
             last = np.searchsorted(scattered.pfns << PAGE_SHIFT, region.end, "left")
             bases = [region.base, *(taken.base for taken in listed), region.end]
@@ -201,19 +213,27 @@ class Memblock:
 
     def _free_down(self, start: int, end: int, nid: int) -> Iterator[tuple[int, int]]:
         """Allocatable ranges in [start, end), descending. C: for_each_free_mem_range_reverse()."""
-        for region in reversed(self.memory):
-            if region.base >= end:
+        taken = self.reserved.regions
+        scratch = _KHO_SCRATCH if self.kho_scratch_only else 0
+        for base, stop, region_nid, flags in reversed(self.memory.regions):
+            if base >= end or nid not in (NUMA_NO_NODE, region_nid):
                 continue
-            if region.end <= start:
+            if flags & (_NOMAP | scratch) != scratch:
+                continue
+            if stop <= start:
                 return
-            if nid not in (NUMA_NO_NODE, region.nid) or region.flags & _NOMAP:
-                continue
-            if self.kho_scratch_only and not region.flags & _KHO_SCRATCH:
-                continue
-            yield from self.reserved.gaps_down(max(region.base, start), min(region.end, end))
+            low, high = max(base, start), min(stop, end)
+            at = bisect_left(taken, (high,)) - 1
+            while at >= 0 and taken[at][1] > low:
+                if taken[at][1] < high:
+                    yield taken[at][1], high
+                high = taken[at][0]
+                at -= 1
+            if low < high:
+                yield low, high
 
     def find_in_range(
-        self, size: int, align: int, start: int, end: int | None, nid: int = NUMA_NO_NODE
+        self, size: int, align: int, start: int = 0, end: int | None = None, nid: int = NUMA_NO_NODE
     ) -> int | None:
         """The highest aligned free address, or None. C: memblock_find_in_range_node()."""
         start = max(start, _LOWEST)
@@ -233,7 +253,7 @@ class Memblock:
         nid: int = NUMA_NO_NODE,
         *,
         exact_nid: bool = False,
-        flags: int = MemblockFlags.RSRV_KERN,
+        flags: int = _RSRV_KERN,
     ) -> int:
         """Allocate from the top down; returns the physical address.
 
@@ -247,7 +267,7 @@ class Memblock:
             found = self.find_in_range(size, align, start, end)
         if found is None:
             raise NoMemory("memblock has no such range", size=size, align=align, nid=nid)
-        self.reserved.add(found, found + size, nid, int(flags))
+        self._reserved.add(found, found + size, nid, int(flags))
         return found
 
     def alloc_hugetlb(

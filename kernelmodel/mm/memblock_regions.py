@@ -7,7 +7,7 @@ changes what is there already, equal neighbours become one. Addresses and sizes 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from enum import IntFlag
 from typing import Final, NamedTuple
 
@@ -44,54 +44,46 @@ class Region(NamedTuple):
         return self.end - self.base
 
 
-# A region compares like the tuple that it is, so `(base,)` sorts just before one that begins at
-# `base`: no key function has to be called at each step of a bisection.
+#: A region as a list holds it; a plain tuple is made and taken apart faster than a `Region`.
+#: `(base,)` sorts just before one that begins at `base`, so no bisection needs a key function.
+_Entry = tuple[int, int, int, int]
 
 
-def _first_beyond(regions: list[Region], base: int) -> int:
-    """Index of the first region that ends after `base`."""
-    at = bisect_left(regions, (base,))
-    return at - 1 if at and regions[at - 1].end > base else at
-
-
-def _first_from(regions: list[Region], base: int) -> int:
-    """Index of the first region that ends at `base` or after it."""
-    at = bisect_left(regions, (base,))
-    return at - 1 if at and regions[at - 1].end >= base else at
-
-
-def _merged(regions: Iterable[Region]) -> list[Region]:
-    out: list[Region] = []
-    for region in regions:
-        last = out[-1] if out else None
-        if last and last.end == region.base and last[2:] == region[2:]:
-            out[-1] = Region(last.base, region.end, region.nid, region.flags)
+def _merged(pieces: list[_Entry]) -> list[_Entry]:
+    out = pieces[:1]
+    for piece in pieces[1:]:
+        base, end, nid, flags = out[-1]
+        if end == piece[0] and nid == piece[2] and flags == piece[3]:
+            out[-1] = base, piece[1], nid, flags
         else:
-            out.append(region)
+            out.append(piece)
     return out
 
 
 class RegionList:
     """Sorted, disjoint regions; equal neighbours are merged. C: struct memblock_type."""
 
-    __slots__ = ("_regions",)
+    __slots__ = ("regions",)
 
     def __init__(self) -> None:
-        self._regions: list[Region] = []
+        #: Every region as (base, end, nid, flags), for those who look at many; not to be changed.
+        self.regions: list[_Entry] = []
 
     def __iter__(self) -> Iterator[Region]:
-        return iter(self._regions)
-
-    def __reversed__(self) -> Iterator[Region]:
-        return reversed(self._regions)
+        return map(Region._make, self.regions)
 
     def __len__(self) -> int:
-        return len(self._regions)
+        return len(self.regions)
 
     @property
     def total(self) -> int:
         """Bytes in all regions."""
-        return sum(region.end - region.base for region in self._regions)
+        return sum(end - base for base, end, _, _ in self.regions)
+
+    def first_beyond(self, base: int) -> int:
+        """Index of the first region that ends after `base`."""
+        at = bisect_left(self.regions, (base,))
+        return at - 1 if at and self.regions[at - 1][1] > base else at
 
     def add(self, base: int, end: int, nid: int, flags: int) -> None:
         """Add [base, end); parts that are there already keep what they have.
@@ -100,70 +92,79 @@ class RegionList:
         """
         if base >= end:
             return
-        low = _first_from(self._regions, base)
-        high = bisect_left(self._regions, (end + 1,))
-        pieces: list[Region] = []
+        regions = self.regions
+        low = bisect_left(regions, (base,))
+        if low and regions[low - 1][1] >= base:
+            low -= 1
+        if low == len(regions) or regions[low][0] > end:  # it touches none
+            regions.insert(low, (base, end, nid, flags))
+            return
+        high = bisect_left(regions, (end + 1,), low)
+        pieces: list[_Entry] = []
         at = base
-        for region in self._regions[low:high]:
-            if at < region.base:
-                pieces.append(Region(at, min(region.base, end), nid, flags))
+        for region in regions[low:high]:
+            if at < region[0]:
+                pieces.append((at, region[0], nid, flags))
             pieces.append(region)
-            at = max(at, region.end)
+            at = region[1]
         if at < end:
-            pieces.append(Region(at, end, nid, flags))
-        self._regions[low:high] = _merged(pieces)
+            pieces.append((at, end, nid, flags))
+        regions[low:high] = _merged(pieces)
 
     def remove(self, base: int, end: int) -> None:
         """Take [base, end) out, whatever of it is there. C: memblock_remove_range()."""
-        low = _first_beyond(self._regions, base)
-        high = bisect_left(self._regions, (end,))
-        pieces: list[Region] = []
-        for region in self._regions[low:high]:
-            if region.base < base:
-                pieces.append(region._replace(end=base))
-            if region.end > end:
-                pieces.append(region._replace(base=end))
-        self._regions[low:high] = pieces
+        low = self.first_beyond(base)
+        high = bisect_left(self.regions, (end,))
+        pieces: list[_Entry] = []
+        for first, last, nid, flags in self.regions[low:high]:
+            if first < base:
+                pieces.append((first, base, nid, flags))
+            if last > end:
+                pieces.append((end, last, nid, flags))
+        self.regions[low:high] = pieces
 
     def change(self, base: int, end: int, *, on: int = 0, off: int = 0) -> None:
         """Set and clear flags on whatever of [base, end) is there. C: memblock_setclr_flag()."""
-        low = _first_from(self._regions, base)
-        high = bisect_left(self._regions, (end + 1,))
-        pieces: list[Region] = []
-        for region in self._regions[low:high]:
-            inner = max(region.base, base), min(region.end, end)
-            if inner[0] >= inner[1]:
-                pieces.append(region)
-                continue
-            if region.base < inner[0]:
-                pieces.append(region._replace(end=inner[0]))
-            pieces.append(Region(*inner, region.nid, region.flags & ~off | on))
-            if inner[1] < region.end:
-                pieces.append(region._replace(base=inner[1]))
-        self._regions[low:high] = _merged(pieces)
+        self._set(base, end, None, on, off)
 
     def set_node(self, base: int, end: int, nid: int) -> None:
         """Give whatever of [base, end) is there this node. C: memblock_set_node()."""
-        for region in list(self.within(base, end)):
-            self.remove(region.base, region.end)
-            self.add(region.base, region.end, nid, region.flags)
+        self._set(base, end, nid, 0, 0)
 
-    def within(self, base: int, end: int) -> Iterator[Region]:
+    def _set(self, base: int, end: int, nid: int | None, on: int, off: int) -> None:
+        if base >= end:
+            return
+        regions = self.regions
+        low = bisect_left(regions, (base,))
+        if low and regions[low - 1][1] >= base:
+            low -= 1
+        high = bisect_left(regions, (end + 1,), low)
+        pieces: list[_Entry] = []
+        for region in regions[low:high]:
+            first, last, was, flags = region
+            if last <= base or end <= first:  # a neighbour, which the changed may come to equal
+                pieces.append(region)
+                continue
+            if first < base:
+                pieces.append((first, base, was, flags))
+                first = base
+            node, changed = was if nid is None else nid, flags & ~off | on
+            if end < last:
+                pieces.append((first, end, node, changed))
+                pieces.append((end, last, was, flags))
+            else:
+                pieces.append((first, last, node, changed))
+        regions[low:high] = _merged(pieces)
+
+    def overlaps(self, base: int, end: int) -> bool:
+        """Whether any of [base, end) is there."""
+        at = bisect_left(self.regions, (end,))
+        return at > 0 and self.regions[at - 1][1] > base and base < end
+
+    def within(self, base: int, end: int) -> list[Region]:
         """The parts of regions that lie in [base, end), ascending."""
-        at = _first_beyond(self._regions, base)
-        while at < len(self._regions) and self._regions[at].base < end:
-            region = self._regions[at]
-            yield Region(max(region.base, base), min(region.end, end), region.nid, region.flags)
-            at += 1
-
-    def gaps_down(self, base: int, end: int) -> Iterator[tuple[int, int]]:
-        """The parts of [base, end) that no region covers, descending."""
-        regions = self._regions
-        at = bisect_left(regions, (end,)) - 1
-        while at >= 0 and regions[at].end > base:
-            if regions[at].end < end:
-                yield regions[at].end, end
-            end = regions[at].base
-            at -= 1
-        if base < end:
-            yield base, end
+        at, high = self.first_beyond(base), bisect_left(self.regions, (end,))
+        return [
+            Region(max(first, base), min(last, end), nid, flags)
+            for first, last, nid, flags in self.regions[at:high]
+        ]

@@ -1,9 +1,7 @@
 """Nodes and zones: where the page allocator keeps what is free.
 
 Reproduces Linux 7.3's include/linux/mmzone.h on x86: each node has up to three zones, cut at
-16 MiB and 4 GiB, and each zone has free lists by order. Free memory is always held as the
-largest aligned blocks that it can be cut into, so blocks of the largest order come in long runs
-and are kept as one `RangeSet`; smaller ones are few and are kept in dicts, newest last.
+16 MiB and 4 GiB, and each zone has free lists by order (`free_area`).
 
 Two migrate types are told apart: CMA, which KHO gives its scratch areas so that only movable
 pages go there, and everything else.
@@ -14,14 +12,20 @@ lists. A test that provokes external fragmentation by mixing them would notice.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from typing import Final
 
-import numpy as np
-
 from kernelmodel.errors import ModelBug
-from kernelmodel.mm.extents import Extents, Frames
+from kernelmodel.mm.free_area import (
+    MAX_ORDER_NR_PAGES,
+    MAX_PAGE_ORDER,
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    FreeArea,
+    validate_free_area,
+)
 from kernelmodel.mm.ranges import RangeSet
 
 __all__ = [
@@ -30,21 +34,14 @@ __all__ = [
     "PAGE_SHIFT",
     "PAGE_SIZE",
     "FreeArea",
+    "Layout",
     "MigrateType",
     "Node",
     "Zone",
     "ZoneType",
+    "layout_of",
     "validate_zone",
 ]
-
-PAGE_SHIFT: Final = 12
-PAGE_SIZE: Final = 1 << PAGE_SHIFT
-MAX_PAGE_ORDER: Final = 10
-MAX_ORDER_NR_PAGES: Final = 1 << MAX_PAGE_ORDER
-#: Beyond every page frame and block number.
-_LAST: Final = 1 << 60
-#: Runs of blocks: (first page frame, number of blocks).
-_Runs = list[tuple[int, int]]
 
 
 class MigrateType(IntEnum):
@@ -70,187 +67,6 @@ ZONE_BOUNDS: Final[tuple[tuple[ZoneType, str, int, int], ...]] = (
 )
 
 
-class FreeArea:
-    """The free blocks of one zone and migrate type. C: struct free_area, for all orders."""
-
-    __slots__ = ("low", "top")
-
-    def __init__(self) -> None:
-        #: Free blocks of the largest order, as numbers (pfn >> MAX_PAGE_ORDER).
-        self.top = RangeSet()
-        #: Free blocks of each smaller order by first pfn; the newest is last and goes first.
-        self.low: list[dict[int, None]] = [{} for _ in range(MAX_PAGE_ORDER)]
-
-    @property
-    def nr_free_pages(self) -> int:
-        """Pages in all free blocks."""
-        low = sum(len(blocks) << order for order, blocks in enumerate(self.low))
-        return low + (self.top.total << MAX_PAGE_ORDER)
-
-    def nr_free(self, order: int) -> int:
-        """Free blocks of exactly this order."""
-        return self.top.total if order == MAX_PAGE_ORDER else len(self.low[order])
-
-    def nr_contig(self, order: int, start: int = 0, end: int = _LAST) -> int:
-        """Free aligned stretches of an order above MAX_PAGE_ORDER in [start, end)."""
-        shift = order - MAX_PAGE_ORDER
-        blocks = self.top.within(start >> MAX_PAGE_ORDER, end >> MAX_PAGE_ORDER)
-        return sum(max(0, (high >> shift) - (-(-low >> shift))) for low, high in blocks)
-
-    def nr_available(self, order: int) -> int:
-        """Blocks of this order that could be allocated, larger ones being split."""
-        if order > MAX_PAGE_ORDER:
-            return self.nr_contig(order)
-        total = self.top.total << (MAX_PAGE_ORDER - order)
-        for higher in range(order, MAX_PAGE_ORDER):
-            total += len(self.low[higher]) << (higher - order)
-        return total
-
-    def take_contig(self, order: int, n: int, start: int = 0, end: int = _LAST) -> _Runs:
-        """Up to `n` free aligned stretches of an order above MAX_PAGE_ORDER in [start, end)."""
-        shift = order - MAX_PAGE_ORDER
-        runs: _Runs = []
-        for low, high in self.top.within(start >> MAX_PAGE_ORDER, end >> MAX_PAGE_ORDER):
-            first = -(-low >> shift)
-            take = min(n, (high >> shift) - first)
-            if take > 0:
-                self.top.remove(first << shift, (first + take) << shift)
-                runs.append((first << order, take))
-                n -= take
-        return runs
-
-    def take_one(self, order: int) -> int | None:
-        """Take the newest smallest block that is large enough. C: __rmqueue_smallest()."""
-        for have in range(order, MAX_PAGE_ORDER):
-            if self.low[have]:
-                pfn, _ = self.low[have].popitem()
-                break
-        else:
-            first = self.top.lowest()
-            if first is None:
-                return None
-            self.top.remove(first[0], first[0] + 1)
-            have, pfn = MAX_PAGE_ORDER, first[0] << MAX_PAGE_ORDER
-        for half in range(have - 1, order - 1, -1):
-            self.low[half][pfn + (1 << half)] = None
-        return pfn
-
-    def take_many(self, order: int, n: int, runs: _Runs) -> int:
-        """Take up to `n` blocks, as runs appended to `runs`; returns how many are missing.
-
-        Just what `n` calls of `take_one` would give and leave. The smallest block that is large
-        enough falls into blocks of `order` from its start on; what nobody takes of it are halves
-        of each order, of which there was none, or a smaller block would have been taken.
-        """
-        while n:
-            for have in range(order, MAX_PAGE_ORDER):
-                if self.low[have]:
-                    pfn, _ = self.low[have].popitem()
-                    count = 1 << (have - order)
-                    break
-            else:
-                first = self.top.lowest()
-                if first is None:
-                    return n
-                per_top = 1 << (MAX_PAGE_ORDER - order)
-                blocks = min(first[1] - first[0], -(-n // per_top))
-                self.top.remove(first[0], first[0] + blocks)
-                pfn, count = first[0] << MAX_PAGE_ORDER, blocks * per_top
-            if count > n:
-                at, end = pfn + (n << order), pfn + (count << order)
-                while at < end:
-                    size = at & -at
-                    self.low[size.bit_length() - 1][at] = None
-                    at += size
-                count = n
-            n -= count
-            if runs and runs[-1][0] + (runs[-1][1] << order) == pfn:
-                runs[-1] = (runs[-1][0], runs[-1][1] + count)
-            else:
-                runs.append((pfn, count))
-        return 0
-
-    def put(self, start: int, end: int) -> None:
-        """Free the pages [start, end): largest blocks as one run, the edges one by one."""
-        low = -(-start // MAX_ORDER_NR_PAGES)
-        high = end // MAX_ORDER_NR_PAGES
-        if low < high:
-            self.top.add(low, high)
-            pieces = ((start, low << MAX_PAGE_ORDER), (high << MAX_PAGE_ORDER, end))
-        else:
-            pieces = ((start, end), (end, end))
-        for first, stop in pieces:
-            at = first
-            while at < stop:
-                order = min(((at & -at) or MAX_ORDER_NR_PAGES).bit_length() - 1, MAX_PAGE_ORDER)
-                order = min(order, (stop - at).bit_length() - 1)
-                self.put_one(at, order)
-                at += 1 << order
-
-    def put_many(self, pages: Extents) -> None:
-        """As `put` for each of these runs, which ascend; no page beside one of them is free."""
-        at, ends = pages.pfns, pages.ends
-        found: list[list[Frames]] = [[] for _ in self.low]
-        while len(at):
-            align = np.bitwise_count((at & -at) - 1)
-            orders = np.minimum(align, np.frexp(ends - at)[1] - 1)
-            whole = orders >= MAX_PAGE_ORDER
-            taken = np.where(whole, ends - at & -MAX_ORDER_NR_PAGES, 1 << orders)
-            for first, nr in zip(at[whole].tolist(), taken[whole].tolist(), strict=True):
-                self.top.add(first >> MAX_PAGE_ORDER, first + nr >> MAX_PAGE_ORDER)
-            for order in np.flatnonzero(np.bincount(orders)).tolist():
-                if order < MAX_PAGE_ORDER:
-                    found[order].append(at[orders == order])
-            at = at + taken
-            left = at < ends
-            at, ends = at[left], ends[left]
-        for order, blocks in enumerate(found):
-            if blocks:
-                free = dict.fromkeys(np.sort(np.concatenate(blocks), kind="stable").tolist())
-                self.low[order] = self.low[order] | free if self.low[order] else free
-
-    def put_one(self, pfn: int, order: int) -> None:
-        """Free one block and merge it with its buddies. C: __free_one_page()."""
-        while order < MAX_PAGE_ORDER:
-            buddy = pfn ^ (1 << order)
-            if buddy not in self.low[order]:
-                self.low[order][pfn] = None
-                return
-            del self.low[order][buddy]
-            pfn &= buddy
-            order += 1
-        self.top.add(pfn >> MAX_PAGE_ORDER, (pfn >> MAX_PAGE_ORDER) + 1)
-
-    def ranges(self) -> Iterator[tuple[int, int]]:
-        """Every free block as page frames [start, end), largest blocks by runs."""
-        for low, high in self.top:
-            yield low << MAX_PAGE_ORDER, high << MAX_PAGE_ORDER
-        for order, blocks in enumerate(self.low):
-            for pfn in blocks:
-                yield pfn, pfn + (1 << order)
-
-    def within(self, start: int, end: int) -> list[tuple[int, int]]:
-        """The free parts of the page frames [start, end), in no particular order."""
-        parts: list[tuple[int, int]] = []
-        first, last = start >> MAX_PAGE_ORDER, -(-end // MAX_ORDER_NR_PAGES)
-        for low, high in self.top.within(first, last):
-            parts.append((max(start, low << MAX_PAGE_ORDER), min(end, high << MAX_PAGE_ORDER)))
-        size = 1
-        for blocks in self.low:
-            if blocks:
-                if len(blocks) * size <= end - start:
-                    found: Iterable[int] = blocks
-                else:
-                    found = range(start & -size, end, size)
-                parts += [
-                    (max(start, pfn), min(end, pfn + size))
-                    for pfn in found
-                    if pfn in blocks and start < pfn + size and pfn < end
-                ]
-            size <<= 1
-        return parts
-
-
 class Zone:
     """A zone of a node. Page frames throughout. C: struct zone."""
 
@@ -274,10 +90,30 @@ class Zone:
         """Free pages, CMA included."""
         return self.areas[0].nr_free_pages + self.areas[1].nr_free_pages
 
+    def put(self, start: int, end: int) -> None:
+        """Free the pages [start, end), which all lie in the zone, each as its migrate type.
+
+        Raises:
+            ModelBug: one of them is free already.
+        """
+        other, cma = self.areas
+        inside = self.cma.within(start, end)
+        if not inside:
+            other.put(start, end)
+            return
+        for low, high in inside:
+            cma.put(low, high)
+        for low, high in self.cma.gaps(start, end):
+            other.put(low, high)
+
     def free_within(self, start: int, end: int) -> list[tuple[int, int]]:
         """The free parts of the page frames [start, end), in no particular order."""
         other, cma = self.areas
         return other.within(start, end) + cma.within(start, end)
+
+    def any_free(self, start: int, end: int) -> bool:
+        """Whether any of the page frames [start, end) is free."""
+        return any(area.free_page_in(start, end) is not None for area in self.areas)
 
     def buddyinfo(self) -> str:
         """The zone's line in /proc/buddyinfo."""
@@ -286,20 +122,58 @@ class Zone:
         return f"Node {self.nid}, zone {self.name:>8} {numbers}\n"
 
 
+@dataclass(frozen=True, slots=True)
+class NodeLayout:
+    """Where a node has memory, and its zones as (name, first page frame, the one after it)."""
+
+    nid: int
+    spans: tuple[tuple[int, int], ...]
+    zones: tuple[tuple[str, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The nodes of a memory map, and every stretch of page frames in one zone, ascending.
+
+    A stretch is [starts[n], ends[n]); it lies on the node and in its zone of number zone_of[n].
+    """
+
+    nodes: tuple[NodeLayout, ...]
+    starts: tuple[int, ...]
+    ends: tuple[int, ...]
+    zone_of: tuple[tuple[int, int], ...]
+
+
+@lru_cache(maxsize=64)  # a fleet's hosts have few memory maps
+def layout_of(memory: tuple[tuple[int, int, int], ...]) -> Layout:
+    """Nodes and zones of a memory map of (first page frame, pages, node)."""
+    spans: dict[int, RangeSet] = {}
+    for start, nr_pages, nid in memory:
+        spans.setdefault(nid, RangeSet()).add(start, start + nr_pages)
+    nodes: list[NodeLayout] = []
+    stretches: list[tuple[int, int, tuple[int, int]]] = []
+    for nid in sorted(spans):
+        zones: list[tuple[str, int, int]] = []
+        for _, name, low, high in ZONE_BOUNDS:
+            parts = spans[nid].within(low, high)
+            stretches += [(start, end, (nid, len(zones))) for start, end in parts]
+            if parts:
+                zones.append((name, parts[0][0], parts[-1][1]))
+        nodes.append(NodeLayout(nid, tuple(spans[nid]), tuple(zones)))
+    starts, ends, zone_of = zip(*sorted(stretches), strict=True) if stretches else ((), (), ())
+    return Layout(tuple(nodes), starts, ends, zone_of)
+
+
 class Node:
     """A NUMA node: its zones, lowest first. C: struct pglist_data."""
 
     __slots__ = ("nid", "spans", "zones")
 
-    def __init__(self, nid: int, spans: RangeSet) -> None:
-        self.nid = nid
+    def __init__(self, layout: NodeLayout) -> None:
+        self.nid = layout.nid
         #: Page frames that belong to the node.
-        self.spans = spans
-        self.zones: list[Zone] = []
-        for _, name, start, end in ZONE_BOUNDS:
-            parts = spans.within(start, end)
-            if parts:
-                self.zones.append(Zone(nid, name, parts[0][0], parts[-1][1]))
+        self.spans = RangeSet(layout.spans)
+        self.zones = [Zone(self.nid, name, start, end) for name, start, end in layout.zones]
 
 
 def validate_zone(zone: Zone) -> None:
@@ -311,7 +185,7 @@ def validate_zone(zone: Zone) -> None:
     seen = RangeSet()
     total = 0
     for kind, area in zip(MigrateType, zone.areas, strict=True):
-        _validate_blocks(area)
+        validate_free_area(area)
         for start, end in area.ranges():
             cma = zone.cma.contains(start, end)
             if cma != (kind is MigrateType.CMA) or (not cma and zone.cma.overlaps(start, end)):
@@ -324,12 +198,3 @@ def validate_zone(zone: Zone) -> None:
         raise ModelBug(f"zone {zone.name}: {total - seen.total} pages are free twice")
     if total > zone.managed:
         raise ModelBug(f"zone {zone.name}: {total} free of {zone.managed} managed pages")
-
-
-def _validate_blocks(area: FreeArea) -> None:
-    for order, blocks in enumerate(area.low):
-        for pfn in blocks:
-            if pfn & ((1 << order) - 1):
-                raise ModelBug(f"block {pfn:#x} of order {order} is not aligned")
-            if pfn ^ (1 << order) in blocks:
-                raise ModelBug(f"block {pfn:#x} of order {order} is free as is its buddy")

@@ -33,6 +33,7 @@ from kernelmodel.mm.mmzone import (
     MigrateType,
     Node,
     Zone,
+    layout_of,
     validate_zone,
 )
 from kernelmodel.mm.ranges import RangeSet
@@ -57,30 +58,18 @@ class PageAllocator:
     __slots__ = ("_ends", "_starts", "_zonelists", "_zones", "nodes")
 
     def __init__(self, memory: Iterable[tuple[int, int, int]]) -> None:
-        spans: dict[int, RangeSet] = {}
-        for start, nr_pages, nid in memory:
-            spans.setdefault(nid, RangeSet()).add(start, start + nr_pages)
-        self.nodes: dict[int, Node] = {nid: Node(nid, spans[nid]) for nid in sorted(spans)}
-        # Each node's zones from the highest down, then those of the nodes after it in a ring.
-        order = list(self.nodes)
-        self._zonelists: dict[int, tuple[Zone, ...]] = {
-            nid: tuple(
-                zone
-                for other in order[at:] + order[:at]
-                for zone in reversed(self.nodes[other].zones)
-            )
-            for at, nid in enumerate(order)
-        }
+        layout = layout_of(tuple(memory))
+        self.nodes: dict[int, Node] = {node.nid: Node(node) for node in layout.nodes}
+        # Each node's zones from the highest down, then those of the nodes after it in a ring; with
+        # True the node's own ones alone.
+        self._zonelists: dict[tuple[int, bool], list[Zone]] = {}
+        own = [node.zones[::-1] for node in self.nodes.values()]
+        for at, nid in enumerate(self.nodes):
+            self._zonelists[nid, True] = own[at]
+            self._zonelists[nid, False] = [zone for zones in own[at:] + own[:at] for zone in zones]
         # Stretches of existing page frames that lie in one zone, ascending.
-        pieces = sorted(
-            (max(low, zone.start_pfn), min(high, zone.end_pfn), zone.nid, at)
-            for node in self.nodes.values()
-            for at, zone in enumerate(node.zones)
-            for low, high in node.spans.within(zone.start_pfn, zone.end_pfn)
-        )
-        self._starts = [start for start, _, _, _ in pieces]
-        self._ends = [end for _, end, _, _ in pieces]
-        self._zones = [self.nodes[nid].zones[at] for _, _, nid, at in pieces]
+        self._starts, self._ends = layout.starts, layout.ends
+        self._zones = [self.nodes[nid].zones[at] for nid, at in layout.zone_of]
 
     # Setting up.
 
@@ -93,7 +82,7 @@ class PageAllocator:
         if start_pfn % MAX_ORDER_NR_PAGES or nr_pages % MAX_ORDER_NR_PAGES:
             raise ModelBug(f"CMA range {start_pfn:#x}+{nr_pages:#x} cuts a largest-order block")
         for zone, start, end in self._by_zone(start_pfn, start_pfn + nr_pages):
-            if zone.free_within(start, end):
+            if zone.any_free(start, end):
                 raise ModelBug(f"CMA range {start:#x}-{end:#x} has free pages already")
             zone.cma.add(start, end)
 
@@ -101,7 +90,7 @@ class PageAllocator:
         """Hand over memory that the allocator never had. C: memblock_free_pages()."""
         for zone, start, end in self._by_zone(start_pfn, start_pfn + nr_pages):
             zone.managed += end - start
-        self.free_run(start_pfn, nr_pages)
+            zone.put(start, end)
 
     def adjust_managed(self, start_pfn: int, nr_pages: int) -> None:
         """Count pages as the allocator's own that are in use: no boot ever freed them to it.
@@ -109,6 +98,10 @@ class PageAllocator:
         For pages restored from a handover and for gigantic boot pages, which may be freed like
         any other later. C: adjust_managed_page_count().
         """
+        at = bisect_right(self._starts, start_pfn) - 1
+        if at >= 0 and start_pfn + nr_pages <= self._ends[at]:  # in one zone, as nearly always
+            self._zones[at].managed += nr_pages
+            return
         for zone, start, end in self._by_zone(start_pfn, start_pfn + nr_pages):
             zone.managed += end - start
 
@@ -206,10 +199,14 @@ class PageAllocator:
             ModelBug: a page of it is free already, or does not exist.
         """
         size = 1 << order
-        zone, _, end = self._by_zone(pfn, pfn + size)[0]
-        area = zone.areas[bool(zone.cma) and pfn in zone.cma]
+        at = bisect_right(self._starts, pfn) - 1
+        if at < 0 or pfn + size > self._ends[at] or pfn % size or order >= MAX_PAGE_ORDER:
+            self.free_run(pfn, size)
+            return
+        zone = self._zones[at]
+        area = zone.areas[pfn in zone.cma]
         low = area.low
-        if end < pfn + size or pfn % size or order > MAX_PAGE_ORDER or any(low[:order]):
+        if order and any(low[:order]):
             self.free_run(pfn, size)
             return
         # No smaller block is free, so only one that is as large could hold this one.
@@ -218,7 +215,10 @@ class PageAllocator:
                 raise ModelBug(f"double free of page frame {pfn:#x}, order {order}")
         if pfn >> MAX_PAGE_ORDER in area.top:
             raise ModelBug(f"double free of page frame {pfn:#x}, order {order}")
-        area.put_one(pfn, order)
+        if pfn ^ size in low[order]:
+            area.put_one(pfn, order)
+        else:
+            low[order][pfn] = None
 
     def free_run(self, pfn: int, nr_pages: int) -> None:
         """Give a run of pages back, however they were allocated.
@@ -227,17 +227,7 @@ class PageAllocator:
             ModelBug: a page is free already, or does not exist.
         """
         for zone, start, end in self._by_zone(pfn, pfn + nr_pages):
-            clash = zone.free_within(start, end)
-            if clash:
-                raise ModelBug(f"double free of page frame {clash[0][0]:#x} in {start:#x}-{end:#x}")
-            other, cma = zone.areas
-            if not zone.cma:
-                other.put(start, end)
-                continue
-            for low, high in zone.cma.within(start, end):
-                cma.put(low, high)
-            for low, high in zone.cma.gaps(start, end):
-                other.put(low, high)
+            zone.put(start, end)
 
     # Looking.
 
@@ -287,7 +277,7 @@ class PageAllocator:
     def any_free(self, pfn: int, nr_pages: int = 1) -> bool:
         """Whether any of these page frames is free."""
         return any(
-            zone.free_within(start, end) for zone, start, end in self._by_zone(pfn, pfn + nr_pages)
+            zone.any_free(start, end) for zone, start, end in self._by_zone(pfn, pfn + nr_pages)
         )
 
     def free_ranges(self) -> RangeSet:
@@ -311,11 +301,11 @@ class PageAllocator:
             if nid in (None, node.nid):
                 yield from node.zones
 
-    def _zonelist(self, nid: int, thisnode: bool) -> tuple[Zone, ...]:
-        if nid not in self._zonelists:
-            raise ModelBug(f"node {nid} does not exist")
-        zones = self._zonelists[nid]
-        return zones[: len(self.nodes[nid].zones)] if thisnode else zones
+    def _zonelist(self, nid: int, thisnode: bool) -> list[Zone]:
+        try:
+            return self._zonelists[nid, thisnode]
+        except KeyError:
+            raise ModelBug(f"node {nid} does not exist") from None
 
     def _by_zone(self, start: int, end: int) -> list[tuple[Zone, int, int]]:
         """Cut a range of page frames at zone borders.
