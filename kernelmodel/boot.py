@@ -72,12 +72,12 @@ def boot(
         with clock.phase("hugetlb"):
             _hugetlb_bootmem_alloc(kernel)
         with clock.phase("memmap"):
-            _mm_core_init(kernel)
+            early = _mm_core_init(kernel)
         with clock.phase("init"):
             kernel.live_update.early_startup()
             kernel.charge("smp_bringup", machine.spec.cpus - 1)
         with clock.phase("memmap"):
-            _page_alloc_init_late(kernel)
+            _page_alloc_init_late(kernel, early)
         with clock.phase("init"):
             _do_initcalls(kernel)
     except NoMemory as error:
@@ -103,7 +103,7 @@ def _setup_arch(kernel: Kernel) -> None:
     total = sum(ram.size for ram in firmware.memory_map)
     _alloc(kernel, PAGE_SIZE * (2 + total // GIB), PAGE_SIZE)  # page tables of the direct map
     memblock.set_reserved_nodes()
-    for nid in sorted(kernel.page_alloc.nodes):
+    for nid in kernel.page_alloc.nodes:
         _alloc(kernel, _NODE_DATA_BYTES, PAGE_SIZE, nid)
 
 
@@ -148,21 +148,25 @@ def _hugetlb_bootmem_alloc(kernel: Kernel) -> None:
     kernel.charge("hugetlb_alloc_gigantic", got)
 
 
-def _mm_core_init(kernel: Kernel) -> None:
-    """Struct pages of early memory, KHO, the page allocator. C: sparse_init(), mm_core_init()."""
+def _mm_core_init(kernel: Kernel) -> int:
+    """Struct pages of early memory, KHO, the page allocator. C: sparse_init(), mm_core_init().
+
+    Returns the struct pages that are initialised by then.
+    """
     memblock = kernel.memblock
     for nid, node in kernel.page_alloc.nodes.items():
         left_out, heads = kernel.hugetlb.boot_hvo(nid)
-        _alloc_vmemmap(kernel, node.spans.total * STRUCT_PAGE_SIZE - left_out * PAGE_SIZE, nid)
+        size = node.layout.present_pages * STRUCT_PAGE_SIZE - left_out * PAGE_SIZE
+        _alloc_vmemmap(kernel, size, nid)
         if heads:
             pa = _alloc(kernel, heads * PAGE_SIZE, PAGE_SIZE, nid)
             kernel.hugetlb.vmemmap.add_home(nid, pa >> PAGE_SHIFT, heads)
     _alloc(kernel, _PERCPU_BYTES * kernel.machine.spec.cpus, PAGE_SIZE)
     kernel.reserve_mem.setup()
-    kernel.charge("memmap_init_page", _early_pages(kernel))
+    early = _early_pages(kernel)
+    kernel.charge("memmap_init_page", early)
     kernel.kho.memory_init()
-    incoming = kernel.kho.incoming is not None
-    if incoming:
+    if kernel.kho.incoming is not None:
         for area in kernel.kho.scratch:
             _set_cma(kernel, area.addr, area.size)
     blocks = 0
@@ -176,19 +180,20 @@ def _mm_core_init(kernel: Kernel) -> None:
     memblock.clear_kho_scratch_only()
     kernel.page_alloc.setup_lowmem_reserve()
     kernel.charge("memblock_free_pages", blocks)
+    return early
 
 
 def _early_pages(kernel: Kernel) -> int:
     """Struct pages that are not deferred: low zones and a section of each node's last zone."""
     early = 0
     for node in kernel.page_alloc.nodes.values():
-        spans = list(node.spans)
-        total = node.spans.total
+        spans = node.layout.spans
         last_zone_start = max((1 << 20) if spans[-1][1] > 1 << 20 else 0, spans[0][0])
-        below = sum(
-            min(high, last_zone_start) - low for low, high in spans if low < last_zone_start
-        )
-        early += min(total, below + _PAGES_PER_SECTION)
+        pages = _PAGES_PER_SECTION
+        for low, high in spans:
+            if low < last_zone_start:
+                pages += min(high, last_zone_start) - low
+        early += min(node.layout.present_pages, pages)
     return early
 
 
@@ -200,7 +205,7 @@ def _set_cma(kernel: Kernel, base: int, size: int) -> None:
         kernel.page_alloc.set_cma(start, end - start)
 
 
-def _page_alloc_init_late(kernel: Kernel) -> None:
+def _page_alloc_init_late(kernel: Kernel, early: int) -> None:
     """Deferred struct pages and gigantic pages, a thread for each node. C: page_alloc_init_late().
 
     Preserved pages gain nothing: theirs were initialised serially.
@@ -211,11 +216,11 @@ def _page_alloc_init_late(kernel: Kernel) -> None:
         for hstate in kernel.hugetlb.hstates.values()
         for nid, runs in hstate.bootmem_runs().items()
     }
-    total = sum(node.spans.total for node in kernel.page_alloc.nodes.values())
-    left = max(0, total - preserved - sum(gigantic.values()) - _early_pages(kernel))
+    total = sum([node.layout.present_pages for node in kernel.page_alloc.nodes.values()])
+    left = max(0, total - preserved - sum(gigantic.values()) - early)
     for nid, node in kernel.page_alloc.nodes.items():
         with kernel.clock.lane(f"pgdatinit{nid}"):
-            kernel.charge("memmap_init_page", left * node.spans.total // total)
+            kernel.charge("memmap_init_page", left * node.layout.present_pages // total)
             if gigantic.get(nid):
                 whole = gigantic[nid] * PAGE_SIZE // GIB
                 if kernel.hugetlb.vmemmap.enabled:

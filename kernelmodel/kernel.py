@@ -111,7 +111,7 @@ class Kernel:
         self.memblock = Memblock()
         ram = [(r.base >> PAGE_SHIFT, r.size >> PAGE_SHIFT, r.nid) for r in firmware.memory_map]
         self.page_alloc = PageAllocator(ram)
-        nids = sorted({r.nid for r in firmware.memory_map})
+        nids = list(self.page_alloc.nodes)
         self.hugetlb = HugetlbState(firmware.cmdline, nids, config.hugepage_orders)
         self.kexec_image: Kimage | None = None
         self.kho = Kho(self)

@@ -20,8 +20,9 @@ C: kernel/kexec_file.c, kernel/kexec_core.c, arch/x86/kernel/kexec-bzimage64.c, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntFlag
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Final
 
@@ -66,20 +67,26 @@ class KernelImageContent:
         """The header on page 0; other pages repeat their number."""
         if index:
             return index.to_bytes(8, "little") * (PAGE_SIZE // 8)
-        page = bytearray(PAGE_SIZE)
-        page[_MAGIC_AT : _MAGIC_AT + 4] = _MAGIC
-        text = self.name.encode() + b"\0"
-        page[_VERSION_AT : _VERSION_AT + len(text)] = text
-        code = _sealed(self.code)
-        page[_CODE_AT : _CODE_AT + len(code)] = code
-        assert len(page) == PAGE_SIZE
-        return bytes(page)
+        return _header_page(self.name, self.code)
 
     def key(self) -> bytes:
         """What the image is."""
         return b"image\0" + self.name.encode() + b"\0" + self.code
 
 
+@lru_cache(maxsize=64)  # kernels are few
+def _header_page(name: str, code: bytes) -> bytes:
+    page = bytearray(PAGE_SIZE)
+    page[_MAGIC_AT : _MAGIC_AT + 4] = _MAGIC
+    text = name.encode() + b"\0"
+    page[_VERSION_AT : _VERSION_AT + len(text)] = text
+    code = _sealed(code)
+    page[_CODE_AT : _CODE_AT + len(code)] = code
+    assert len(page) == PAGE_SIZE
+    return bytes(page)
+
+
+@lru_cache(maxsize=64)
 def _sealed(code: bytes) -> bytes:
     digest = blake2b(code, digest_size=_DIGEST_SIZE).digest()
     return len(code).to_bytes(2, "little") + digest + code
@@ -96,7 +103,11 @@ class KexecFileFlags(IntFlag):
     FORCE_DTB = 0x20
 
 
+# Plain integers: arithmetic on IntFlag members costs microseconds.
 _KNOWN_FLAGS: Final = sum(KexecFileFlags)
+_UNLOAD: Final = int(KexecFileFlags.UNLOAD)
+_ON_CRASH: Final = int(KexecFileFlags.ON_CRASH)
+_NO_INITRAMFS: Final = int(KexecFileFlags.NO_INITRAMFS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +133,10 @@ class Kimage:
 
     def segment(self, what: str) -> Segment | None:
         """The segment of that name."""
-        return next((s for s in self.segments if s.what == what), None)
+        for segment in self.segments:
+            if segment.what == what:
+                return segment
+        return None
 
 
 def kexec_file_load(kernel: Kernel, release: Release, cmdline: str, flags: int = 0) -> None:
@@ -135,7 +149,7 @@ def kexec_file_load(kernel: Kernel, release: Release, cmdline: str, flags: int =
     """
     if flags & ~_KNOWN_FLAGS:
         raise InvalidArgument("unknown flags", flags=flags)
-    if flags & KexecFileFlags.UNLOAD:
+    if flags & _UNLOAD:
         kernel.kexec_image = None
         return
     if not release.relocatable:
@@ -146,21 +160,21 @@ def kexec_file_load(kernel: Kernel, release: Release, cmdline: str, flags: int =
     holes = _holes(kernel, flags)
     placed: list[Segment] = []
     array = b"".join(area.pack() for area in kernel.kho.scratch)
-    if kernel.kho.enabled and not flags & KexecFileFlags.ON_CRASH:
+    if kernel.kho.enabled and not flags & _ON_CRASH:
         _place(holes, placed, "scratch", len(array), 64 << 10, 0)
     if len(cmdline.encode()) + 1 > _COMMAND_LINE_MAX:
         raise InvalidArgument("command line is too long", length=len(cmdline))
     _place(holes, placed, "purgatory", 5 * PAGE_SIZE, PAGE_SIZE, 0x3000)
     _place(holes, placed, "boot_params", 2 * PAGE_SIZE, PAGE_SIZE, 0x3000)
     _place(holes, placed, "kernel", config.kernel_bytes, 2 * MIB, 16 * MIB)
-    if not flags & KexecFileFlags.NO_INITRAMFS:
+    if not flags & _NO_INITRAMFS:
         _place(holes, placed, "initrd", config.initrd_bytes, PAGE_SIZE, 16 * MIB)
     kernel.kexec_image = Kimage(release, cmdline, tuple(placed), array)
 
 
 def _holes(kernel: Kernel, flags: int) -> list[tuple[int, int]]:
     """Where segments may go as (start, end), in the order in which it is tried."""
-    if flags & KexecFileFlags.ON_CRASH:
+    if flags & _ON_CRASH:
         return []
     if kernel.kho.enabled:
         return [(area.addr, area.addr + area.size) for area in kernel.kho.scratch]
@@ -176,11 +190,13 @@ def _place(
         floor = max(start, low)
         at = end - size & -align
         while at >= floor:
-            clash = next((s for s in placed if s.pa < at + size and at < s.pa + s.size), None)
-            if clash is None:
+            for other in placed:
+                if other.pa < at + size and at < other.pa + other.size:
+                    at = other.pa - size & -align
+                    break
+            else:
                 placed.append(Segment(what, at, size))
                 return
-            at = clash.pa - size & -align
     raise AddressNotAvailable("segment fits no scratch area", segment=what, size=size)
 
 
@@ -216,22 +232,24 @@ def jump(kernel: Kernel, image: Kimage) -> tuple[Release, Firmware]:
             memory.fill(pfn, nr_pages, KernelImageContent(f"initrd of {image.release.name}"))
         else:
             memory.zero(pfn, nr_pages)
-    scratch = image.segment("scratch")
-    firmware = Firmware(image.cmdline, kernel.firmware.memory_map)
-    if scratch is not None and kernel.kho.fdt_pa:
+    scratch, entry = image.segment("scratch"), image.segment("kernel")
+    initrd = image.segment("initrd")
+    handover = scratch is not None and bool(kernel.kho.fdt_pa)
+    if scratch is not None and handover:
         memory.write(scratch.pa, image.scratch)
-        firmware = replace(
-            firmware, fdt=(kernel.kho.fdt_pa, PAGE_SIZE), scratch=(scratch.pa, len(image.scratch))
-        )
     clock.charge("machine_kexec")
     if scratch is None:  # with KHO the purgatory skips its checksum
         clock.charge("purgatory_sha256", sum(s.size for s in image.segments) // MIB)
     clock.charge("decompress_kernel", kernel.config.kernel_bytes // MIB)
-    entry, initrd = image.segment("kernel"), image.segment("initrd")
     assert entry is not None
-    firmware = replace(firmware, kernel=(entry.pa, entry.size))
-    if initrd is not None:
-        firmware = replace(firmware, initrd=(initrd.pa, initrd.size))
+    firmware = Firmware(
+        image.cmdline,
+        kernel.firmware.memory_map,
+        fdt=(kernel.kho.fdt_pa, PAGE_SIZE) if handover else None,
+        scratch=(scratch.pa, len(image.scratch)) if scratch is not None and handover else None,
+        kernel=(entry.pa, entry.size),
+        initrd=(initrd.pa, initrd.size) if initrd is not None else None,
+    )
     return release_at(kernel.machine, entry.pa), firmware
 
 

@@ -7,6 +7,7 @@ line and the setup_data entry SETUP_KEXEC_KHO).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from kernelmodel.errors import ModelBug
 from kernelmodel.memory import GIB, KIB, MIB, MemoryRange, PhysicalMemory
@@ -43,6 +44,7 @@ class MachineSpec:
     node_bytes: tuple[int, ...]
     cpus: int
 
+    @lru_cache(maxsize=64)  # noqa: B019 - a fleet's machines are of few kinds
     def memory_map(self) -> tuple[MemoryRange, ...]:
         """RAM as firmware reports it: nodes one after the other, around the two holes."""
         ranges: list[MemoryRange] = []

@@ -169,7 +169,7 @@ def cold_boot_scratch(kernel: Kernel) -> tuple[int, list[KhoScratch]]:
     param, unreadable = ScratchParam.read(kernel.params.values("kho_scratch"))
     for text in unreadable:
         kernel.printk(f"KHO: cannot parse kho_scratch={text}, it changes nothing")
-    nids = sorted({region.nid for region in kernel.memblock.memory})
+    nids = list(kernel.page_alloc.nodes)
     with_hugetlb = not kernel.release.kho_extends_scratch
     return reserve_scratch(kernel.memblock, param, nids, with_hugetlb=with_hugetlb)
 
@@ -194,7 +194,7 @@ def extend_scratch(memblock: Memblock, tree: IncomingTree) -> int:
         busy.add(run.pfn >> _GIB_PFN_SHIFT, (run.end_pfn - 1 >> _GIB_PFN_SHIFT) + 1)
     for pfn in tree.node_frames():
         busy.add(pfn >> _GIB_PFN_SHIFT, (pfn >> _GIB_PFN_SHIFT) + 1)
-    top = -(-max(region.end for region in memblock.memory) // GIB)
+    top = -(-memblock.memory.regions[-1][1] // GIB)
     _alloc_busy_tree(memblock, busy.within(0, top))
     for first, last in busy.gaps(0, top):
         memblock.mark_kho_scratch(first * GIB, (last - first) * GIB)
@@ -206,12 +206,12 @@ def _alloc_busy_tree(memblock: Memblock, busy: Iterable[tuple[int, int]]) -> Non
     leaves = RangeSet()
     for first, end in busy:
         leaves.add(first // _BUSY_PER_LEAF, (end - 1) // _BUSY_PER_LEAF + 1)
+    wanted = _BUSY_LEVELS - 1 + leaves.total
+    if memblock.find_in_range(wanted * PAGE_SIZE, PAGE_SIZE) is not None:
+        return  # there is room for all of them, and nothing is left of what is taken and given back
     pages: list[int] = []
     try:
-        pages.extend(
-            memblock.alloc_range(PAGE_SIZE, PAGE_SIZE)
-            for _ in range(_BUSY_LEVELS - 1 + leaves.total)
-        )
+        pages.extend(memblock.alloc_range(PAGE_SIZE, PAGE_SIZE) for _ in range(wanted))
     finally:
         for page in pages:
             memblock.free(page, PAGE_SIZE)

@@ -140,7 +140,7 @@ class Memblock:
         """
         reserved = self.reserved
         for base, end, nid, _ in self.memory.regions:
-            reserved.set_node(base, end, nid)
+            reserved.change(base, end, nid=nid)
 
     def is_reserved(self, base: int, size: int = 1) -> bool:
         """Whether any of the range is taken. C: memblock_is_region_reserved()."""

@@ -123,15 +123,13 @@ class RegionList:
                 pieces.append((end, last, nid, flags))
         self.regions[low:high] = pieces
 
-    def change(self, base: int, end: int, *, on: int = 0, off: int = 0) -> None:
-        """Set and clear flags on whatever of [base, end) is there. C: memblock_setclr_flag()."""
-        self._set(base, end, None, on, off)
+    def change(
+        self, base: int, end: int, *, on: int = 0, off: int = 0, nid: int | None = None
+    ) -> None:
+        """Set and clear flags and give a node, on whatever of [base, end) is there.
 
-    def set_node(self, base: int, end: int, nid: int) -> None:
-        """Give whatever of [base, end) is there this node. C: memblock_set_node()."""
-        self._set(base, end, nid, 0, 0)
-
-    def _set(self, base: int, end: int, nid: int | None, on: int, off: int) -> None:
+        C: memblock_setclr_flag(), memblock_set_node().
+        """
         if base >= end:
             return
         regions = self.regions

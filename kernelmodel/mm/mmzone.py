@@ -127,6 +127,8 @@ class NodeLayout:
     """Where a node has memory, and its zones as (name, first page frame, the one after it)."""
 
     nid: int
+    #: Page frames that exist. C: node_present_pages.
+    present_pages: int
     spans: tuple[tuple[int, int], ...]
     zones: tuple[tuple[str, int, int], ...]
 
@@ -159,7 +161,7 @@ def layout_of(memory: tuple[tuple[int, int, int], ...]) -> Layout:
             stretches += [(start, end, (nid, len(zones))) for start, end in parts]
             if parts:
                 zones.append((name, parts[0][0], parts[-1][1]))
-        nodes.append(NodeLayout(nid, tuple(spans[nid]), tuple(zones)))
+        nodes.append(NodeLayout(nid, spans[nid].total, tuple(spans[nid]), tuple(zones)))
     starts, ends, zone_of = zip(*sorted(stretches), strict=True) if stretches else ((), (), ())
     return Layout(tuple(nodes), starts, ends, zone_of)
 
@@ -167,9 +169,10 @@ def layout_of(memory: tuple[tuple[int, int, int], ...]) -> Layout:
 class Node:
     """A NUMA node: its zones, lowest first. C: struct pglist_data."""
 
-    __slots__ = ("nid", "spans", "zones")
+    __slots__ = ("layout", "nid", "spans", "zones")
 
     def __init__(self, layout: NodeLayout) -> None:
+        self.layout = layout
         self.nid = layout.nid
         #: Page frames that belong to the node.
         self.spans = RangeSet(layout.spans)

@@ -36,7 +36,10 @@ class VmallocArea:
     @property
     def nr_pages(self) -> int:
         """Pages of the area."""
-        return sum(nr for _, nr in self.extents)
+        total = 0
+        for _, nr in self.extents:
+            total += nr
+        return total
 
 
 def vmalloc(allocator: PageAllocator, size: int, nid: int = 0) -> VmallocArea:

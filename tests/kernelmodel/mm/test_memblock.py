@@ -152,5 +152,5 @@ def test_marks_split_regions_and_merge_again() -> None:
 def test_a_reserved_range_can_be_given_its_node() -> None:
     memblock = two_nodes()
     memblock.reserve(GIB, 2 * PAGE, flags=MemblockFlags.RSRV_KERN)
-    memblock.reserved.set_node(0, GIB + PAGE, 0)
+    memblock.reserved.change(0, GIB + PAGE, nid=0)
     assert [region.nid for region in memblock.reserved] == [0, NUMA_NO_NODE]
