@@ -183,7 +183,7 @@ class RangeMap(Generic[V]):
     def clear(self, start: int, end: int) -> int:
         """Take [start, end) out; returns the index at which it would stand."""
         first = bisect_right(self._ends, start)
-        if first == len(self._starts) or self._starts[first] >= end:
+        if start >= end or first == len(self._starts) or self._starts[first] >= end:
             return first
         last = bisect_left(self._starts, end, first)
         starts: list[int] = []
