@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from kernelmodel.errors import (
     BadAddress,
@@ -135,7 +135,8 @@ class File:
         self.f_op = f_op
         self.f_pos = 0
         self.f_count = 1
-        self.private = private
+        #: What the kind of file keeps here. C: void *private_data.
+        self.private: Any = private
         self.writable = writable
 
     def get(self) -> File:
@@ -211,7 +212,9 @@ class FdTable:
 
     def install(self, file: File) -> int:
         """Put a file at the lowest free number. Raises: TooManyFiles, and the file stays open."""
-        return self.fd_install(self.get_unused_fd(), file)
+        fd = self.get_unused_fd()
+        self._files[fd] = file
+        return fd
 
     def install_new(self, make: Callable[[], File]) -> int:
         """Both, of a file that is made once it is clear that there is a number for it."""
@@ -224,17 +227,26 @@ class FdTable:
         Raises:
             BadFileDescriptor: nothing is open there.
         """
-        file = self._files.get(fd)
+        try:
+            return self._files[fd]
+        except KeyError:
+            raise BadFileDescriptor("not open", fd=fd) from None
+
+    def file_close_fd(self, fd: int) -> File:
+        """Take a file out of the table, with its reference. C: file_close_fd().
+
+        Raises:
+            BadFileDescriptor: nothing is open there.
+        """
+        file = self._files.pop(fd, None)
         if file is None:
             raise BadFileDescriptor("not open", fd=fd)
+        self._next_fd = min(self._next_fd, fd)
         return file
 
     def close(self, fd: int) -> None:
-        """C: close_fd()."""
-        file = self.fget(fd)
-        del self._files[fd]
-        self._next_fd = min(self._next_fd, fd)
-        file.put()
+        """Take it out and drop the reference. C: close_fd()."""
+        self.file_close_fd(fd).put()
 
     def close_all(self) -> None:
         """What exit does, in the order of numbers."""

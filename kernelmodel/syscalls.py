@@ -18,7 +18,7 @@ from kernelmodel.abi.luo import (
     LIVEUPDATE_SESSION_PRESERVE_FD,
     LIVEUPDATE_SESSION_RETRIEVE_FD,
 )
-from kernelmodel.errors import IllegalSeek, InvalidArgument, NoEntry, NotTty
+from kernelmodel.errors import IllegalSeek, InvalidArgument, NoEntry, NotTty, TooManyFiles
 from kernelmodel.fs import (
     ANON_INO,
     NULL_INO,
@@ -56,9 +56,11 @@ DEV_NULL: Final = "/dev/null"
 _NAMED: Final = struct.Struct("<Ii64s")
 _FD_TOKEN: Final = struct.Struct("<IiQ")
 _FINISH: Final = struct.Struct("<II")
+#: What the kernel answers with, behind the size.
+_S32: Final = struct.Struct("<i")
 
 #: Inodes of files that consist of memory.
-_Memory = ShmemInode | HugetlbMemfdInode | GuestMemfdInode | GuestHugetlbInode
+_MEMORY: Final = (HugetlbMemfdInode, ShmemInode, GuestMemfdInode, GuestHugetlbInode)
 
 
 class Task:
@@ -75,22 +77,21 @@ class Task:
 
     def open(self, path: str) -> int:
         """open(2) of a device."""
-        return self.files.install_new(lambda: self._open(path))
-
-    def _open(self, path: str) -> File:
+        fd = self.files.get_unused_fd()
         if path == DEV_NULL:
-            return null_file(NULL_INO)
+            return self.files.fd_install(fd, null_file(NULL_INO))
         if path != DEV_LIVEUPDATE:
             raise NoEntry("no such file", path=path)
-        return self.kernel.live_update.open()
+        return self.files.fd_install(fd, self.kernel.live_update.open())
 
     def open_tmpfs(self, *, linked: bool = True) -> int:
         """open(2) of a fresh regular file on tmpfs, or with O_TMPFILE of one without a link."""
-        return self.files.install_new(lambda: tmpfs_file(self.kernel, nlink=int(linked)))
+        fd = self.files.get_unused_fd()
+        return self.files.fd_install(fd, tmpfs_file(self.kernel, nlink=int(linked)))
 
     def close(self, fd: int) -> None:
         """close(2)."""
-        self.files.close(fd)
+        self.files.file_close_fd(fd).put()
 
     def dup(self, fd: int) -> int:
         """dup(2)."""
@@ -98,8 +99,19 @@ class Task:
 
     def send_fd(self, fd: int, other: Task) -> int:
         """Pass a descriptor to another process, as SCM_RIGHTS does; its number there."""
-        file, files = self.files.fget(fd), other.files
-        return files.fd_install(files.get_unused_fd(), file.get())
+        file = self.files.fget(fd)
+        number = other.files.install(file)
+        file.get()
+        return number
+
+    def hand_over_fd(self, fd: int, other: Task) -> int:
+        """`send_fd` and `close` in one: closed here, whether or not there is room over there."""
+        file = self.files.file_close_fd(fd)
+        try:
+            return other.files.install(file)
+        except TooManyFiles:
+            file.put()
+            raise
 
     def exit(self) -> None:
         """exit(2): every descriptor is closed."""
@@ -120,16 +132,16 @@ class Task:
 
     def create_session(self, device: int, name: str) -> int:
         """LIVEUPDATE_CREATE_SESSION; the session's descriptor."""
-        return self._named(device, LIVEUPDATE_CREATE_SESSION, name)
+        arg = bytearray(_NAMED.pack(_NAMED.size, 0, name.encode()))
+        self.ioctl(device, LIVEUPDATE_CREATE_SESSION, arg)
+        fd: int = _S32.unpack_from(arg, 4)[0]
+        return fd
 
     def retrieve_session(self, device: int, name: str) -> int:
         """LIVEUPDATE_RETRIEVE_SESSION; the session's descriptor."""
-        return self._named(device, LIVEUPDATE_RETRIEVE_SESSION, name)
-
-    def _named(self, device: int, cmd: int, name: str) -> int:
         arg = bytearray(_NAMED.pack(_NAMED.size, 0, name.encode()))
-        self.ioctl(device, cmd, arg)
-        fd: int = _NAMED.unpack(arg)[1]
+        self.ioctl(device, LIVEUPDATE_RETRIEVE_SESSION, arg)
+        fd: int = _S32.unpack_from(arg, 4)[0]
         return fd
 
     def preserve_fd(self, session: int, fd: int, token: int) -> None:
@@ -141,7 +153,7 @@ class Task:
         """LIVEUPDATE_SESSION_RETRIEVE_FD; the file's descriptor."""
         arg = bytearray(_FD_TOKEN.pack(_FD_TOKEN.size, 0, token))
         self.ioctl(session, LIVEUPDATE_SESSION_RETRIEVE_FD, arg)
-        fd: int = _FD_TOKEN.unpack(arg)[1]
+        fd: int = _S32.unpack_from(arg, 4)[0]
         return fd
 
     def finish_session(self, session: int, reserved: int = 0) -> None:
@@ -160,7 +172,8 @@ class Task:
     def memfd_create(self, flags: int = 0) -> int:
         """memfd_create(2); the name plays no part."""
         check_memfd_flags(flags)
-        return self.files.install_new(lambda: memfd_create(self.kernel, flags))
+        fd = self.files.get_unused_fd()
+        return self.files.fd_install(fd, memfd_create(self.kernel, flags))
 
     def _shmem(self, fd: int) -> ShmemInode:
         inode = self.files.fget(fd).inode
@@ -172,15 +185,15 @@ class Task:
         """ftruncate(2)."""
         check_size(size)
         inode = self.files.fget(fd).inode
-        if not isinstance(inode, _Memory):
+        if not isinstance(inode, _MEMORY):
             raise InvalidArgument("not a file of memory", fd=fd)
         inode.truncate(size)
 
     def fallocate(self, fd: int, mode: int, offset: int, length: int) -> None:
         """fallocate(2). What is no regular file is ENODEV."""
         inode = self.files.fget(fd).inode
-        check_fallocate(mode, offset, length, is_file=isinstance(inode, _Memory))
-        assert isinstance(inode, _Memory)
+        check_fallocate(mode, offset, length, is_file=isinstance(inode, _MEMORY))
+        assert isinstance(inode, _MEMORY)
         inode.fallocate(mode, offset, length)
 
     def pwrite(self, fd: int, data: bytes, offset: int) -> int:
@@ -242,14 +255,16 @@ class Task:
 
     def kvm_create_vm(self, vm_type: int = 0) -> int:
         """KVM_CREATE_VM on /dev/kvm; the VM's descriptor."""
-        return self.files.install_new(lambda: kvm_vm_file(self.kernel, vm_type))
+        fd = self.files.get_unused_fd()
+        return self.files.fd_install(fd, kvm_vm_file(self.kernel, vm_type))
 
     def kvm_create_guest_memfd(self, vm: int, size: int, flags: int) -> int:
         """KVM_CREATE_GUEST_MEMFD on a VM; the descriptor of its memory."""
         inode = self.files.fget(vm).inode
         if not isinstance(inode, KvmVmInode):
             raise NotTty("not a VM", fd=vm)
-        return self.files.install_new(lambda: guest_memfd_file(self.kernel, inode.kvm, size, flags))
+        fd = self.files.get_unused_fd()
+        return self.files.fd_install(fd, guest_memfd_file(self.kernel, inode.kvm, size, flags))
 
     # kexec.
 

@@ -15,7 +15,7 @@ __all__ = ["Agent"]
 class Agent:
     """One life of the agent: it ends with its kernel."""
 
-    __slots__ = ("device", "sessions", "task")
+    __slots__ = ("_opened", "device", "incoming", "outgoing", "task")
 
     def __init__(self, kernel: Kernel) -> None:
         """Open the device.
@@ -26,19 +26,26 @@ class Agent:
         self.task = Task(kernel, "luod")
         self.device = self.task.open(DEV_LIVEUPDATE)
         #: Descriptors of open sessions by name; outgoing and incoming may share a name.
-        self.sessions: dict[tuple[str, str], int] = {}
+        self.outgoing: dict[str, int] = {}
+        self.incoming: dict[str, int] = {}
+        #: Which of the two a descriptor is in, and its name there.
+        self._opened: dict[int, tuple[dict[str, int], str]] = {}
 
     def session(self, name: str) -> int | None:
         """The descriptor of an open session, the outgoing one first."""
-        return self.sessions.get(("outgoing", name), self.sessions.get(("incoming", name)))
+        if name in self.outgoing:
+            return self.outgoing[name]
+        return self.incoming.get(name)
 
     def create(self, name: str) -> None:
         """CREATE_SESSION."""
-        self.sessions["outgoing", name] = self.task.create_session(self.device, name)
+        fd = self.outgoing[name] = self.task.create_session(self.device, name)
+        self._opened[fd] = self.outgoing, name
 
     def retrieve(self, name: str) -> None:
         """RETRIEVE_SESSION."""
-        self.sessions["incoming", name] = self.task.retrieve_session(self.device, name)
+        fd = self.incoming[name] = self.task.retrieve_session(self.device, name)
+        self._opened[fd] = self.incoming, name
 
     def preserve(self, session: int, vmm: Task, fd: int, token: int) -> None:
         """PRESERVE_FD of a VMM's descriptor, passed over for the call."""
@@ -50,11 +57,7 @@ class Agent:
 
     def fetch(self, session: int, token: int, vmm: Task) -> int:
         """RETRIEVE_FD, passed on to a VMM; the descriptor's number there."""
-        mine = self.task.retrieve_fd(session, token)
-        try:
-            return self.task.send_fd(mine, vmm)
-        finally:
-            self.task.close(mine)
+        return self.task.hand_over_fd(self.task.retrieve_fd(session, token), vmm)
 
     def finish(self, session: int) -> None:
         """FINISH."""
@@ -62,6 +65,8 @@ class Agent:
 
     def close(self, session: int) -> None:
         """close(2) of a session's descriptor."""
-        for key in [key for key, fd in self.sessions.items() if fd == session]:
-            del self.sessions[key]
+        if session in self._opened:
+            sessions, name = self._opened[session]
+            del self._opened[session]
+            sessions.pop(name, None)
         self.task.close(session)

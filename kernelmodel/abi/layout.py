@@ -7,8 +7,11 @@ are checked against each other when the class is made.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, fields
-from typing import ClassVar, Self
+from collections.abc import Callable
+from dataclasses import astuple, dataclass, fields
+from functools import lru_cache
+from operator import attrgetter
+from typing import Any, ClassVar, Self
 
 __all__ = ["Ser", "cstring", "to_cstring"]
 
@@ -22,9 +25,11 @@ class Ser:
 
     def pack(self) -> bytes:
         """The bytes that the kernel would write."""
-        # Not astuple(), which copies every field deeply.
-        names: tuple[str, ...] = self.__slots__
-        return self.FORMAT.pack(*[getattr(self, name) for name in names])
+        cls = type(self)
+        if cls not in _fields_of:  # not astuple() for all, which copies every field deeply
+            names = cls.field_names()
+            _fields_of[cls] = attrgetter(*names) if len(names) > 1 else astuple
+        return self.FORMAT.pack(*_fields_of[cls](self))
 
     @classmethod
     def unpack(cls, data: bytes | bytearray, offset: int = 0) -> Self:
@@ -37,11 +42,16 @@ class Ser:
         return tuple(f.name for f in fields(cls))
 
 
+#: What takes all fields out of a structure, by its class.
+_fields_of: dict[type[Ser], Callable[[Any], tuple[Any, ...]]] = {}
+
+
 def cstring(data: bytes) -> bytes:
     """`data` up to its first NUL; all of it if there is none."""
     return data.split(b"\0", 1)[0]
 
 
+@lru_cache(maxsize=256)
 def to_cstring(text: str, size: int) -> bytes:
     """`text` in a NUL-padded buffer of `size` bytes, NUL-terminated."""
     raw = text.encode()

@@ -14,7 +14,9 @@ C: kernel/liveupdate/kho_block.c, 7.3.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
+from itertools import chain
 
 from kernelmodel.abi.kexec_handover import KhoBlockHeaderSer
 from kernelmodel.errors import InvalidArgument, KernelError, NoSpace
@@ -25,6 +27,7 @@ __all__ = ["KHO_MAX_BLOCKS", "KhoBlockSet"]
 
 KHO_MAX_BLOCKS = 10_000
 _HEADER = KhoBlockHeaderSer.SIZE
+_U64 = struct.Struct("<Q")
 
 
 class KhoBlockSet:
@@ -101,6 +104,20 @@ class KhoBlockSet:
         self._kho.kernel.memory.write_u64(self.blocks[block] + 8, slot + 1)
         return self.blocks[block] + _HEADER + slot * self.entry_size
 
+    def write_entries(self, entries: list[bytes]) -> None:
+        """Reserve the first slots and put these there, a block at a time.
+
+        Raises:
+            NoSpace: the set has not grown for so many; nothing is written.
+        """
+        if len(entries) > len(self.blocks) * self.capacity:
+            raise NoSpace("no block for this entry", index=len(entries) - 1)
+        memory, first = self._kho.kernel.memory, 0
+        for block in self.blocks[: -(-len(entries) // self.capacity)]:
+            part = entries[first : first + self.capacity]
+            memory.write(block + 8, _U64.pack(len(part)) + b"".join(part))
+            first += self.capacity
+
     def clear(self) -> None:
         """Empty every block; the chain stays."""
         for block in self.blocks:
@@ -116,6 +133,11 @@ class KhoBlockSet:
         self.incoming = True
         if head_pa == 0:
             return
+        if not head_pa % PAGE_SIZE:  # as it is in a chain that is whole, and mostly there is one
+            following, count = KhoBlockHeaderSer.FORMAT.unpack(memory.read(head_pa, _HEADER))
+            if following == 0 and 1 <= count <= self.capacity:
+                self.blocks.append(head_pa)
+                return
         self._check_cycle(head_pa)
         at = head_pa
         while at:
@@ -151,9 +173,9 @@ class KhoBlockSet:
 
     def entries(self) -> Iterator[bytes]:
         """All entries in order, each block's count as it says."""
-        memory = self._kho.kernel.memory
-        for block in self.blocks:
-            page = memory.read(block, PAGE_SIZE)
-            count = KhoBlockHeaderSer.unpack(page).count
-            for at in range(_HEADER, _HEADER + count * self.entry_size, self.entry_size):
-                yield page[at : at + self.entry_size]
+        return chain.from_iterable(map(self._entries_of, self.blocks))
+
+    def _entries_of(self, block: int) -> list[bytes]:
+        page, size = self._kho.kernel.memory.read(block, PAGE_SIZE), self.entry_size
+        count = KhoBlockHeaderSer.FORMAT.unpack_from(page)[1]
+        return [page[at : at + size] for at in range(_HEADER, _HEADER + count * size, size)]

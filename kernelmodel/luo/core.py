@@ -13,6 +13,7 @@ C: kernel/liveupdate/luo_core.c, 7.3. There is no global state machine in 7.3.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from kernelmodel.abi.layout import cstring
@@ -41,6 +42,16 @@ __all__ = ["Luo"]
 
 #: Callbacks without which there is no handler.
 _REQUIRED = ("preserve", "unpreserve", "retrieve", "finish", "can_preserve")
+
+
+#: Those that a kind of handler has not, by kind.
+_missing: dict[type[FileHandler], list[str]] = {}
+
+
+@lru_cache(maxsize=64)
+def _text(buffer: bytes) -> str:
+    """What a buffer holds up to its first NUL; what is no text equals none."""
+    return cstring(buffer).decode(errors="surrogateescape")
 
 
 class Luo:
@@ -77,7 +88,7 @@ class Luo:
         self.preserved_ids: set[tuple[FileHandler, int]] = set()
         self.sessions = LuoSessions(self)
         self.flbs = LuoFlbs(self)
-        self.test_flbs = LiveupdateTest(self.flbs)
+        self.test_flbs = LiveupdateTest(self.flbs) if kernel.config.liveupdate_test else None
         self.session_ops = SessionOperations(self)
 
     # Boot.
@@ -167,15 +178,18 @@ class Luo:
         """
         if not self.enabled:
             raise NotSupported("live update is off")
-        missing = [
-            name for name in _REQUIRED if getattr(type(handler), name) is getattr(FileHandler, name)
-        ]
-        if missing:
-            raise InvalidArgument("handler is incomplete", missing=" ".join(missing))
-        if any(other.compatible == handler.compatible for other in self.handlers):
-            raise Exists("handler exists", compatible=handler.compatible)
+        kind = type(handler)
+        if kind not in _missing:
+            _missing[kind] = [
+                name for name in _REQUIRED if getattr(kind, name) is getattr(FileHandler, name)
+            ]
+        if _missing[kind]:
+            raise InvalidArgument("handler is incomplete", missing=" ".join(_missing[kind]))
+        for other in self.handlers:
+            if other.compatible == handler.compatible:
+                raise Exists("handler exists", compatible=handler.compatible)
         self.handlers.append(handler)
-        if self.kernel.config.liveupdate_test:
+        if self.test_flbs is not None:
             self.test_flbs.register(handler)
 
     def handler_for(self, file: File) -> FileHandler:
@@ -186,11 +200,12 @@ class Luo:
         raise NoEntry("no handler for this file")
 
     def handler_named(self, compatible: bytes) -> FileHandler:
-        """The handler with this compatible string. Raises: NoEntry."""
+        """The handler whose compatible string this buffer holds. Raises: NoEntry."""
+        wanted = _text(compatible)
         for handler in self.handlers:
-            if handler.compatible.encode() == compatible:
+            if handler.compatible == wanted:
                 return handler
-        raise NoEntry("no handler", compatible=compatible.decode(errors="replace"))
+        raise NoEntry("no handler", compatible=cstring(compatible).decode(errors="replace"))
 
     # The device.
 

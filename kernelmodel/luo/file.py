@@ -14,16 +14,15 @@ C: kernel/liveupdate/luo_file.c, 7.3.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from kernelmodel.abi.layout import cstring, to_cstring
-from kernelmodel.abi.luo import LIVEUPDATE_HNDL_COMPAT_LENGTH, LuoFileSer, LuoFileSetSer
+from kernelmodel.abi.layout import to_cstring
+from kernelmodel.abi.luo import LIVEUPDATE_HNDL_COMPAT_LENGTH, LuoFileSer
 from kernelmodel.errors import Busy, Exists, InvalidArgument, KernelError, NoEntry
 from kernelmodel.fs import File
 from kernelmodel.kho.block import KhoBlockSet
 from kernelmodel.luo.flb import stored_error
-from kernelmodel.luo.handler import FileHandler, LuoFile
+from kernelmodel.luo.handler import LuoFile
 
 if TYPE_CHECKING:
     from kernelmodel.luo.core import Luo
@@ -31,19 +30,25 @@ if TYPE_CHECKING:
 
 __all__ = ["LuoFileSet"]
 
+_pack_file, _unpack_file = LuoFileSer.FORMAT.pack, LuoFileSer.FORMAT.unpack
+
 
 class LuoFileSet:
     """C: struct luo_file_set."""
 
-    __slots__ = ("block_set", "files", "luo")
+    __slots__ = ("block_set", "files", "kernel", "luo")
 
     def __init__(self, luo: Luo) -> None:
         self.luo = luo
+        self.kernel = luo.kernel
         self.files: list[LuoFile] = []
         self.block_set = KhoBlockSet(luo.kernel.kho, LuoFileSer.SIZE)
 
     def _find(self, token: int) -> LuoFile | None:
-        return next((luo_file for luo_file in self.files if luo_file.token == token), None)
+        for luo_file in self.files:
+            if luo_file.token == token:
+                return luo_file
+        return None
 
     def preserve_file(self, task: Task, token: int, fd: int) -> LuoFile:
         """Preserve the file behind a descriptor. C: luo_preserve_file().
@@ -55,63 +60,82 @@ class LuoFileSet:
         """
         if self._find(token) is not None:
             raise Exists("token is used", token=token)
-        self.luo.kernel.charge("luo_preserve_file")
-        fail = self.luo.kernel.fail_function
-        with ExitStack() as undo:
-            undo.callback(lambda: self.block_set.shrink(len(self.files)))
-            self.block_set.grow(len(self.files) + 1)
+        self.kernel.charge("luo_preserve_file")
+        files = self.files
+        try:
+            self.block_set.grow(len(files) + 1)
             file = task.files.fget(fd).get()
-            undo.callback(file.put)
-            handler = self.luo.handler_for(file)
-            identity = (handler, handler.get_id(file))
-            if identity in self.luo.preserved_ids:
-                raise Busy("object is preserved already", token=token)
-            fail("should_failslab", site="xa_insert")
-            self.luo.preserved_ids.add(identity)
-            undo.callback(self.luo.preserved_ids.discard, identity)
-            self.luo.flbs.file_preserve(handler)
-            undo.callback(self.luo.flbs.file_unpreserve, handler)
-            fail("should_failslab", site="luo_preserve_file")
-            luo_file = LuoFile(handler, token, file)
-            handler.preserve(luo_file)
-            undo.pop_all()
-        self.files.append(luo_file)
+            try:
+                luo_file = self._preserve(file, token)
+            except KernelError:
+                file.put()
+                raise
+        except KernelError:
+            self.block_set.shrink(len(files))
+            raise
+        files.append(luo_file)
+        return luo_file
+
+    def _preserve(self, file: File, token: int) -> LuoFile:
+        """The part that needs the file; it undoes its own steps if a later one fails."""
+        luo, fail = self.luo, self.kernel.fail_function
+        handler = luo.handler_for(file)
+        identity = (handler, handler.get_id(file))
+        if identity in luo.preserved_ids:
+            raise Busy("object is preserved already", token=token)
+        fail("should_failslab", site="xa_insert")
+        luo.preserved_ids.add(identity)
+        try:
+            luo.flbs.file_preserve(handler)
+            try:
+                fail("should_failslab", site="luo_preserve_file")
+                luo_file = LuoFile(handler, token, file, identity=identity)
+                handler.preserve(luo_file)
+            except KernelError:
+                luo.flbs.file_unpreserve(handler)
+                raise
+        except KernelError:
+            luo.preserved_ids.discard(identity)
+            raise
         return luo_file
 
     def unpreserve_files(self) -> None:
         """Let go of all files, last preserved first. C: luo_file_unpreserve_files()."""
         while self.files:
             luo_file = self.files[-1]
-            file = _file_of(luo_file)
+            file = luo_file.file
+            assert file is not None, "outgoing files hold a reference"
             luo_file.handler.unpreserve(luo_file)
             self.luo.flbs.file_unpreserve(luo_file.handler)
-            self._forget(luo_file.handler, file)
+            self.luo.preserved_ids.discard(luo_file.identity)
             self.files.pop()
             self.block_set.shrink(len(self.files))
             file.put()
         self.block_set.destroy()
 
-    def _forget(self, handler: FileHandler, file: File) -> None:
-        self.luo.preserved_ids.discard((handler, handler.get_id(file)))
+    def freeze(self) -> tuple[int, int]:
+        """Freeze all files and write them down; the block that they are in, and how many.
 
-    def freeze(self) -> LuoFileSetSer:
-        """Freeze all files and write them down; what the session entry says of them.
-
-        C: luo_file_freeze(). Raises what a handler's freeze raises, everything undone.
+        C: luo_file_freeze(), which fills a struct luo_file_set_ser. Raises what a handler's freeze
+        raises, everything undone.
         """
-        for index, luo_file in enumerate(self.files):
-            entry_pa = self.block_set.reserve_entry(index)
-            try:
-                self.luo.kernel.fail_function("luo_file_freeze", token=luo_file.token)
-                self.luo.kernel.charge("luo_file_freeze")
-                luo_file.handler.freeze(luo_file)
-            except KernelError:
-                self._unfreeze(index)
-                raise
-            compatible = to_cstring(luo_file.handler.compatible, LIVEUPDATE_HNDL_COMPAT_LENGTH)
-            entry = LuoFileSer(compatible, luo_file.data, luo_file.token)
-            self.luo.kernel.memory.write(entry_pa, entry.pack())
-        return LuoFileSetSer(self.block_set.head_pa if self.files else 0, len(self.files))
+        if not self.files:
+            return 0, 0
+        kernel = self.kernel
+        entries: list[bytes] = []
+        try:
+            for luo_file in self.files:
+                handler = luo_file.handler
+                kernel.fail_function("luo_file_freeze", token=luo_file.token)
+                kernel.charge("luo_file_freeze")
+                handler.freeze(luo_file)
+                compatible = to_cstring(handler.compatible, LIVEUPDATE_HNDL_COMPAT_LENGTH)
+                entries.append(_pack_file(compatible, luo_file.data, luo_file.token))
+        except KernelError:
+            self._unfreeze(len(entries))
+            raise
+        self.block_set.write_entries(entries)
+        return self.block_set.head_pa, len(entries)
 
     def _unfreeze(self, nr_files: int) -> None:
         for luo_file in self.files[:nr_files]:
@@ -123,26 +147,29 @@ class LuoFileSet:
         if self.files:
             self._unfreeze(len(self.files))
 
-    def deserialize(self, ser: LuoFileSetSer) -> None:
-        """Read the entries of the previous kernel. C: luo_file_deserialize().
+    def deserialize(self, files_pa: int, count: int) -> None:
+        """Read the entries of the previous kernel, a struct luo_file_set_ser.
+
+        C: luo_file_deserialize().
 
         Raises:
             NoEntry: no handler for a file. InvalidArgument, NoSpace: the chain is broken, or
                 holds another number of entries than the session says. NoMemory.
         """
-        if ser.files == 0:
-            if ser.count:
-                self.luo.kernel.warn_on("a session counts files but has no block")
+        kernel = self.kernel
+        if files_pa == 0:
+            if count:
+                kernel.warn_on("a session counts files but has no block")
             return
-        self.block_set.restore(ser.files)
+        self.block_set.restore(files_pa)
         try:
             for raw in self.block_set.entries():
-                entry = LuoFileSer.unpack(raw)
-                handler = self.luo.handler_named(cstring(entry.compatible))
-                self.luo.kernel.charge("luo_deserialize_file")
-                self.luo.kernel.fail_function("should_failslab", site="luo_file_deserialize")
-                self.files.append(LuoFile(handler, entry.token, data=entry.data))
-            if len(self.files) != ser.count:
+                compatible, data, token = _unpack_file(raw)
+                handler = self.luo.handler_named(compatible)
+                kernel.charge("luo_deserialize_file")
+                kernel.fail_function("should_failslab", site="luo_file_deserialize")
+                self.files.append(LuoFile(handler, token, data=data))
+            if len(self.files) != count:
                 raise InvalidArgument("wrong number of files", found=len(self.files))
         except KernelError:
             self.files.clear()
@@ -164,19 +191,20 @@ class LuoFileSet:
             raise stored_error(luo_file.retrieve_status)
         if luo_file.file is not None:
             return luo_file.file.get()
-        self.luo.kernel.charge("luo_retrieve_file")
+        handler, preserved_ids = luo_file.handler, self.luo.preserved_ids
+        self.kernel.charge("luo_retrieve_file")
         try:
-            self.luo.kernel.fail_function("luo_retrieve_file", token=token)
-            file = luo_file.handler.retrieve(luo_file)
+            self.kernel.fail_function("luo_retrieve_file", token=token)
+            file = handler.retrieve(luo_file)
         except KernelError as error:
             luo_file.retrieve_status = -error.errno
             raise
         luo_file.file = file.get()
         luo_file.retrieve_status = 1
-        identity = (luo_file.handler, luo_file.handler.get_id(file))
-        if identity in self.luo.preserved_ids:
-            self.luo.kernel.warn_on("a retrieved object is preserved already")
-        self.luo.preserved_ids.add(identity)
+        luo_file.identity = identity = (handler, handler.get_id(file))
+        if identity in preserved_ids:
+            self.kernel.warn_on("a retrieved object is preserved already")
+        preserved_ids.add(identity)
         return file
 
     def finish(self) -> None:
@@ -185,21 +213,18 @@ class LuoFileSet:
         Raises:
             Busy: a handler cannot finish yet; nothing was done.
         """
-        if not all(luo_file.handler.can_finish(luo_file) for luo_file in self.files):
-            raise Busy("a file cannot finish yet")
-        while self.files:
-            luo_file = self.files[-1]
-            self.luo.kernel.charge("luo_file_finish")
+        files, luo = self.files, self.luo
+        for luo_file in files:
+            if not luo_file.handler.can_finish(luo_file):
+                raise Busy("a file cannot finish yet")
+        while files:
+            luo_file = files[-1]
+            self.kernel.charge("luo_file_finish")
             luo_file.handler.finish(luo_file)
-            self.luo.flbs.file_finish(luo_file.handler)
+            luo.flbs.file_finish(luo_file.handler)
             if luo_file.file is not None:
-                self._forget(luo_file.handler, luo_file.file)
+                luo.preserved_ids.discard(luo_file.identity)
                 luo_file.file.put()
-            self.files.pop()
-            self.block_set.shrink(len(self.files))
+            del files[-1]
+            self.block_set.shrink(len(files))
         self.block_set.destroy()
-
-
-def _file_of(luo_file: LuoFile) -> File:
-    assert luo_file.file is not None, "outgoing files hold a reference"
-    return luo_file.file

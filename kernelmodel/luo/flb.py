@@ -46,6 +46,7 @@ __all__ = ["LUO_FLB_MAX", "LuoFlbs", "stored_error"]
 
 #: So many entries without a match end in a hole of memory sooner or later.
 _MANY_ENTRIES = 1 << 16
+_HEADER, _ENTRY = LuoFlbHeaderSer.FORMAT, LuoFlbSer.FORMAT
 LUO_FLB_MAX = (LUO_FLB_PGCNT * PAGE_SIZE - LuoFlbHeaderSer.SIZE) // LuoFlbSer.SIZE
 
 
@@ -69,8 +70,7 @@ class LuoFlbs:
     def setup_outgoing(self) -> int:
         """Allocate the page; returns its address. C: luo_flb_setup_outgoing()."""
         self.outgoing_pa = self.luo.kernel.kho.alloc_preserve(LUO_FLB_PGCNT * PAGE_SIZE)
-        header = LuoFlbHeaderSer(LUO_FLB_PGCNT, 0)
-        self.luo.kernel.memory.write(self.outgoing_pa, header.pack())
+        self.luo.kernel.memory.write(self.outgoing_pa, _HEADER.pack(LUO_FLB_PGCNT, 0))
         return self.outgoing_pa
 
     def register(self, handler: FileHandler, flb: Flb) -> None:
@@ -136,7 +136,7 @@ class LuoFlbs:
         done: list[Flb] = []
         try:
             for flb in handler.flbs:
-                with self.luo.kernel.clock.lock(f"luo_flb:{flb.name}"):
+                with self.luo.kernel.clock.lock(flb.lock_name):
                     if flb.outgoing_count == 0:
                         self.luo.kernel.charge("luo_flb_preserve")
                         flb.outgoing_data, flb.outgoing_obj = flb.ops.preserve()
@@ -166,14 +166,11 @@ class LuoFlbs:
                 flb.freeze()
         if live:
             self.luo.kernel.charge("luo_flb_serialize", len(live))
-        at = self.outgoing_pa + LuoFlbHeaderSer.SIZE
+        page = _HEADER.pack(LUO_FLB_PGCNT, len(live))
         for flb in live:
             name = to_cstring(flb.name, LIVEUPDATE_HNDL_COMPAT_LENGTH)
-            entry = LuoFlbSer(name, flb.outgoing_data, flb.outgoing_count)
-            self.luo.kernel.memory.write(at, entry.pack())
-            at += LuoFlbSer.SIZE
-        header = LuoFlbHeaderSer(LUO_FLB_PGCNT, len(live))
-        self.luo.kernel.memory.write(self.outgoing_pa, header.pack())
+            page += _ENTRY.pack(name, flb.outgoing_data, flb.outgoing_count)
+        self.luo.kernel.memory.write(self.outgoing_pa, page)
 
     # Incoming.
 
@@ -203,15 +200,16 @@ class LuoFlbs:
         if table_pa == 0:
             return None
         memory = self.luo.kernel.memory
-        header = LuoFlbHeaderSer.unpack(memory.read(table_pa, LuoFlbHeaderSer.SIZE))
+        count = _HEADER.unpack(memory.read(table_pa, LuoFlbHeaderSer.SIZE))[1]
         at = table_pa + LuoFlbHeaderSer.SIZE
         # the kernel trusts the count and runs off the page; what lies there decides
-        for index in range(header.count):
+        wanted = name.encode()
+        for index in range(count):
             if index == _MANY_ENTRIES:
                 raise KernelPanic("unable to handle page fault: behind the FLB table")
-            entry = LuoFlbSer.unpack(memory.read(at + index * LuoFlbSer.SIZE, LuoFlbSer.SIZE))
-            if cstring(entry.name) == name.encode():
-                return entry
+            raw = memory.read(at + index * LuoFlbSer.SIZE, LuoFlbSer.SIZE)
+            if cstring(raw[:LIVEUPDATE_HNDL_COMPAT_LENGTH]) == wanted:
+                return LuoFlbSer.unpack(raw)
         return None
 
     def _retrieve_one(self, flb: Flb) -> None:
@@ -242,7 +240,8 @@ class LuoFlbs:
         """
         if not self.luo.enabled:
             raise NotSupported("live update is off")
-        self._retrieve_one(flb)
+        if not flb.incoming_retrieved or flb.incoming_finished:
+            self._retrieve_one(flb)
         flb.incoming_count += 1
         return flb.incoming_obj
 

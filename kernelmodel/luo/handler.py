@@ -22,7 +22,8 @@ class LuoFile:
 
     `data` is the u64 that crosses kexec, `private` what the handler keeps to itself on the
     outgoing side. `retrieve_status` is 0, 1 once retrieved, or the error of a failed retrieve,
-    which is returned for ever.
+    which is returned for ever. `identity` is the object's in the kernel's list of preserved ones
+    while there is a `file`.
     """
 
     handler: FileHandler
@@ -31,6 +32,7 @@ class LuoFile:
     data: int = 0
     private: object = None
     retrieve_status: int = 0
+    identity: tuple[FileHandler | None, int] = (None, 0)
 
 
 class FlbOps(Protocol):
@@ -63,6 +65,7 @@ class Flb:
 
     name: str
     ops: FlbOps
+    lock_name: str = field(init=False)
     freeze: Callable[[], None] | None = None
     users: int = 0  # handlers that it is linked to
     outgoing_gets: int = 0  # of the outgoing count, those that are no file's
@@ -75,6 +78,9 @@ class Flb:
     incoming_retrieved: bool = False
     incoming_error: int = 0
     incoming_finished: bool = False
+
+    def __post_init__(self) -> None:
+        self.lock_name = f"luo_flb:{self.name}"
 
 
 @dataclass(slots=True, eq=False)

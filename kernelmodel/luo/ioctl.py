@@ -26,7 +26,7 @@ from kernelmodel.abi.luo import (
     LIVEUPDATE_SESSION_RETRIEVE_FD,
 )
 from kernelmodel.errors import BadAddress, InvalidArgument, NotTty, TooBig
-from kernelmodel.fs import File, UserBuffer
+from kernelmodel.fs import ANON_INO, File, Inode, UserBuffer
 from kernelmodel.luo.session import LuoSession
 
 if TYPE_CHECKING:
@@ -37,32 +37,38 @@ __all__ = ["LiveupdateDevice", "SessionOperations"]
 
 
 _T = TypeVar("_T")
-#: By number: the size of the structure, whose last field is mandatory in all, and what does it.
-_Table = dict[int, tuple[int, _T]]
+#: By number: the size of the structure, whose last field is mandatory in all, the same as its first
+#: field says it, and what does it.
+_Table = dict[int, tuple[int, bytes, _T]]
 
 _FD_TOKEN: Final = struct.Struct("<IiQ")
 _U32: Final = struct.Struct("<I")
 _S32: Final = struct.Struct("<i")
+_NAME: Final = slice(8, 8 + LIVEUPDATE_SESSION_NAME_LENGTH)
 
 #: Numbers that are for the other direction: of a session that is retrieved, and of one that is not.
 _NOT_INCOMING: Final = frozenset({LIVEUPDATE_SESSION_PRESERVE_FD & 0xFF})
 _NOT_OUTGOING: Final = frozenset(
     {LIVEUPDATE_SESSION_RETRIEVE_FD & 0xFF, LIVEUPDATE_SESSION_FINISH & 0xFF}
 )
+_NOTHING: Final[frozenset[int]] = frozenset()
 
 
 def _decode(table: _Table[_T], cmd: int, arg: UserBuffer, wrong: frozenset[int]) -> _T:
     """What does it, its structure checked; see the module's text for the order."""
-    entry = table.get(cmd & 0xFF)
-    if entry is None:
+    number = cmd & 0xFF
+    if number not in table:
         raise InvalidArgument("unknown ioctl number", cmd=cmd)
+    full, as_field, function = table[number]
+    encoded = cmd - number == LIVEUPDATE_CREATE_SESSION
+    if encoded and arg[:4] == as_field and len(arg) == full and number not in wrong:
+        return function  # as mostly: nothing of what follows is the matter
     if len(arg) < 4:
         raise BadAddress("no room for a size")
     size: int = _U32.unpack_from(arg)[0]
-    full, function = entry
-    if cmd & ~0xFF != LIVEUPDATE_CREATE_SESSION:
+    if not encoded:
         raise NotTty("wrong ioctl encoding", cmd=cmd)
-    if cmd & 0xFF in wrong:
+    if number in wrong:
         raise InvalidArgument("wrong direction for this session")
     if size < full:
         raise InvalidArgument("structure too small", size=size)
@@ -73,11 +79,8 @@ def _decode(table: _Table[_T], cmd: int, arg: UserBuffer, wrong: frozenset[int])
     return function
 
 
-def _respond(arg: UserBuffer) -> bytearray:
-    """The caller's structure, for the answer. C: luo_ucmd_respond(). Raises: BadAddress."""
-    if not isinstance(arg, bytearray):
-        raise BadAddress("the answer cannot be written")
-    return arg
+def _entry(size: int, function: _T) -> tuple[int, bytes, _T]:
+    return size, _U32.pack(size), function
 
 
 def _respond_fd(task: Task, fd: int, file: File, arg: UserBuffer) -> None:
@@ -86,11 +89,10 @@ def _respond_fd(task: Task, fd: int, file: File, arg: UserBuffer) -> None:
     If the answer cannot be copied, the file is let go.
     """
     try:
-        answer = _respond(arg)
-    except BadAddress:
+        _S32.pack_into(arg, 4, fd)
+    except TypeError:
         file.put()
-        raise
-    _S32.pack_into(answer, 4, fd)
+        raise BadAddress("the answer cannot be written") from None
     task.files.fd_install(fd, file)
 
 
@@ -108,89 +110,84 @@ class LiveupdateDevice:
 
     def ioctl(self, task: Task, file: File, cmd: int, arg: UserBuffer) -> int:
         """C: luo_ioctl(). {u32 size, s32 fd, u8 name[64]} both ways."""
-        _decode(_DEVICE, cmd, arg, frozenset())(self, task, arg)
+        _decode(_DEVICE, cmd, arg, _NOTHING)(self, task, arg)
         return 0
 
     def create(self, task: Task, arg: UserBuffer) -> None:
         """C: luo_ioctl_create_session()."""
         fd = task.files.get_unused_fd()
-        _respond_fd(task, fd, self.luo.sessions.create(_name(arg)), arg)
+        _respond_fd(task, fd, self.luo.sessions.create(bytes(arg[_NAME])), arg)
 
     def retrieve(self, task: Task, arg: UserBuffer) -> None:
         """C: luo_ioctl_retrieve_session()."""
         fd = task.files.get_unused_fd()
-        _respond_fd(task, fd, self.luo.sessions.retrieve(_name(arg)), arg)
+        _respond_fd(task, fd, self.luo.sessions.retrieve(bytes(arg[_NAME])), arg)
 
 
 _DEVICE: Final[_Table[Callable[[LiveupdateDevice, Task, UserBuffer], None]]] = {
-    LIVEUPDATE_CREATE_SESSION & 0xFF: (72, LiveupdateDevice.create),
-    LIVEUPDATE_RETRIEVE_SESSION & 0xFF: (72, LiveupdateDevice.retrieve),
+    LIVEUPDATE_CREATE_SESSION & 0xFF: _entry(72, LiveupdateDevice.create),
+    LIVEUPDATE_RETRIEVE_SESSION & 0xFF: _entry(72, LiveupdateDevice.retrieve),
 }
-
-
-def _name(arg: UserBuffer) -> bytes:
-    return bytes(arg[8 : 8 + LIVEUPDATE_SESSION_NAME_LENGTH])
 
 
 class SessionOperations:
     """File operations of a session's descriptor."""
 
-    __slots__ = ("luo",)
+    __slots__ = ("clock", "inode", "sessions")
 
     def __init__(self, luo: Luo) -> None:
-        self.luo = luo
+        self.clock = luo.kernel.clock
+        self.sessions = luo.sessions
+        #: All sessions' files have the same. C: anon_inode_inode
+        self.inode = Inode(ANON_INO)
 
     def release(self, file: File) -> None:
         """C: luo_session_release()."""
-        self.luo.sessions.release(_session(file))
+        self.sessions.release(file.private)
 
     def ioctl(self, task: Task, file: File, cmd: int, arg: UserBuffer) -> int:
-        """C: luo_session_ioctl()."""
-        session = _session(file)
+        """C: luo_session_ioctl(); copying the structure back is luo_ucmd_respond()."""
+        session: LuoSession = file.private
         wrong = _NOT_INCOMING if session.retrieved else _NOT_OUTGOING
         _decode(_SESSION, cmd, arg, wrong)(self, task, session, arg)
+        if not isinstance(arg, bytearray):
+            raise BadAddress("the answer cannot be written")
         return 0
 
     def preserve_fd(self, task: Task, session: LuoSession, arg: UserBuffer) -> None:
         """{u32 size, s32 fd, u64 token}. C: luo_session_preserve_fd()."""
         _, fd, token = _FD_TOKEN.unpack_from(arg)
-        with self.luo.kernel.clock.lock(session.lock_name):
-            self.luo.sessions.preserve_fd(task, session, fd, token)
-        _respond(arg)
+        with self.clock.lock(session.lock_name):
+            self.sessions.check_alive()
+            session.file_set.preserve_file(task, token, fd)
 
     def retrieve_fd(self, task: Task, session: LuoSession, arg: UserBuffer) -> None:
         """{u32 size, s32 fd, u64 token}. C: luo_session_retrieve_fd()."""
         token = _FD_TOKEN.unpack_from(arg)[2]
-        with self.luo.kernel.clock.lock(session.lock_name):
+        with self.clock.lock(session.lock_name):
             fd = task.files.get_unused_fd()
             _respond_fd(task, fd, session.file_set.retrieve_file(token), arg)
 
     def finish(self, task: Task, session: LuoSession, arg: UserBuffer) -> None:
         """{u32 size, u32 reserved}. C: luo_session_finish()."""
         _check_reserved(arg)
-        self.luo.sessions.finish(session)
-        _respond(arg)
+        self.sessions.finish(session)
 
     def get_name(self, task: Task, session: LuoSession, arg: UserBuffer) -> None:
         """{u32 size, u32 reserved, u8 name[64]}. C: luo_session_get_name()."""
         _check_reserved(arg)
-        _respond(arg)[8:72] = session.name
+        if isinstance(arg, bytearray):
+            arg[_NAME] = session.name
 
 
 _SESSION: Final[_Table[Callable[[SessionOperations, Task, LuoSession, UserBuffer], None]]] = {
-    LIVEUPDATE_SESSION_PRESERVE_FD & 0xFF: (16, SessionOperations.preserve_fd),
-    LIVEUPDATE_SESSION_RETRIEVE_FD & 0xFF: (16, SessionOperations.retrieve_fd),
-    LIVEUPDATE_SESSION_FINISH & 0xFF: (8, SessionOperations.finish),
-    LIVEUPDATE_SESSION_GET_NAME & 0xFF: (72, SessionOperations.get_name),
+    LIVEUPDATE_SESSION_PRESERVE_FD & 0xFF: _entry(16, SessionOperations.preserve_fd),
+    LIVEUPDATE_SESSION_RETRIEVE_FD & 0xFF: _entry(16, SessionOperations.retrieve_fd),
+    LIVEUPDATE_SESSION_FINISH & 0xFF: _entry(8, SessionOperations.finish),
+    LIVEUPDATE_SESSION_GET_NAME & 0xFF: _entry(72, SessionOperations.get_name),
 }
 
 
 def _check_reserved(arg: UserBuffer) -> None:
-    if any(arg[4:8]):
+    if arg[4:8] != bytes(4):
         raise InvalidArgument("reserved field is not zero")
-
-
-def _session(file: File) -> LuoSession:
-    session = file.private
-    assert isinstance(session, LuoSession)
-    return session

@@ -20,19 +20,19 @@ from typing import TYPE_CHECKING
 
 from kernelmodel.abi.luo import (
     LIVEUPDATE_SESSION_NAME_LENGTH,
-    LuoFileSetSer,
     LuoSessionSer,
 )
 from kernelmodel.errors import Exists, InvalidArgument, KernelError, ModelBug, NoEntry
-from kernelmodel.fs import ANON_INO, File, Inode
+from kernelmodel.fs import File
 from kernelmodel.kho.block import KhoBlockSet
 from kernelmodel.luo.file import LuoFileSet
 
 if TYPE_CHECKING:
     from kernelmodel.luo.core import Luo
-    from kernelmodel.syscalls import Task
 
 __all__ = ["LuoSession", "LuoSessions"]
+
+_pack_session, _unpack_session = LuoSessionSer.FORMAT.pack, LuoSessionSer.FORMAT.unpack
 
 
 class LuoSession:
@@ -62,6 +62,7 @@ class LuoSessions:
         "_outgoing_by_name",
         "incoming",
         "incoming_blocks",
+        "kernel",
         "luo",
         "outgoing",
         "outgoing_blocks",
@@ -70,6 +71,7 @@ class LuoSessions:
 
     def __init__(self, luo: Luo) -> None:
         self.luo = luo
+        self.kernel = luo.kernel
         self.outgoing: list[LuoSession] = []
         #: The same by their 64-byte names; among one direction's no name is there twice.
         self._outgoing_by_name: dict[bytes, LuoSession] = {}
@@ -91,10 +93,10 @@ class LuoSessions:
             InvalidArgument: empty or without NUL. NoMemory. NoSpace: no block for it. Exists:
                 another outgoing session has the name; the block set has grown for it all the same.
         """
-        self._check_alive()
+        self.check_alive()
         if name[:1] == b"\0" or b"\0" not in name:
             raise InvalidArgument("bad session name")
-        self.luo.kernel.charge("luo_session_create")
+        self.kernel.charge("luo_session_create")
         session = LuoSession(self.luo, name)
         self.outgoing_blocks.grow(len(self.outgoing) + 1)
         _insert(self.outgoing, self._outgoing_by_name, session)
@@ -111,18 +113,19 @@ class LuoSessions:
 
     def _getfile(self, session: LuoSession) -> File:
         """C: luo_session_getfile(). Raises: NoMemory."""
-        self.luo.kernel.fail_function("should_failslab", site="luo_session_getfile")
-        return File(Inode(ANON_INO), self.luo.session_ops, session)
+        self.kernel.fail_function("should_failslab", site="luo_session_getfile")
+        ops = self.luo.session_ops
+        return File(ops.inode, ops, session)
 
     def release(self, session: LuoSession) -> None:
         """The session's last descriptor is gone. C: luo_session_release()."""
-        self._check_alive()
+        self.check_alive()
         if session.retrieved:
             try:
-                self.luo.kernel.charge("luo_session_finish")
+                self.kernel.charge("luo_session_finish")
                 session.file_set.finish()
             except KernelError as error:
-                self.luo.kernel.printk(f"luo: session cannot finish: {error}")
+                self.kernel.printk(f"luo: session cannot finish: {error}")
                 return
             self.incoming.remove(session)
             del self._incoming_by_name[session.name]
@@ -137,25 +140,31 @@ class LuoSessions:
 
         Raises what a file's freeze raises; all sessions are then as they were.
         """
-        memory = self.luo.kernel.memory
-        entries: list[int] = []
-        for session in self.outgoing:
-            entry_pa = self.outgoing_blocks.reserve_entry(len(entries))
-            try:
-                self.luo.kernel.charge("luo_session_freeze")
-                file_set = session.file_set.freeze()
-            except KernelError:
-                # counts stay as they are: a later attempt writes them anew
-                for undone in range(len(entries) - 1, -1, -1):
-                    self.outgoing[undone].file_set.unfreeze()
-                    memory.write(entries[undone], bytes(LuoSessionSer.SIZE))
-                raise
-            self.luo.kernel.charge("luo_session_serialize")
-            entry = LuoSessionSer(session.name, file_set.files, file_set.count)
-            memory.write(entry_pa, entry.pack())
-            entries.append(entry_pa)
+        charge, entries = self.kernel.charge, []
+        try:
+            for session in self.outgoing:
+                charge("luo_session_freeze")
+                files, count = session.file_set.freeze()
+                charge("luo_session_serialize")
+                entries.append(_pack_session(session.name, files, count))
+        except KernelError:
+            self._unfreeze(len(entries))
+            raise
+        self.outgoing_blocks.write_entries(entries)
         self.serialized = True
         return self.outgoing_blocks.head_pa if self.outgoing else 0
+
+    def _unfreeze(self, failed: int) -> None:
+        """Undo the sessions before this one.
+
+        Up to it, all had a slot by then. Slots are wiped, counts stay as they are: a later attempt
+        writes them anew.
+        """
+        blocks = self.outgoing_blocks
+        slots = [blocks.reserve_entry(index) for index in range(failed + 1)]
+        for undone in range(failed - 1, -1, -1):
+            self.outgoing[undone].file_set.unfreeze()
+            self.kernel.memory.write(slots[undone], bytes(LuoSessionSer.SIZE))
 
     # Incoming.
 
@@ -165,7 +174,7 @@ class LuoSessions:
         Raises what a broken chain raises; the caller panics.
         """
         if sessions_pa:
-            self.incoming_blocks = KhoBlockSet(self.luo.kernel.kho, LuoSessionSer.SIZE)
+            self.incoming_blocks = KhoBlockSet(self.kernel.kho, LuoSessionSer.SIZE)
             self.incoming_blocks.restore(sessions_pa)
 
     def deserialize(self) -> None:
@@ -183,18 +192,16 @@ class LuoSessions:
             return
         try:
             for raw in self.incoming_blocks.entries():
-                self._deserialize_one(LuoSessionSer.unpack(raw))
+                name, files, count = _unpack_session(raw)
+                self.kernel.charge("luo_deserialize_session")
+                session = LuoSession(self.luo, name)
+                _insert(self.incoming, self._incoming_by_name, session)
+                session.file_set.deserialize(files, count)
         except KernelError as error:
             self._deserialize_error = error
             raise
         finally:
             self.incoming_blocks.destroy()
-
-    def _deserialize_one(self, entry: LuoSessionSer) -> None:
-        self.luo.kernel.charge("luo_deserialize_session")
-        session = LuoSession(self.luo, entry.name)
-        _insert(self.incoming, self._incoming_by_name, session)
-        session.file_set.deserialize(LuoFileSetSer(entry.files, entry.count))
 
     def retrieve(self, name: bytes) -> File:
         """The descriptor of an incoming session, given out once. C: luo_session_retrieve().
@@ -203,39 +210,40 @@ class LuoSessions:
             NoEntry: there is none of that name. InvalidArgument: it was retrieved already.
             NoMemory: it can be tried again.
         """
-        self._check_alive()
-        # compared up to the first NUL; a name without one is longer than any that is kept
-        padded = name.split(b"\0", 1)[0].ljust(LIVEUPDATE_SESSION_NAME_LENGTH, b"\0")
-        session = self._incoming_by_name.get(padded)
+        self.check_alive()
+        session = self._incoming_by_name.get(name)
+        if session is None:
+            # compared up to the first NUL; a name without one is longer than any that is kept
+            padded = name.split(b"\0", 1)[0].ljust(LIVEUPDATE_SESSION_NAME_LENGTH, b"\0")
+            session = self._incoming_by_name.get(padded)
         if session is None:
             raise NoEntry("no such session")
         if session.retrieved:
             raise InvalidArgument("session is retrieved already")
-        self.luo.kernel.charge("luo_retrieve_session")
+        self.kernel.charge("luo_retrieve_session")
         file = self._getfile(session)
         session.retrieved = True
         return file
 
     # What a descriptor can do.
 
-    def preserve_fd(self, task: Task, session: LuoSession, fd: int, token: int) -> None:
-        """C: luo_session_preserve_fd()."""
-        self._check_alive()
-        session.file_set.preserve_file(task, token, fd)
-
     def finish(self, session: LuoSession) -> None:
         """C: luo_session_finish()."""
-        self._check_alive()
-        self.luo.kernel.charge("luo_session_finish")
+        self.check_alive()
+        self.kernel.charge("luo_session_finish")
         session.file_set.finish()
 
-    def _check_alive(self) -> None:
+    def check_alive(self) -> None:
+        """Nothing is asked of a kernel that only waits for its jump. Raises: ModelBug."""
         if self.serialized:
             raise ModelBug("a system call after serialisation would block until the jump")
 
 
 def _to_name(name: bytes) -> bytes:
     """A buffer that holds `name` up to its NUL, cut where that would not fit. C: strscpy()."""
+    text = name.rstrip(b"\0")
+    if len(text) < len(name) == LIVEUPDATE_SESSION_NAME_LENGTH and b"\0" not in text:
+        return name  # as mostly: it is such a buffer
     text = name.split(b"\0", 1)[0][: LIVEUPDATE_SESSION_NAME_LENGTH - 1]
     return text.ljust(LIVEUPDATE_SESSION_NAME_LENGTH, b"\0")
 
