@@ -16,6 +16,7 @@ import asyncio
 import logging
 import os
 import resource
+import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
@@ -265,6 +266,7 @@ def _init(ray: ModuleType, address: str | None) -> None:
     Raises:
         HostUnreachable: there is none at that address.
     """
+    _check_listens(address)
     if address is None:
         size: dict[str, Any] = {
             "num_cpus": os.cpu_count() or 1,
@@ -282,6 +284,21 @@ def _init(ray: ModuleType, address: str | None) -> None:
         if address is None:
             raise
         raise HostUnreachable(f"cannot join a Ray cluster at {address}: {error}") from error
+
+
+def _check_listens(address: str | None) -> None:
+    """Ray waits for more than a minute for one that does not, and ends the process then.
+
+    Raises:
+        HostUnreachable: nobody listens at this HOST:PORT.
+    """
+    host, _, port = (address or "").rpartition(":")
+    if not port.isdecimal() or "/" in host:
+        return  # "auto", "local" and ray://… are for Ray to resolve
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise HostUnreachable(f"no Ray cluster listens at {address}: {error}") from error
 
 
 def own_peak_rss_bytes() -> int:
