@@ -157,7 +157,7 @@ class Kernel:
     def get_zeroed_page(self) -> int:
         """Address of a zeroed page. C: get_zeroed_page(). Raises: NoMemory."""
         pfn = self.page_alloc.alloc_pages(0)
-        self.memory.zero(pfn, 1)
+        self.memory.clear_page(pfn)
         return pfn << PAGE_SHIFT
 
     def free_page(self, pa: int) -> None:

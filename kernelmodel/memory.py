@@ -15,7 +15,6 @@ import struct
 from bisect import bisect_left, insort
 from collections.abc import Iterable
 from dataclasses import dataclass
-from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -46,13 +45,16 @@ MIB = 1 << 20
 GIB = 1 << 30
 
 _ZERO_PAGE = bytes(PAGE_SIZE)
-_pack_u64, _u64_at = struct.Struct("<Q").pack, struct.Struct("<Q").unpack_from
+_put_u64, _u64_at = struct.Struct("<Q").pack_into, struct.Struct("<Q").unpack_from
 _PIECE = struct.Struct("<QQQ").pack
+#: Before the bytes of a page that is in no run.
+_PLAIN = _PIECE(PAGE_SIZE, 0, 1)
 #: Pages that are read from a file, or written to it, at a time.
 _STRIDE = 256
 
 
-_FRAME = itemgetter(0)
+def _length(pair: tuple[int, int]) -> int:
+    return pair[1] - pair[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +78,12 @@ class PhysicalMemory:
     hence a `KernelPanic`.
     """
 
-    __slots__ = ("_frames", "_installed", "_pages", "_runs", "_scattered")
+    __slots__ = ("_frames", "_high", "_installed", "_low", "_pages", "_runs", "_scattered")
 
     def __init__(self, ranges: tuple[MemoryRange, ...]) -> None:
         self._installed = RangeSet((r.base >> PAGE_SHIFT, r.end >> PAGE_SHIFT) for r in ranges)
+        # Most of it: what lies between these frames need not be looked for.
+        self._low, self._high = max(self._installed, key=_length, default=(0, 0))
         # Frames that hold plain bytes, and their numbers in ascending order.
         self._pages: dict[int, bytes | bytearray] = {}
         self._frames: list[int] = []
@@ -93,8 +97,8 @@ class PhysicalMemory:
             pa >> PAGE_SHIFT, (pa + size + PAGE_SIZE - 1) >> PAGE_SHIFT
         )
 
-    def _check(self, pfn: int, nr_pages: int) -> None:
-        if not self._installed.contains(pfn, pfn + nr_pages):
+    def _check(self, pfn: int, end: int) -> None:
+        if not self._installed.contains(pfn, end):
             pa = pfn << PAGE_SHIFT
             raise KernelPanic(f"unable to handle page fault: physical address {pa:#x}")
 
@@ -109,17 +113,15 @@ class PhysicalMemory:
             return content.page(pfn - base)
         if self._scattered is not None and (cell := self._scattered.get(pfn)) is not None:
             return cell[0].page(cell[1])
-        self._check(pfn, 1)
+        self._check(pfn, pfn + 1)
         return _ZERO_PAGE
 
     def read(self, pa: int, size: int) -> bytes:
         """`size` bytes from physical address `pa`."""
         pfn, offset = pa >> PAGE_SHIFT, pa & (PAGE_SIZE - 1)
         if offset + size <= PAGE_SIZE:
-            page = self._pages.get(pfn)
-            if page is None:
-                page = self.page(pfn)
-            return bytes(page[offset : offset + size])
+            page = self._pages[pfn] if pfn in self._pages else self.page(pfn)
+            return bytes(page if size == PAGE_SIZE else page[offset : offset + size])
         parts = []
         while size > 0:
             part = self.page(pfn)[offset : offset + size]
@@ -130,20 +132,20 @@ class PhysicalMemory:
 
     def write(self, pa: int, data: bytes | bytearray) -> None:
         """Put `data` at physical address `pa`."""
-        size, offset = len(data), pa & (PAGE_SIZE - 1)
+        pfn, offset, size = pa >> PAGE_SHIFT, pa & (PAGE_SIZE - 1), len(data)
         if offset + size <= PAGE_SIZE:
-            page = self._pages.get(pa >> PAGE_SHIFT)
+            page = self._pages.get(pfn)
             if type(page) is bytearray:
                 page[offset : offset + size] = data
             elif size:
-                self.writable(pa >> PAGE_SHIFT)[offset : offset + size] = data
+                self.writable(pfn)[offset : offset + size] = data
             return
         at = 0
         while at < size:
-            pfn, offset = (pa + at) >> PAGE_SHIFT, (pa + at) & (PAGE_SIZE - 1)
             part = data[at : at + PAGE_SIZE - offset]
             self.writable(pfn)[offset : offset + len(part)] = part
             at += len(part)
+            pfn, offset = pfn + 1, 0
 
     def writable(self, pfn: int) -> bytearray:
         """The 4096 bytes of one frame, to be changed in place at once: do not keep them."""
@@ -152,31 +154,40 @@ class PhysicalMemory:
             return page
         fresh = bytearray(self.page(pfn))
         if page is None:
-            self._runs.clear(pfn, pfn + 1)
-            insort(self._frames, pfn)
-            if self._scattered is not None:
-                self._scattered.clear(pfn, 1)
+            self._hold(pfn)
         self._pages[pfn] = fresh
         return fresh
 
+    def _hold(self, pfn: int) -> None:
+        """A frame that held none is given plain bytes."""
+        self._runs.clear(pfn, pfn + 1)
+        if self._scattered is not None:
+            self._scattered.clear(pfn, 1)
+        insort(self._frames, pfn)
+
     def u64(self, pa: int) -> int:
         """The little-endian u64 at `pa`."""
-        offset = pa & (PAGE_SIZE - 1)
-        page = self._pages.get(pa >> PAGE_SHIFT)
-        if page is None or offset > PAGE_SIZE - 8:
+        pfn, offset = pa >> PAGE_SHIFT, pa & (PAGE_SIZE - 1)
+        if pfn not in self._pages or offset > PAGE_SIZE - 8:
             return int.from_bytes(self.read(pa, 8), "little")
-        value: int = _u64_at(page, offset)[0]
+        value: int = _u64_at(self._pages[pfn], offset)[0]
         return value
 
     def write_u64(self, pa: int, value: int) -> None:
         """Put a little-endian u64 at `pa`."""
-        self.write(pa, _pack_u64(value))
+        offset = pa & (PAGE_SIZE - 1)
+        if offset > PAGE_SIZE - 8:
+            self.write(pa, value.to_bytes(8, "little"))
+        else:
+            _put_u64(self.writable(pa >> PAGE_SHIFT), offset, value)
 
     def fill(self, pfn: int, nr_pages: int, content: Content, first: int = 0) -> None:
         """Let frames pfn … hold `content`, beginning with its page `first`."""
-        self._check(pfn, nr_pages)
-        self._drop_pages(pfn, pfn + nr_pages)
-        self._runs.put(pfn, pfn + nr_pages, (content, pfn - first))
+        end = pfn + nr_pages
+        if not self._low <= pfn < end <= self._high:
+            self._check(pfn, end)
+        self._drop_pages(pfn, end)
+        self._runs.put(pfn, end, (content, pfn - first))
         if self._scattered is not None:
             self._scattered.clear(pfn, nr_pages)
 
@@ -188,8 +199,8 @@ class PhysicalMemory:
     def zero_scattered(self, pfns: Frames) -> ScatteredFrames:
         """Clear many frames that lie anywhere; where scattered content is to be put."""
         low, high = int(pfns.min()), int(pfns.max()) + 1
-        self._check(low, 1)
-        self._check(high - 1, 1)
+        self._check(low, low + 1)
+        self._check(high - 1, high)
         wanted = FrameSet()
         wanted.add(pfns)
         for frame in self._frames[bisect_left(self._frames, low) : bisect_left(self._frames, high)]:
@@ -209,11 +220,21 @@ class PhysicalMemory:
 
     def zero(self, pfn: int, nr_pages: int) -> None:
         """Clear whole frames."""
-        self._check(pfn, nr_pages)
-        self._drop_pages(pfn, pfn + nr_pages)
-        self._runs.clear(pfn, pfn + nr_pages)
+        end = pfn + nr_pages
+        if not self._low <= pfn < end <= self._high:
+            self._check(pfn, end)
+        self._drop_pages(pfn, end)
+        self._runs.clear(pfn, end)
         if self._scattered is not None:
             self._scattered.clear(pfn, nr_pages)
+
+    def clear_page(self, pfn: int) -> None:
+        """Clear one frame, which is going to be written. C: clear_page()."""
+        if pfn not in self._pages:
+            if not self._low <= pfn < self._high:
+                self._check(pfn, pfn + 1)
+            self._hold(pfn)
+        self._pages[pfn] = bytearray(PAGE_SIZE)
 
     def _drop_pages(self, pfn: int, end: int) -> None:
         frames = self._frames
@@ -234,8 +255,8 @@ class PhysicalMemory:
             if content is not None:
                 self._runs.put(at, at + frames, (content, at - first))
             elif pfn in self._pages:
+                self._hold(at)
                 self._pages[at] = bytes(self._pages[pfn])
-                insort(self._frames, at)
 
     def segments(self, pfn: int, nr_pages: int) -> list[Piece]:
         """What frames [pfn, pfn + nr_pages) hold, ascending, in as few pieces as there are.
@@ -243,29 +264,24 @@ class PhysicalMemory:
         Pieces are (frame, frames, content, first page of the content); content is None for frames
         that hold plain bytes or nothing, which come one by one and in runs of zeroes.
         """
-        self._check(pfn, nr_pages)
         end = pfn + nr_pages
-        pieces: list[Piece] = [
-            (low, high - low, content, low - base)
-            for low, high, (content, base) in self._runs.within(pfn, end)
-        ]
-        frames = self._frames
+        if not self._low <= pfn < end <= self._high:
+            self._check(pfn, end)
+        frames, nr_frames = self._frames, len(self._frames)
         first = bisect_left(frames, pfn)
-        if first < len(frames) and frames[first] < end:
-            last = bisect_left(frames, end, first)
-            pieces += [(frame, 1, None, 0) for frame in frames[first:last]]
-            pieces.sort(key=_FRAME)
-        elif len(pieces) == 1 and pieces[0][1] == nr_pages:  # one run, as guest memory mostly is
-            return pieces
         whole: list[Piece] = []
         at = pfn
-        for piece in pieces:
-            if at < piece[0]:
-                whole.append((at, piece[0] - at, None, 0))
-            whole.append(piece)
-            at = piece[0] + piece[1]
-        if at < end:
-            whole.append((at, end - at, None, 0))
+        for low, high, held in [*self._runs.within(pfn, end), (end, end, None)]:
+            while first < nr_frames and frames[first] < low:
+                if at < frames[first]:
+                    whole.append((at, frames[first] - at, None, 0))
+                whole.append((frames[first], 1, None, 0))
+                at, first = frames[first] + 1, first + 1
+            if at < low:
+                whole.append((at, low - at, None, 0))
+            if held is not None:
+                whole.append((low, high - low, held[0], low - held[1]))
+            at = high
         return whole if self._scattered is None else self._scattered.among(whole, self._pages)
 
     def content_digest(self, extents: Iterable[tuple[int, int] | Extents]) -> bytes:
@@ -275,35 +291,38 @@ class PhysicalMemory:
         extents are cut: runs count as their rule and page numbers, other frames as their bytes.
         """
         batches = list(extents)
-        runs = [batch for batch in batches if not isinstance(batch, Extents)]
-        if len(runs) < len(batches):
-            return scattered_digest(batches, self.segments, self._pages, self._scattered)
-        digest = hashlib.blake2b(digest_size=16)
-        pages, absorb = self._pages, digest.update
+        pages = self._pages
+        parts: list[bytes | bytearray] = []
         # The piece at hand, which what follows may continue: its key, first page, pages.
         key, start, nr = b"", 0, 0
         rule: Content | None = None
-        for pfn, nr_pages in runs:
-            for frame, frames, content, first in self.segments(pfn, nr_pages):
+        for batch in batches:
+            if isinstance(batch, Extents):
+                return scattered_digest(batches, self.segments, pages, self._scattered)
+            pfn, nr_pages = batch
+            alone = nr_pages == 1 and pfn in pages
+            for frame, frames, content, first in (
+                ((pfn, 1, None, 0),) if alone else self.segments(pfn, nr_pages)
+            ):
                 if content is not None:
-                    new = key if content is rule else content.key()
-                    if new == key and first == start + nr and nr:
-                        nr += frames
-                        continue
-                    at = first
-                else:
-                    new, at = b"", 0
-                    if frame in pages and pages[frame] != _ZERO_PAGE:
-                        new = bytes(pages[frame])
-                    elif key == b"" and nr:
-                        nr += frames
-                        continue
+                    new, at = key if content is rule else content.key(), first
+                elif frame in pages and pages[frame] != _ZERO_PAGE:
+                    if nr:
+                        parts += (_PIECE(len(key), start, nr), key)
+                        nr = 0
+                    parts += (_PLAIN, pages[frame])
+                    continue
+                else:  # as many zeroes as there are one after the other
+                    new, at = b"", start + nr if key == b"" else 0
+                if nr and new == key and at == start + nr:
+                    nr += frames
+                    continue
                 if nr:
-                    absorb(_PIECE(len(key), start, nr) + key)
+                    parts += (_PIECE(len(key), start, nr), key)
                 key, start, nr, rule = new, at, frames, content
         if nr:
-            absorb(_PIECE(len(key), start, nr) + key)
-        return digest.digest()
+            parts += (_PIECE(len(key), start, nr), key)
+        return hashlib.blake2b(b"".join(parts), digest_size=16).digest()
 
     def save(self, path: Path) -> None:
         """Write every byte to a sparse file whose offsets are physical addresses."""

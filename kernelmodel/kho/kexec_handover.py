@@ -267,7 +267,10 @@ class Kho:
         if order > MAX_PAGE_ORDER:
             raise TooBig("above the largest order", size=size)
         pfn = kernel.page_alloc.alloc_pages(order)
-        kernel.memory.zero(pfn, 1 << order)
+        if order:
+            kernel.memory.zero(pfn, 1 << order)
+        else:
+            kernel.memory.clear_page(pfn)
         try:
             self.preserve_folios(pfn, order)
         except KernelError:

@@ -96,7 +96,7 @@ def _entries(pfn: int, order: int, blocks: int) -> bytes:
 def _alloc_chunk(kho: Kho) -> int:
     """C: new_vmalloc_chunk(), which does not go through kho_alloc_preserve()."""
     pfn = kho.kernel.page_alloc.alloc_pages(0)
-    kho.kernel.memory.zero(pfn, 1)
+    kho.kernel.memory.clear_page(pfn)
     try:
         kho.preserve_folios(pfn, 0)
     except KernelError:

@@ -66,11 +66,14 @@ class RangeSet:
         if start >= end:
             return
         starts, ends = self._starts, self._ends
-        first = bisect_left(ends, start)
-        if first == len(ends):  # behind all others, as what is added in order
+        if not ends or start > ends[-1]:  # behind all others, as what is added in order
             starts.append(start)
             ends.append(end)
             return
+        if start >= starts[-1]:  # the last one goes on
+            ends[-1] = max(ends[-1], end)
+            return
+        first = bisect_left(ends, start)
         last = bisect_right(starts, end, first)
         if first < last:
             start = min(start, starts[first])
@@ -80,11 +83,11 @@ class RangeSet:
 
     def remove(self, start: int, end: int) -> None:
         """Remove [start, end), whatever of it is there."""
-        if start >= end:
-            return
         starts, ends = self._starts, self._ends
+        if not ends or start >= ends[-1] or end <= starts[0] or start >= end:
+            return
         first = bisect_right(ends, start)
-        if first == len(starts) or starts[first] >= end:
+        if starts[first] >= end:
             return
         last = bisect_left(starts, end, first)
         left, right = starts[first], ends[last - 1]
@@ -110,18 +113,26 @@ class RangeSet:
         return True
 
     def __contains__(self, value: int) -> bool:
-        at = bisect_right(self._starts, value) - 1
-        return at >= 0 and self._ends[at] > value
+        starts, ends = self._starts, self._ends
+        if not starts or value < starts[0] or value >= ends[-1]:
+            return False
+        return value < ends[bisect_right(starts, value) - 1]
 
     def contains(self, start: int, end: int) -> bool:
         """Whether all of [start, end) is in the set."""
-        at = bisect_right(self._starts, start) - 1
-        return at >= 0 and self._ends[at] >= end
+        starts = self._starts
+        if not starts or start < starts[0]:
+            return False
+        if start >= starts[-1]:
+            return end <= self._ends[-1]
+        return end <= self._ends[bisect_right(starts, start) - 1]
 
     def overlaps(self, start: int, end: int) -> bool:
         """Whether any of [start, end) is in the set."""
-        at = bisect_right(self._ends, start)
-        return at < len(self._starts) and self._starts[at] < end
+        starts, ends = self._starts, self._ends
+        if not ends or start >= ends[-1] or end <= starts[0]:
+            return False
+        return starts[bisect_right(ends, start)] < end
 
     def lowest(self) -> tuple[int, int] | None:
         """The first range; None if there is none."""
@@ -130,8 +141,10 @@ class RangeSet:
     def within(self, start: int, end: int) -> list[tuple[int, int]]:
         """The parts of the set that lie in [start, end), ascending."""
         starts, ends = self._starts, self._ends
+        if not ends or start >= ends[-1] or end <= starts[0]:
+            return []
         first = bisect_right(ends, start)
-        if first == len(starts) or starts[first] >= end:
+        if starts[first] >= end:
             return []
         if starts[first] <= start and ends[first] >= end:  # inside one range, as most often
             return [(start, end)]
@@ -175,34 +188,37 @@ class RangeMap(Generic[V]):
         """Give all of [start, end) this value, whatever it had before."""
         if start >= end:
             return
-        at = self.clear(start, end)
-        self._starts.insert(at, start)
-        self._ends.insert(at, end)
-        self._values.insert(at, value)
+        starts, ends = self._starts, self._ends
+        if not ends or start >= ends[-1]:  # behind all others, as what is put in order
+            starts.append(start)
+            ends.append(end)
+            self._values.append(value)
+        else:
+            self._splice(start, end, [start], [end], [value])
 
-    def clear(self, start: int, end: int) -> int:
-        """Take [start, end) out; returns the index at which it would stand."""
-        first = bisect_right(self._ends, start)
-        if start >= end or first == len(self._starts) or self._starts[first] >= end:
-            return first
-        last = bisect_left(self._starts, end, first)
-        starts: list[int] = []
-        ends: list[int] = []
-        values: list[V] = []
-        at = first
-        if self._starts[first] < start:
-            starts.append(self._starts[first])
-            ends.append(start)
-            values.append(self._values[first])
-            at += 1
-        if self._ends[last - 1] > end:
-            starts.append(end)
-            ends.append(self._ends[last - 1])
-            values.append(self._values[last - 1])
-        self._starts[first:last] = starts
-        self._ends[first:last] = ends
-        self._values[first:last] = values
-        return at
+    def clear(self, start: int, end: int) -> None:
+        """Take [start, end) out."""
+        starts, ends = self._starts, self._ends
+        if ends and start < ends[-1] and end > starts[0] and start < end:
+            self._splice(start, end, [], [], [])
+
+    def _splice(
+        self, start: int, end: int, new_starts: list[int], new_ends: list[int], new: list[V]
+    ) -> None:
+        """Put ranges in the place of [start, end), where not all ranges end before."""
+        starts, ends, values = self._starts, self._ends, self._values
+        first = last = bisect_right(ends, start)
+        if starts[first] < end:
+            last = bisect_left(starts, end, first)
+            if starts[first] < start:
+                new_starts, new_ends = [starts[first], *new_starts], [start, *new_ends]
+                new = [values[first], *new]
+            if ends[last - 1] > end:
+                new_starts, new_ends = [*new_starts, end], [*new_ends, ends[last - 1]]
+                new = [*new, values[last - 1]]
+        starts[first:last] = new_starts
+        ends[first:last] = new_ends
+        values[first:last] = new
 
     def get(self, point: int) -> tuple[int, int, V] | None:
         """The range that `point` lies in, whole, with its value; None if there is none."""
@@ -214,8 +230,10 @@ class RangeMap(Generic[V]):
     def within(self, start: int, end: int) -> list[tuple[int, int, V]]:
         """The ranges that meet [start, end), cut to it, ascending."""
         starts, ends, values = self._starts, self._ends, self._values
+        if not ends or start >= ends[-1] or end <= starts[0]:
+            return []
         first = bisect_right(ends, start)
-        if first == len(starts) or starts[first] >= end:
+        if starts[first] >= end:
             return []
         if starts[first] <= start and ends[first] >= end:  # inside one range, as most often
             return [(start, end, values[first])]
