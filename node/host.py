@@ -199,7 +199,7 @@ class Host:
         return self.agent
 
     def _session(self, name: str) -> tuple[Agent, int]:
-        agent = self._the_agent()
+        agent = self.agent or self._the_agent()
         fd = agent.session(name)
         if fd is None:
             raise HostStateError("NO_SUCH_SESSION", f"{self.name}: no open session {name!r}")
@@ -241,7 +241,8 @@ class Host:
 
     def create_session(self, name: str) -> None:
         """CREATE_SESSION on /dev/liveupdate."""
-        self._ask("create_session", {"session": name}, self._the_agent().create, name)
+        agent = self.agent or self._the_agent()
+        self._ask("create_session", {"session": name}, agent.create, name)
 
     def preserve_fd(self, session: str, token: int, vm: str) -> None:
         """PRESERVE_FD of a VM's memory."""
@@ -267,7 +268,8 @@ class Host:
 
     def retrieve_session(self, name: str) -> None:
         """RETRIEVE_SESSION on /dev/liveupdate."""
-        self._ask("retrieve_session", {"session": name}, self._the_agent().retrieve, name)
+        agent = self.agent or self._the_agent()
+        self._ask("retrieve_session", {"session": name}, agent.retrieve, name)
 
     def retrieve_fd(self, session: str, token: int, name: str) -> bool:
         """RETRIEVE_FD; the VM gets its memory back. Whether it holds what it held when paused."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import Final
 
 from kernelmodel.kernel import Kernel
 from kernelmodel.kho.debugfs import debugfs_files
@@ -14,6 +15,9 @@ from node.api import Backing, HostGauges
 from node.vm import Vm, VmState
 
 __all__ = ["SessionView", "debugfs", "gauges", "sessions"]
+
+
+_VM_STATES: Final = tuple(state.value for state in VmState)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,7 @@ def sessions(kernel: Kernel) -> list[SessionView]:
         SessionView(
             session.name.split(b"\0", 1)[0].decode(errors="replace"),
             outgoing,
-            tuple(luo_file.token for luo_file in session.file_set.files),
+            tuple([luo_file.token for luo_file in session.file_set.files]),
             session.retrieved,
         )
         for outgoing, those in ((True, known.outgoing), (False, known.incoming))
@@ -43,7 +47,7 @@ def sessions(kernel: Kernel) -> list[SessionView]:
 
 def gauges(kernel: Kernel | None, vms: Iterable[Vm]) -> HostGauges:
     """Counters of a host whose kernel may be down."""
-    states = {state.value: 0 for state in VmState}
+    states = dict.fromkeys(_VM_STATES, 0)
     for vm in vms:
         states[vm.state] += 1
     if kernel is None:

@@ -88,10 +88,9 @@ class Phase:
         except KeyError:
             raise ModelBug(f"phase {self.name!r} has no lane {name!r}") from None
 
-    def joined(self, ends: dict[str, int], now_ns: int) -> None:
-        """Take over the ends of a group's lanes and the main lane's instant; the clock's call."""
-        self._ends.update(ends)
-        self.duration_ns = now_ns - self.start_ns
+    def lanes_joined(self, ends: dict[str, int]) -> None:
+        """Take over the ends of a group's lanes; the clock's call."""
+        self._ends |= ends
 
 
 class Slowdown:
@@ -272,9 +271,9 @@ class Clock:
             finally:
                 self.running = None
 
-    def charge_lanes(self, prefix: str, op: str, units: Iterable[int]) -> None:
+    def charge_lanes(self, prefix: str, op: str, units: list[int]) -> None:
         """Charge each of these numbers of units on its own lane: `prefix`0, `prefix`1 and so on."""
-        lanes = ((f"{prefix}{index}", each) for index, each in enumerate(units))
+        lanes = [(f"{prefix}{index}", each) for index, each in enumerate(units)]
         self.fork(lanes, partial(self.charge, op))
 
     def lock(self, name: str) -> LockBlock:
@@ -307,24 +306,18 @@ class Clock:
             ns = self.cost.cost_ns(op, units)
         else:
             base_ns, per_unit_ps, spread = self.cost.lucky[op]
+            # Draws are counted apart for each op, lane and phase, so that one VM's luck does not
+            # depend on how many others its host has, nor this update's on how the last one went.
+            what = op if self.running is None else f"{op} {self.running.name}"
+            index = self._draws.get(what, 0)
+            self._draws[what] = index + 1
+            drawn = draw(self._luck, self._luck_of_phase + what, index, Spread.RESOLUTION)
             ns = base_ns + (units * per_unit_ps + 500) // 1000
-            ns = ns * spread.multiplier_permille(self._draw(op)) // _PERMILLE
+            ns = ns * spread.multiplier_permille(drawn) // _PERMILLE
         if op in self._slowdowns:
             for permille in self._slowdowns[op]:
                 ns = ns * permille // _PERMILLE
         return ns
-
-    def _draw(self, op: str) -> int:
-        """The next draw of this op, on this lane, in this phase.
-
-        Counted apart for each of them, so that one VM's luck does not depend on how many others
-        its host has, nor this update's on how the last one went.
-        """
-        what = op if self.running is None else f"{op} {self.running.name}"
-        counts = self._draws
-        index = counts.get(what, 0)
-        counts[what] = index + 1
-        return draw(self._luck, self._luck_of_phase + what, index, Spread.RESOLUTION)
 
     def phase_begins(self, phase: Phase) -> None:
         """The block of a phase is entered; the phase's call."""
@@ -351,9 +344,9 @@ class Clock:
         phase, group = self._phase, self.group
         if phase is None or group is None:
             return
-        ends: dict[str, int] = {}
         if group.lanes:
             self.group = Group()
             ends = group.run(self.now_ns, self.cpus)
             self.now_ns = max(ends.values())
-        phase.joined(ends, self.now_ns)
+            phase.lanes_joined(ends)
+        phase.duration_ns = self.now_ns - phase.start_ns

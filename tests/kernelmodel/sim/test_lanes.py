@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from kernelmodel.errors import ModelBug
 from kernelmodel.sim.lanes import Group, LockBlock
-from tests.kernelmodel.sim.lane_reference import BODIES, Body, steps_of, tick_by_tick
+from tests.kernelmodel.sim.lane_reference import BODIES, WORK, Body, steps_of, tick_by_tick
 
 
 def simulate(bodies: list[Body], cpus: int, fork_ns: int = 0) -> list[int]:
@@ -32,6 +32,20 @@ def _fill(group: Group, name: str, body: Body) -> None:
 @settings(deadline=None, max_examples=400)
 @given(BODIES, st.integers(1, 5))
 def test_every_lane_ends_when_the_reference_says(bodies: list[Body], cpus: int) -> None:
+    assert simulate(bodies, cpus) == tick_by_tick(bodies, cpus)
+
+
+ONE_LOCK = st.lists(
+    st.lists(st.one_of(WORK, st.tuples(st.just("a"), st.lists(WORK, max_size=2))), max_size=6),
+    min_size=1,
+    max_size=7,
+)
+
+
+@settings(deadline=None, max_examples=400)
+@given(ONE_LOCK, st.integers(5, 7))
+def test_so_does_every_lane_that_shares_one_lock(bodies: list[Body], cpus: int) -> None:
+    """With a CPU for each lane that is found in a shorter way."""
     assert simulate(bodies, cpus) == tick_by_tick(bodies, cpus)
 
 
