@@ -36,7 +36,8 @@ def files() -> Iterator[Path]:
         folders[:] = sorted(
             name for name in folders if name not in SKIPPED and (name == ".ci" or name[0] != ".")
         )
-        yield from (Path(folder) / name for name in sorted(names) if name != ".git")  # a work tree's
+        # in a linked work tree .git is a file
+        yield from (Path(folder) / name for name in sorted(names) if name != ".git")
 
 
 def python_files() -> Iterator[Path]:
