@@ -177,15 +177,16 @@ def restore_folio_runs(
     return runs
 
 
-def folio_heads(runs: Iterable[FolioRun], nr_pages: int) -> list[FolioRun]:
+def folio_heads(runs: Iterable[FolioRun | FolioRuns], nr_pages: int) -> list[FolioRun]:
     """`runs` cut so that each is a block of adjacent folios of `nr_pages` in file order.
 
     A run that steps otherwise (a table that was tampered with) falls into single entries.
     """
     out: list[FolioRun] = []
-    for run in runs:
-        if run.nr == 1 or (run.step == nr_pages and run.index_step == 1):
-            out.append(run)
-        else:
-            out.extend(run.cut(at, at + 1) for at in range(run.nr))
+    for batch in runs:
+        for run in batch if isinstance(batch, FolioRuns) else (batch,):
+            if run.nr == 1 or (run.step == nr_pages and run.index_step == 1):
+                out.append(run)
+            else:
+                out.extend(run.cut(at, at + 1) for at in range(run.nr))
     return out

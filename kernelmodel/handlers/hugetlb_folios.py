@@ -15,6 +15,7 @@ task they retrieve. The RFC charges them.
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import TYPE_CHECKING, Protocol
 
 from kernelmodel.abi.folio_runs import FolioRun, single_folio_runs
@@ -24,7 +25,7 @@ from kernelmodel.handlers.folio_table import (
     PreservedFolios,
     folio_heads,
     preserve_folios,
-    restore_folio_table,
+    restore_folio_runs,
 )
 from kernelmodel.mm.hugetlbfs import HugetlbInode
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["HugetlbFolios"]
 
 _LOCK = "hugetlb_lock"
+_NR = attrgetter("nr")
 
 
 class _HugeFile(Protocol):
@@ -66,19 +68,17 @@ class HugetlbFolios:
         nr_folios, rest = divmod(hugetlb.size, hugetlb.page_size)
         if rest:
             raise InvalidArgument("size is no multiple of the page size", size=hugetlb.size)
-        holes = hugetlb.folios.gaps(0, nr_folios)
-        if holes:
-            self._fill_holes(inode, nr_folios, holes)
-        runs = [
-            FolioRun(pfn, index, nr, 1 << order, 1)
-            for index, pfn, nr in hugetlb.folios.within(0, nr_folios)
-        ]
+        runs = _runs(hugetlb, nr_folios)
+        if sum(map(_NR, runs)) < nr_folios:
+            self._fill_holes(inode, nr_folios)
+            runs = _runs(hugetlb, nr_folios)
         kernel.charge("hugetlb_pin_folios", nr_folios)
         kernel.charge("hugetlb_luo_folio_ser", nr_folios)
         return preserve_folios(kernel, runs, order, self.design)
 
-    def _fill_holes(self, inode: _HugeFile, nr_folios: int, holes: list[tuple[int, int]]) -> None:
+    def _fill_holes(self, inode: _HugeFile, nr_folios: int) -> None:
         """Allocate what was never touched; new folios are cleared."""
+        holes = inode.hugetlb.folios.gaps(0, nr_folios)
         if inode.hugetlb.populate(0, nr_folios) < nr_folios:
             raise NoSpace("huge page pool exhausted while filling holes")
         for low, high in holes:
@@ -102,7 +102,7 @@ class HugetlbFolios:
         if not nr_folios:
             return
         order = hugetlb.hstate.order
-        runs = restore_folio_table(self.kernel, table, nr_folios)
+        runs = restore_folio_runs(self.kernel, table, nr_folios)
         if runs is None:
             raise InvalidArgument("cannot restore the folio table")
         self.kernel.fail_function("hugetlb_retrieve_folios", order=order)
@@ -112,8 +112,7 @@ class HugetlbFolios:
         except KernelError:
             self.kernel.hugetlb.lost_files.append(hugetlb)
             raise
-        with self.kernel.clock.lock(_LOCK):
-            self.kernel.charge("hugetlb_add_to_page_cache", nr_folios)
+        self.kernel.clock.charge_locked(_LOCK, "hugetlb_add_to_page_cache", nr_folios)
 
     def _add_run(self, hugetlb: HugetlbInode, run: FolioRun) -> None:
         # the file was empty before its first run
@@ -130,7 +129,7 @@ class HugetlbFolios:
         """Give folios that nobody retrieved to their pool; of unknown size, they stay lost."""
         if not nr_folios or order not in self.kernel.hugetlb.hstates:
             return
-        runs = restore_folio_table(self.kernel, table, nr_folios)
+        runs = restore_folio_runs(self.kernel, table, nr_folios)
         for run in folio_heads(runs or [], 1 << order):
             self.design.discard_folios(order, run.pfn, run.nr)
 
@@ -140,3 +139,11 @@ class HugetlbFolios:
             self.design.file_incoming()
         except KernelError as error:  # finish cannot fail
             self.kernel.warn_on(f"cannot read the shared state of huge pages: {error}")
+
+
+def _runs(hugetlb: HugetlbInode, nr_folios: int) -> list[FolioRun]:
+    """The first `nr_folios` folios of a file, as far as they are there."""
+    step = 1 << hugetlb.hstate.order
+    return [
+        FolioRun(pfn, index, nr, step, 1) for index, pfn, nr in hugetlb.folios.within(0, nr_folios)
+    ]

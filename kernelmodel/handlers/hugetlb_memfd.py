@@ -50,9 +50,10 @@ class HugetlbMemfdHandler(FileHandler):
 
     def preserve(self, luo_file: LuoFile) -> None:
         """Freeze, fill, write down, preserve."""
-        kernel, inode = self.kernel, _inode(luo_file)
-        file = luo_file.file
+        kernel, file = self.kernel, luo_file.file
         assert file is not None
+        inode = file.inode
+        assert isinstance(inode, HugetlbMemfdInode)
         inode.hugetlb.frozen = True
         ser_pa = 0
         try:
@@ -89,7 +90,10 @@ class HugetlbMemfdHandler(FileHandler):
 
     def unpreserve(self, luo_file: LuoFile) -> None:
         """Undo preserve."""
-        _inode(luo_file).hugetlb.frozen = False
+        assert luo_file.file is not None
+        inode = luo_file.file.inode
+        assert isinstance(inode, HugetlbMemfdInode)
+        inode.hugetlb.frozen = False
         _private(luo_file).unpreserve(self.kernel)
         self.kernel.kho.unpreserve_free(luo_file.data)
 
@@ -125,13 +129,6 @@ class HugetlbMemfdHandler(FileHandler):
         _, _, table, nr_folios, order = self._read_ser(luo_file)
         self.folios.discard(order, table, nr_folios)
         self.kernel.kho.restore_free(luo_file.data)
-
-
-def _inode(luo_file: LuoFile) -> HugetlbMemfdInode:
-    assert luo_file.file is not None
-    inode = luo_file.file.inode
-    assert isinstance(inode, HugetlbMemfdInode)
-    return inode
 
 
 def _private(luo_file: LuoFile) -> PreservedFolios:

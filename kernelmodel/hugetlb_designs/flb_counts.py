@@ -74,13 +74,14 @@ class FlbCounts(FlbDesign):
         # The FLB's lock is held for no time, so nobody can wait for it.
         memory, pa = self.kernel.memory, self.flb.outgoing_data
         *words, used = HugetlbSer.FORMAT.unpack(memory.read(pa, HugetlbSer.SIZE))
-        orders = words[1 : 2 * used : 2]
-        at = orders.index(order) if order in orders else used
+        at = 0
+        while at < used and words[2 * at + 1] != order:
+            at += 1
         if at == HUGETLB_SER_MAX_HSTATES:
             raise NoSpace("too many huge page sizes", order=order)
         words[2 * at] += nr_pages
         words[2 * at + 1] = order
-        memory.write(pa, HugetlbSer.FORMAT.pack(*words, max(used, at + 1)))
+        memory.write(pa, HugetlbSer.FORMAT.pack(*words, used if at < used else at + 1))
 
     # Incoming.
 

@@ -49,6 +49,7 @@ class HstatePool:
         "cma",
         "door",
         "free_turns",
+        "is_gigantic",
         "max_huge_pages",
         "nodes",
         "order",
@@ -64,6 +65,8 @@ class HstatePool:
         cma: HugetlbCma,
     ) -> None:
         self.order = order
+        #: Whether the page allocator has no blocks of this size. C: hstate_is_gigantic().
+        self.is_gigantic = order > MAX_PAGE_ORDER
         self.door = door
         self.vmemmap = vmemmap
         self.cma = cma
@@ -75,11 +78,6 @@ class HstatePool:
         #: Whose turn it is to get or to give a folio. Boot has turns of its own.
         self.alloc_turns = Turns()
         self.free_turns = Turns()
-
-    @property
-    def is_gigantic(self) -> bool:
-        """Whether the page allocator has no blocks of this size. C: hstate_is_gigantic()."""
-        return self.order > MAX_PAGE_ORDER
 
     @property
     def allocator(self) -> PageAllocator:
@@ -96,7 +94,7 @@ class HstatePool:
         Evenly from all nodes unless the command line named some, from wherever there is room
         when a node has too little.
         """
-        if self.cma.areas and not self.cma.only:
+        if not self.max_huge_pages or (self.cma.areas and not self.cma.only):
             return 0
         nids = list(self.nodes)
         wanted = [node.max_huge_pages for node in self.nodes.values()]
@@ -195,6 +193,8 @@ class HstatePool:
 
     def grow(self, n: int, nids: Sequence[int], turns: Turns) -> int:
         """Add up to `n` free folios in turn; returns how many. C: alloc_pool_huge_folio()."""
+        if not n:
+            return 0
         fresh = self.fresh(n, nids, turns)
         for nid, folio, count in fresh:
             self.nodes[nid].enqueue(folio, count)

@@ -14,7 +14,7 @@ boot allocates) and `Hstate.add_preserved` (pages that come back): ours, after t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 from kernelmodel.errors import InvalidArgument, ModelBug
 from kernelmodel.mm.hstate import Hstate, Runs
@@ -101,14 +101,17 @@ class HugetlbState:
 
         `avoid` holds KHO's real scratch in bytes.
         """
-        self.cma.reserve(memblock, sorted({r.nid for r in memblock.memory}))
+        self.cma.reserve(memblock)
         self.warnings += self.cma.warnings
         gigantic = [hstate for hstate in self.hstates.values() if hstate.is_gigantic]
         if self.cma.areas and not self.cma.only and any(h.max_huge_pages for h in gigantic):
             self.warnings.append("hugetlb_cma is enabled, skip boot time allocation")
             for hstate in gigantic:
                 hstate.max_huge_pages = 0
-        return self._fill(gigantic, lambda hstate: hstate.bootmem_alloc(memblock, avoid))
+        total = 0
+        for hstate in gigantic:
+            total += self._filled(hstate, hstate.bootmem_alloc(memblock, avoid))
+        return total
 
     def init(self, allocator: PageAllocator) -> int:
         """Fill the pools; returns pages taken from the page allocator. C: hugetlb_init()."""
@@ -116,22 +119,20 @@ class HugetlbState:
         for hstate in self.hstates.values():
             if hstate.is_gigantic:
                 hstate.init(allocator)
-        return self._fill(
-            (hstate for hstate in self.hstates.values() if not hstate.is_gigantic),
-            lambda hstate: hstate.init(allocator),
-        )
-
-    def _fill(self, hstates: Iterable[Hstate], fill: Callable[[Hstate], int]) -> int:
         total = 0
-        for hstate in hstates:
-            got = fill(hstate)
-            if got < hstate.max_huge_pages:
-                self.warnings.append(
-                    f"order {hstate.order}: {got} of {hstate.max_huge_pages} huge pages allocated"
-                )
-                hstate.max_huge_pages = got
-            total += got
+        for hstate in self.hstates.values():
+            if not hstate.is_gigantic:
+                total += self._filled(hstate, hstate.init(allocator))
         return total
+
+    def _filled(self, hstate: Hstate, got: int) -> int:
+        """Boot got so many pages for a pool, maybe fewer than it wants; how many."""
+        if got < hstate.max_huge_pages:
+            self.warnings.append(
+                f"order {hstate.order}: {got} of {hstate.max_huge_pages} huge pages allocated"
+            )
+            hstate.max_huge_pages = got
+        return got
 
     def boot_hvo(self, nid: int) -> tuple[int, int]:
         """What gigantic pages of boot are to a node's memory map with HVO.

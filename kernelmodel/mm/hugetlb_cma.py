@@ -72,11 +72,12 @@ class HugetlbCma:
         self.warnings.append(f"hugetlb_cma: {why}")
         self._size, self._by_node, self.only = 0, {}, False
 
-    def reserve(self, memblock: Memblock, nids: Sequence[int]) -> None:
+    def reserve(self, memblock: Memblock) -> None:
         """Take the areas from memblock. C: hugetlb_cma_reserve()."""
         if not self._size:
             self.only = False
             return
+        nids = sorted({region.nid for region in memblock.memory})
         wanted = {nid: size for nid, size in self._by_node.items() if size >= _GIGANTIC}
         if not self._by_node and self._size >= _GIGANTIC:
             left = self._size

@@ -10,7 +10,9 @@ Unhappy paths are warnings, as in the kernel: a wrong parameter is ignored and t
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 __all__ = [
@@ -32,13 +34,13 @@ _NUMBER: Final = re.compile("[0-9]+")
 _SUFFIX: Final = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50, "E": 60}
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class HugepagesRequest:
     """How many pages of one size: in all, and by node where the command line said so."""
 
     order: int
-    nr: int = 0
-    by_node: dict[int, int] = field(default_factory=dict)
+    nr: int
+    by_node: Mapping[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,15 @@ def memparse(text: str) -> int:
     return int(match[1], 0) << _SUFFIX[match[2]] if match[1] != "0" else 0
 
 
+@dataclass(slots=True)
+class _Size:
+    """As `HugepagesRequest`, as far as it is read."""
+
+    order: int
+    nr: int = 0
+    by_node: dict[int, int] = field(default_factory=dict)
+
+
 class _Parser:
     """The state that the parameters share while they are read from left to right."""
 
@@ -70,21 +81,21 @@ class _Parser:
         self.cma: list[tuple[str, str]] = []
         self.default_order = orders[0]
         self.orders = {1 << (12 + order): order for order in orders}
-        self.sizes: list[HugepagesRequest] = []
+        self.sizes: list[_Size] = []
         self.warnings: list[str] = []
         #: Pages of the default size asked for before any size was named.
-        self.early = HugepagesRequest(-1)
-        self.default: HugepagesRequest | None = None
-        self.current: HugepagesRequest | None = None
-        self.last_filled: HugepagesRequest | None = None
+        self.early = _Size(-1)
+        self.default: _Size | None = None
+        self.current: _Size | None = None
+        self.last_filled: _Size | None = None
         self.follows_valid_size = True
 
-    def size(self, order: int) -> HugepagesRequest:
+    def size(self, order: int) -> _Size:
         """The request for one size, registered when it is new. C: hugetlb_add_hstate()."""
         for request in self.sizes:
             if request.order == order:
                 return request
-        self.sizes.append(HugepagesRequest(order))
+        self.sizes.append(_Size(order))
         return self.sizes[-1]
 
     def hugepagesz(self, value: str) -> None:
@@ -115,7 +126,7 @@ class _Parser:
         self.follows_valid_size = True
         if self.early.nr:
             self.default.nr, self.default.by_node = self.early.nr, self.early.by_node
-            self.early = HugepagesRequest(-1)
+            self.early = _Size(-1)
 
     def hugepages(self, value: str) -> None:
         """C: hugepages_setup()."""
@@ -134,7 +145,7 @@ class _Parser:
         self.last_filled = target
         target.nr, target.by_node = counts.nr, counts.by_node
 
-    def counts(self, value: str) -> HugepagesRequest | None:
+    def counts(self, value: str) -> _Size | None:
         """How many pages a value says; what follows the last number is passed over."""
         at = 0
         by_node: dict[int, int] = {}
@@ -144,7 +155,7 @@ class _Parser:
                 return None
             at = number.end()
             if not value.startswith(":", at):
-                return None if by_node else HugepagesRequest(-1, int(number[0]))
+                return None if by_node else _Size(-1, int(number[0]))
             count = _NUMBER.match(value, at + 1)
             if int(number[0]) not in self.nids or count is None:
                 return None
@@ -153,7 +164,7 @@ class _Parser:
             if not value.startswith(",", at):
                 break
             at += 1
-        return HugepagesRequest(-1, sum(by_node.values()), by_node)
+        return _Size(-1, sum(by_node.values()), by_node)
 
     def result(self) -> HugetlbRequest:
         """What stands after the last parameter.
@@ -169,7 +180,7 @@ class _Parser:
             if self.early.nr:
                 self.default.nr, self.default.by_node = self.early.nr, self.early.by_node
         return HugetlbRequest(
-            tuple(self.sizes),
+            tuple(HugepagesRequest(one.order, one.nr, one.by_node) for one in self.sizes),
             self.default.order,
             tuple(self.warnings),
             self.free_vmemmap,
@@ -177,6 +188,7 @@ class _Parser:
         )
 
 
+@lru_cache(maxsize=256)  # a host boots with one and the same, and so do its likes
 def parse_cmdline(
     cmdline: str,
     nids: frozenset[int] = frozenset({0}),

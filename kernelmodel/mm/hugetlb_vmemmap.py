@@ -38,13 +38,15 @@ def vmemmap_frames(order: int) -> int:
 class HugetlbVmemmap:
     """Frames of the memory map that huge pages gave up, on one kernel."""
 
-    __slots__ = ("_home", "enabled", "extra", "moved", "released")
+    __slots__ = ("_added", "_home", "enabled", "extra", "moved", "released")
 
     def __init__(self, *, enabled: bool) -> None:
         #: vm.hugetlb_optimize_vmemmap.
         self.enabled = enabled
         #: The memory map's own frames by node, as boot allocated them; those gone from it.
         self._home: dict[int, RangeSet] = {}
+        #: What boot allocated and nobody looked at yet: (node, first frame, frames).
+        self._added: list[tuple[int, int, int]] = []
         self.released = RangeSet()
         #: Frames of the page allocator that hold struct pages now.
         self.extra = RangeSet()
@@ -53,9 +55,15 @@ class HugetlbVmemmap:
 
     def add_home(self, nid: int, pfn: int, nr: int) -> None:
         """Frames that hold a node's memory map from boot on."""
-        if nid not in self._home:
-            self._home[nid] = RangeSet()
-        self._home[nid].add(pfn, pfn + nr)
+        self._added.append((nid, pfn, nr))
+
+    def _home_of(self, nid: int) -> RangeSet:
+        for owner, pfn, nr in self._added:
+            if owner not in self._home:
+                self._home[owner] = RangeSet()
+            self._home[owner].add(pfn, pfn + nr)
+        self._added.clear()
+        return self._home.get(nid, RangeSet())
 
     def never_had(self, pfn: int, nr_pages: int) -> None:
         """Page frames whose struct pages were left out of the memory map at boot."""
@@ -85,7 +93,7 @@ class HugetlbVmemmap:
             for start, count in extra:
                 allocator.free_run(start, count)
             nr -= sum(count for _, count in extra)  # a frame that boot did allocate is left
-        home = _take(self._home.get(nid, RangeSet()), nr)
+        home = _take(self._home_of(nid), nr)
         if sum(count for _, count in home) < nr:
             raise ModelBug("more frames of the memory map were given up than there are")
         for start, count in home:
