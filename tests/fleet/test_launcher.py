@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import pickle
 import socket
 import sys
+from pathlib import Path
 from subprocess import run as run_process
 
 import pytest
 
 from fleet.launcher import HostUnreachable, RayBackend
+from fleet.placement import partition
+from fleet.plan import make_plan
+from fleet.scenario import load_scenario
+from node.api import UpdateCommand, UpdatePolicy
+from node.shard import Shard
+from tests.fleet.rollouts import NEW
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def test_the_local_backend_does_not_load_ray() -> None:
@@ -25,3 +35,15 @@ def test_an_address_on_which_nobody_listens_is_refused_at_once(no_ray: None) -> 
             HostUnreachable, match=f"no Ray cluster listens at {address}: .*refused"
         ):
             RayBackend(address)
+
+
+def test_what_crosses_for_a_host_update_is_small() -> None:
+    """Beyond 100 KiB an answer would go through Ray's object store."""
+    fleet = load_scenario(EXAMPLES / "scale.toml", ["fleet.host_class.0.count=64"])
+    (config,) = partition(fleet, make_plan(fleet), shards=1, records_events=False)
+    commands = [UpdateCommand(host.name, 1, 0, NEW, UpdatePolicy()) for host in fleet.hosts]
+    asked = len(pickle.dumps(commands, pickle.HIGHEST_PROTOCOL))
+    answered = len(pickle.dumps(Shard(config).update(commands), pickle.HIGHEST_PROTOCOL))
+    print(f"{asked / 64:.0f} and {answered / 64:.0f} bytes a host update, ten VMs each")
+    assert asked < 64 * 64
+    assert answered < 100 << 10
