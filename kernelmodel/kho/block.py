@@ -28,6 +28,7 @@ __all__ = ["KHO_MAX_BLOCKS", "KhoBlockSet"]
 KHO_MAX_BLOCKS = 10_000
 _HEADER = KhoBlockHeaderSer.SIZE
 _U64 = struct.Struct("<Q")
+_header_at = KhoBlockHeaderSer.FORMAT.unpack_from
 
 
 class KhoBlockSet:
@@ -57,17 +58,18 @@ class KhoBlockSet:
         if self.incoming:
             self._kho.kernel.warn_on("growing a block set that came over")
             raise InvalidArgument("incoming block set")
-        before = len(self.blocks)
+        blocks = self.blocks
+        before = len(blocks)
         try:
-            while nr_entries > len(self.blocks) * self.capacity:
-                if len(self.blocks) >= KHO_MAX_BLOCKS:
+            for number in range(before, -(-nr_entries // self.capacity)):
+                if number >= KHO_MAX_BLOCKS:
                     raise NoSpace("too many blocks")
                 block = self._kho.alloc_preserve(PAGE_SIZE)
-                if self.blocks:
-                    self._kho.kernel.memory.write_u64(self.blocks[-1], block)
-                self.blocks.append(block)
+                if number:
+                    self._kho.kernel.memory.write_u64(blocks[-1], block)
+                blocks.append(block)
         except KernelError:
-            while len(self.blocks) > before:
+            while len(blocks) > before:
                 self._drop_tail()
             raise
 
@@ -98,11 +100,12 @@ class KhoBlockSet:
 
         C: kho_block_it_reserve_entry(). Raises: NoSpace if the set has not grown for it.
         """
-        block, slot = divmod(index, self.capacity)
-        if block >= len(self.blocks):
+        number, slot = index // self.capacity, index % self.capacity
+        if number >= len(self.blocks):
             raise NoSpace("no block for this entry", index=index)
-        self._kho.kernel.memory.write_u64(self.blocks[block] + 8, slot + 1)
-        return self.blocks[block] + _HEADER + slot * self.entry_size
+        block = self.blocks[number]
+        _U64.pack_into(self._kho.kernel.memory.writable(block >> PAGE_SHIFT), 8, slot + 1)
+        return block + _HEADER + slot * self.entry_size
 
     def write_entries(self, entries: list[bytes]) -> None:
         """Reserve the first slots and put these there, a block at a time.
@@ -133,18 +136,14 @@ class KhoBlockSet:
         self.incoming = True
         if head_pa == 0:
             return
-        if not head_pa % PAGE_SIZE:  # as it is in a chain that is whole, and mostly there is one
-            following, count = KhoBlockHeaderSer.FORMAT.unpack(memory.read(head_pa, _HEADER))
-            if following == 0 and 1 <= count <= self.capacity:
-                self.blocks.append(head_pa)
-                return
-        self._check_cycle(head_pa)
         at = head_pa
         while at:
-            header = KhoBlockHeaderSer.unpack(memory.read(at, _HEADER))
+            following, count = _header_at(memory.read(at, _HEADER))
+            if following and at == head_pa:  # or there is nothing that could be a cycle
+                self._check_cycle(head_pa)
             try:
-                if not 1 <= header.count <= self.capacity:
-                    raise InvalidArgument("absurd entry count", count=header.count)
+                if not 1 <= count <= self.capacity:
+                    raise InvalidArgument("absurd entry count", count=count)
                 if len(self.blocks) >= KHO_MAX_BLOCKS:
                     raise NoSpace("too many blocks")
             except KernelError:
@@ -155,7 +154,7 @@ class KhoBlockSet:
                     at = following
                 raise
             self.blocks.append(at)
-            at = header.next
+            at = following
 
     def _check_cycle(self, head_pa: int) -> None:
         memory = self._kho.kernel.memory
@@ -177,5 +176,5 @@ class KhoBlockSet:
 
     def _entries_of(self, block: int) -> list[bytes]:
         page, size = self._kho.kernel.memory.read(block, PAGE_SIZE), self.entry_size
-        count = KhoBlockHeaderSer.FORMAT.unpack_from(page)[1]
+        count = _header_at(page)[1]
         return [page[at : at + size] for at in range(_HEADER, _HEADER + count * size, size)]

@@ -10,7 +10,10 @@ known tokens) and lenient about the rest. Source: the Devicetree Specification v
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
+from types import MappingProxyType
 
 __all__ = ["FDT_MAGIC", "Fdt", "FdtError", "FdtNode", "stringlist_contains"]
 
@@ -91,7 +94,7 @@ class Fdt:
     @property
     def strings_block(self) -> bytes:
         """The names of all properties, each ended by a zero."""
-        return b"".join(name.encode() + b"\0" for name in self.strings)
+        return _strings(tuple(self.strings))[0]
 
     def built(self, size: int) -> tuple[bytes, int]:
         """A zeroed buffer of `size` bytes after a tree was written into it from nothing.
@@ -109,15 +112,8 @@ class Fdt:
 
     def _at(self, off_rsvmap: int) -> bytes:
         """The tree's bytes, the reserve map at this offset and all else close behind it."""
-        offsets: dict[str, int] = {}
-        strings = b""
-        for name in self.strings:
-            offsets[name] = len(strings)
-            strings += name.encode() + b"\0"
-        parts: list[bytes] = []
-        _write_node(parts, self.root, offsets)
-        parts.append(_END_TOKEN)
-        block = b"".join(parts)
+        strings, offsets = _strings(tuple(self.strings))
+        block = _node_bytes(self.root, offsets) + _END_TOKEN
         off_struct = off_rsvmap + 16
         off_strings = off_struct + len(block)
         total = off_strings + len(strings)
@@ -196,16 +192,26 @@ def stringlist_contains(value: bytes, text: str) -> bool:
     return text.encode() in value.split(b"\0")[:-1]
 
 
-def _write_node(parts: list[bytes], node: FdtNode, offsets: dict[str, int]) -> None:
-    """Append the node's tokens; what stands between two of them fills up whole words."""
+@lru_cache(maxsize=64)
+def _strings(names: tuple[str, ...]) -> tuple[bytes, Mapping[str, int]]:
+    """The strings block of these names, and where each begins in it."""
+    block, offsets = b"", dict[str, int]()
+    for name in names:
+        offsets[name] = len(block)
+        block += name.encode() + b"\0"
+    return block, MappingProxyType(offsets)
+
+
+def _node_bytes(node: FdtNode, offsets: Mapping[str, int]) -> bytes:
+    """The node's tokens; what stands between two of them fills up whole words."""
     name = node.name.encode()
-    parts += (_BEGIN_NODE_TOKEN, name, bytes(4 - len(name) % 4))  # a zero ends it at least
+    block = _BEGIN_NODE_TOKEN + name + bytes(4 - len(name) % 4)  # a zero ends it at least
     for prop, value in node.props.items():
-        head = _PROP_HEAD.pack(_PROP, len(value), offsets[prop])
-        parts += (head, value, bytes(-len(value) % 4))
+        size = len(value)
+        block += _PROP_HEAD.pack(_PROP, size, offsets[prop]) + value + bytes(-size % 4)
     for sub in node.subnodes:
-        _write_node(parts, sub, offsets)
-    parts.append(_END_NODE_TOKEN)
+        block += _node_bytes(sub, offsets)
+    return block + _END_NODE_TOKEN
 
 
 class _Reader:

@@ -27,6 +27,7 @@ from kernelmodel.kho.tags import PageTags
 from kernelmodel.machine import Firmware
 from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE
 from kernelmodel.mm.extents import Extents
+from kernelmodel.mm.ranges import RangeSet
 
 if TYPE_CHECKING:
     from kernelmodel.kernel import Kernel
@@ -107,7 +108,8 @@ def deserialize(kernel: Kernel, tree: IncomingTree, tags: PageTags) -> None:
     Raises:
         KernelPanic: an entry lies where there is no memory.
     """
-    memory, memblock, charge = kernel.memory, kernel.memblock, kernel.charge
+    is_ram, memblock, charge = kernel.memory.is_ram, kernel.memblock, kernel.charge
+    reserved: list[tuple[int, int]] = []
     scattered: list[Extents] = []
     for run in tree.batches():
         if isinstance(run, KeyRuns):
@@ -119,13 +121,15 @@ def deserialize(kernel: Kernel, tree: IncomingTree, tags: PageTags) -> None:
             continue
         pfn, order, nr = run
         base, size = pfn << PAGE_SHIFT, nr << order + PAGE_SHIFT
-        if not memory.is_ram(base, size):
+        if not is_ram(base, size):
             # nobody looks before the struct pages of an entry are written
             raise KernelPanic(f"unable to handle page fault: no memory map for {pfn:#x}")
-        memblock.reserve_noinit(base, size)
+        reserved.append((base, base + size))
         tags.put(pfn, order, nr)
         charge("kho_reserve_preserved", nr)
         charge("kho_init_preserved_page", nr << order)
+    for base, end in RangeSet(reserved):  # joined
+        memblock.reserve_noinit(base, end - base)
     if scattered:
         memblock.reserve_noinit_pages(
             Extents(

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from kernelmodel.abi.kexec_handover import KhoKexecMetadata, KhoScratch
 from kernelmodel.errors import InvalidArgument, KernelError, NoEntry, NoMemory, TooBig
 from kernelmodel.kho.incoming import KhoIn, deserialize, incoming_tree, read_handover
+from kernelmodel.kho.key_runs import KeyRuns
 from kernelmodel.kho.metadata import add_metadata, incoming_metadata
 from kernelmodel.kho.radix_tree import KeyRun, KhoRadixTree, bit_runs, leaf_runs
 from kernelmodel.kho.radix_walk import IncomingTree
@@ -222,8 +223,7 @@ class Kho:
             self.check_scratch(pfn, nr << order)
         if self._tree is None:
             raise InvalidArgument("KHO is not initialised")
-        with kernel.clock.lock(TREE_LOCK):
-            kernel.charge("kho_radix_add_key", nr)
+        kernel.clock.charge_locked(TREE_LOCK, "kho_radix_add_key", nr)
         self._tree.add_run(pfn, order, nr)
 
     def check_scratch(self, pfn: int, nr_pages: int) -> None:
@@ -240,8 +240,7 @@ class Kho:
         """Take the keys back; one that is not set is none. C: kho_unpreserve_folio()."""
         if self._tree is None:
             return
-        with self.kernel.clock.lock(TREE_LOCK):
-            self.kernel.charge("kho_radix_del_key", nr)
+        self.kernel.clock.charge_locked(TREE_LOCK, "kho_radix_del_key", nr)
         self._tree.del_run(pfn, order, nr)
 
     @property
@@ -263,7 +262,7 @@ class Kho:
         kernel.fail_function("kho_alloc_preserve")
         if size == 0:
             raise InvalidArgument("size 0")
-        order = max(0, (size - 1).bit_length() - PAGE_SHIFT)
+        order = 0 if size <= PAGE_SIZE else (size - 1).bit_length() - PAGE_SHIFT
         if order > MAX_PAGE_ORDER:
             raise TooBig("above the largest order", size=size)
         pfn = kernel.page_alloc.alloc_pages(order)
@@ -292,9 +291,8 @@ class Kho:
         which takes the order from the tag: callers that do not know it ask `restore_folio`.
         """
         kernel = self.kernel
-        restored = self.tags.count(pfn, order, nr)
+        restored = self.tags.take(pfn, order, nr)
         if restored:
-            self.tags.take(pfn, order, restored)
             kernel.page_alloc.adjust_managed(pfn, restored << order)
         kernel.charge("kho_restore_page", restored << order)
         return restored
@@ -308,12 +306,13 @@ class Kho:
 
         C: kho_restore_page(), kho_restore_folio().
         """
-        pfn = pa >> PAGE_SHIFT
-        order = self.tags.order(pfn)
+        kernel = self.kernel
+        order = self.tags.take_entry(pa >> PAGE_SHIFT)
         if order is None:
-            self.kernel.warn_on(f"restoring {pa:#x}, which is not preserved")
+            kernel.warn_on(f"restoring {pa:#x}, which is not preserved")
             return None
-        self.restore_folios(pfn, order)
+        kernel.page_alloc.adjust_managed(pa >> PAGE_SHIFT, 1 << order)
+        kernel.charge("kho_restore_page", 1 << order)
         return order
 
     def restore_free(self, pa: int) -> None:
@@ -343,10 +342,12 @@ class Kho:
         for level, pa, prefix in self._tree.walk() if self._tree is not None else ():
             nodes.append((pa >> PAGE_SHIFT, 1))
             if level == 0:
-                bits = bit_runs(memory.read(pa, PAGE_SIZE))
-                runs += [run.extents() for run in leaf_runs(bits, prefix)]
+                runs += [
+                    run.pages if isinstance(run, KeyRuns) else (run[0], run[2] << run[1])
+                    for run in leaf_runs(bit_runs(memory.read(pa, PAGE_SIZE)), prefix)
+                ]
         return memory.content_digest([*nodes, *runs])
 
     def outgoing_nodes(self) -> list[tuple[int, int]]:
         """Pages of the outgoing tree as (level, address)."""
-        return list(self._tree.nodes()) if self._tree is not None else []
+        return self._tree.nodes() if self._tree is not None else []

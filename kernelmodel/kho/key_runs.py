@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from kernelmodel.mm.extents import Extents
 
-__all__ = ["KeyRun", "KeyRuns", "single_runs"]
+__all__ = ["KeyBatch", "KeyRun", "KeyRuns", "single_runs"]
 
 
 class KeyRun(NamedTuple):
@@ -42,10 +42,14 @@ class KeyRuns:
         return self.pages
 
 
-def single_runs(batches: Iterable[KeyRun | KeyRuns]) -> Iterator[KeyRun]:
+#: What a walk yields: one run, as a `KeyRun` has it (pfn, order, nr), or many.
+KeyBatch = tuple[int, int, int] | KeyRuns
+
+
+def single_runs(batches: Iterable[KeyBatch]) -> Iterator[KeyRun]:
     """Batch or not, one run after the other."""
     for batch in batches:
         if isinstance(batch, KeyRuns):
             yield from batch
         else:
-            yield batch
+            yield KeyRun(*batch)

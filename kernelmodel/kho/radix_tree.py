@@ -14,6 +14,7 @@ C: kernel/liveupdate/kexec_handover.c (kho_radix_*), include/linux/kho_radix_tre
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -24,8 +25,8 @@ from kernelmodel.abi.kexec_handover import (
     KHO_TREE_MAX_DEPTH,
 )
 from kernelmodel.errors import KernelPanic, NoMemory, OutOfRange
-from kernelmodel.kho.key_runs import KeyRun, KeyRuns, single_runs
-from kernelmodel.memory import PAGE_SIZE, PhysicalMemory
+from kernelmodel.kho.key_runs import KeyBatch, KeyRun, KeyRuns, single_runs
+from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE, PhysicalMemory
 from kernelmodel.mm.extents import FEW_RUNS, Extents
 from kernelmodel.mm.frame_set import TILE_LOG2, by_tile, flag_runs
 
@@ -49,6 +50,7 @@ TABLE_SHIFTS = (
     *(BITMAP_LOG2 + KHO_TABLE_SIZE_LOG2 * level for level in range(KHO_TREE_MAX_DEPTH - 1)),
 )
 _ROOT_LEVEL = KHO_TREE_MAX_DEPTH - 1
+_KEYS_END = 1 << KHO_ORDER_0_LOG2 + 1
 _BITMAP_BITS = 1 << BITMAP_LOG2
 _BITMAP_MASK = _BITMAP_BITS - 1
 _TABLE_MASK = (1 << KHO_TABLE_SIZE_LOG2) - 1
@@ -57,8 +59,11 @@ _FULL_PAGE = b"\xff" * PAGE_SIZE
 _FEW_RUNS = 48
 _U64 = np.dtype("<u8")
 
+#: Parsed pages that are kept by their bytes: who hands a page over parses it, and who gets it.
+_PAGES_KEPT = 256
+
 #: Runs of set bits, ascending: as (first, last + 1), or, of many, first and number.
-BitRuns = list[tuple[int, int]] | Extents
+BitRuns = tuple[tuple[int, int], ...] | Extents
 
 
 def encode_key(pfn: int, order: int) -> int:
@@ -89,7 +94,7 @@ class KhoRadixTree:
     silent, and changes nothing.
     """
 
-    __slots__ = ("_alloc_page", "_free_page", "_leaves", "memory", "nr_keys", "root_pa")
+    __slots__ = ("_alloc_page", "_free_page", "_leaves", "_tables", "memory", "nr_keys", "root_pa")
 
     def __init__(
         self,
@@ -103,9 +108,10 @@ class KhoRadixTree:
         self.nr_keys = 0
         self._alloc_page = alloc_page
         self._free_page = free_page
-        #: Bitmap pages that were walked to, by the key's upper bits. Nodes are pages that nobody
-        #: but this tree writes to, and none leaves the tree before all do.
+        #: Bitmap pages that were walked to and the tables above them, by the key's upper bits.
+        #: Nodes are pages that nobody but this tree writes to, and none leaves it before all do.
         self._leaves: dict[int, int] = {}
+        self._tables: dict[int, int] = {}
 
     def add_run(self, pfn: int, order: int, nr: int = 1) -> None:
         """Set the keys of `nr` consecutive blocks. C: kho_radix_add_page().
@@ -115,12 +121,20 @@ class KhoRadixTree:
             NoMemory: no page for a node. None of the keys is set then, as if whoever adds them
                 had taken back those that were done.
         """
-        key = encode_key(pfn, order)
-        if (key + nr - 1).bit_length() > KHO_ORDER_0_LOG2 + 1:
+        key = 1 << (KHO_ORDER_0_LOG2 - order) | pfn >> order
+        leaf = self._leaves.get(key >> BITMAP_LOG2)
+        if nr == 1 and leaf is not None:  # as most often
+            page = self.memory.writable(leaf >> PAGE_SHIFT)
+            at, bit = (key & _BITMAP_MASK) >> 3, 1 << (key & 7)
+            if not page[at] & bit:
+                page[at] |= bit
+                self.nr_keys += 1
+            return
+        if key + nr > _KEYS_END:
             raise OutOfRange("key is too wide", pfn=pfn, order=order)
-        done = self._change(key, nr, present=True)
+        done = self._change(key, nr, True)
         if done < nr:
-            self._change(key, done, present=False)
+            self._change(key, done, False)
             raise NoMemory("no page for a node of the radix tree", pfn=pfn)
 
     def add_pages(self, pages: Extents) -> None:
@@ -149,7 +163,7 @@ class KhoRadixTree:
 
     def del_run(self, pfn: int, order: int, nr: int = 1) -> None:
         """Clear the keys of `nr` consecutive blocks; nodes stay. C: kho_radix_del_page()."""
-        self._change(encode_key(pfn, order), nr, present=False)
+        self._change(encode_key(pfn, order), nr, False)
 
     def has(self, pfn: int, order: int) -> bool:
         """Whether the key of this block is set."""
@@ -160,7 +174,7 @@ class KhoRadixTree:
         bit = key & _BITMAP_MASK
         return bool(self.memory.read(leaf + (bit >> 3), 1)[0] >> (bit & 7) & 1)
 
-    def _change(self, key: int, nr: int, *, present: bool) -> int:
+    def _change(self, key: int, nr: int, present: bool) -> int:
         """Set or clear `nr` keys; how many were done before a node could not be had."""
         done = 0
         while done < nr:
@@ -175,23 +189,27 @@ class KhoRadixTree:
                 if leaf:
                     self._leaves[key >> BITMAP_LOG2] = leaf
             if leaf:
+                page = self.memory.writable(leaf >> PAGE_SHIFT)
                 first, last = bit >> 3, (bit + take + 7) >> 3
-                bits = int.from_bytes(self.memory.read(leaf + first, last - first), "little")
+                bits = int.from_bytes(page[first:last], "little")
                 mask = ((1 << take) - 1) << (bit & 7)
                 were = (bits & mask).bit_count()
                 bits = bits | mask if present else bits & ~mask
                 self.nr_keys += (take if present else 0) - were
-                self.memory.write(leaf + first, bits.to_bytes(last - first, "little"))
+                page[first:last] = bits.to_bytes(last - first, "little")
             key += take
             done += take
         return done
 
     def _leaf(self, key: int, *, create: bool) -> int:
         """The bitmap page of a key, 0 if there is none. Raises: NoMemory; no node is new then."""
-        node = self.root_pa
+        table = self._tables.get(key >> TABLE_SHIFTS[2])
+        node, top = (self.root_pa, _ROOT_LEVEL) if table is None else (table, 1)
         anchor = 0
         new: list[int] = []
-        for level in range(_ROOT_LEVEL, 0, -1):
+        for level in range(top, 0, -1):
+            if level == 1:
+                table = node
             slot = node + 8 * (key >> TABLE_SHIFTS[level] & _TABLE_MASK)
             node = self.memory.u64(slot)
             if node == 0:
@@ -208,33 +226,37 @@ class KhoRadixTree:
                 anchor = anchor or slot
                 new.append(node)
                 self.memory.write_u64(slot, node)
+        if table is not None:
+            self._tables[key >> TABLE_SHIFTS[2]] = table
         return node
 
     def destroy(self) -> None:
         """Free all nodes, the root among them. C: kho_radix_destroy_tree()."""
         self._leaves.clear()
+        self._tables.clear()
         if self._free_page is not None:
-            for _, pa in list(self.nodes()):
+            for _, pa in self.nodes():
                 self._free_page(pa)
 
-    def walk(self) -> Iterator[tuple[int, int, int]]:
+    def walk(self) -> list[tuple[int, int, int]]:
         """All node pages as (level, physical address, first key), parents first, ascending by key.
 
         C: kho_radix_walk_tree().
         """
-        stack = [(_ROOT_LEVEL, self.root_pa, 0)]
-        while stack:
-            level, pa, prefix = found = stack.pop()
-            yield found
-            if level:
-                shift = TABLE_SHIFTS[level]
-                entries = table_entries(self.memory.read(pa, PAGE_SIZE))
-                for index, child in reversed(entries):
-                    stack.append((level - 1, child, prefix | index << shift))
+        found: list[tuple[int, int, int]] = []
+        self._walk(_ROOT_LEVEL, self.root_pa, 0, found)
+        return found
 
-    def nodes(self) -> Iterator[tuple[int, int]]:
+    def _walk(self, level: int, pa: int, prefix: int, found: list[tuple[int, int, int]]) -> None:
+        found.append((level, pa, prefix))
+        if level:
+            shift = TABLE_SHIFTS[level]
+            for index, child in table_entries(self.memory.read(pa, PAGE_SIZE)):
+                self._walk(level - 1, child, prefix | index << shift, found)
+
+    def nodes(self) -> list[tuple[int, int]]:
         """All node pages as (level, physical address), parents first, ascending by key."""
-        return ((level, pa) for level, pa, _ in self.walk())
+        return [(level, pa) for level, pa, _ in self.walk()]
 
     def runs(self) -> Iterator[KeyRun]:
         """All keys, ascending: the largest orders first, by address within an order.
@@ -243,44 +265,52 @@ class KhoRadixTree:
         """
         return single_runs(self.batches())
 
-    def batches(self) -> Iterator[KeyRun | KeyRuns]:
+    def batches(self) -> Iterator[KeyBatch]:
         """As `runs`, and those of a bitmap with many pages at once."""
         for level, pa, prefix in self.walk():
             if level == 0:
                 yield from leaf_runs(bit_runs(self.memory.read(pa, PAGE_SIZE)), prefix)
 
 
-def table_entries(page: bytes) -> list[tuple[int, int]]:
+@lru_cache(maxsize=_PAGES_KEPT)
+def table_entries(page: bytes) -> tuple[tuple[int, int], ...]:
     """The used slots of a table as (index, physical address)."""
     table = np.frombuffer(page, dtype=_U64)
     used = table.nonzero()[0]
-    return list(zip(used.tolist(), table[used].tolist(), strict=True))
+    return tuple(zip(used.tolist(), table[used].tolist(), strict=True))
 
 
-def leaf_runs(bits: BitRuns, prefix: int) -> Iterator[KeyRun | KeyRuns]:
+def leaf_runs(bits: BitRuns, prefix: int) -> list[KeyBatch]:
     """The keys of a bitmap with these bits set, whose first key is `prefix`."""
+    if not prefix:
+        return list(_first_leaf_runs(bits))
+    if not bits:
+        return []
+    base, order = decode_key(prefix)
     if isinstance(bits, Extents):
-        if prefix.bit_length() == KHO_ORDER_0_LOG2 + 1:
-            yield KeyRuns(Extents(bits.pfns + decode_key(prefix)[0], bits.counts))
-            return
-        bits = [(at, at + nr) for at, nr in bits]
-    for first, last in bits:
-        key, end = prefix | first, prefix | (last - 1)
-        while key <= end:
-            if key == 0:  # no order bit at all: no key that a kernel sets, and no address
-                key += 1
-                continue
+        if order == 0:
+            return [KeyRuns(Extents(bits.pfns + base, bits.counts))]
+        bits = tuple((at, at + nr) for at, nr in bits)
+    return [(base + (first << order), order, last - first) for first, last in bits]
+
+
+def _first_leaf_runs(bits: BitRuns) -> Iterator[tuple[int, int, int]]:
+    """The keys of the first bitmap of all: they are of several orders."""
+    for start, stop in [(a, a + n) for a, n in bits] if isinstance(bits, Extents) else bits:
+        key = start or 1  # no order bit at all: no key that a kernel sets, and no address
+        while key < stop:
             pfn, order = decode_key(key)
             # keys with one order bit more start where this order's keys end
-            stop = min(end + 1, 1 << key.bit_length())
-            yield KeyRun(pfn, order, stop - key)
-            key = stop
+            end = min(stop, 1 << key.bit_length())
+            yield pfn, order, end - key
+            key = end
 
 
+@lru_cache(maxsize=_PAGES_KEPT)
 def bit_runs(bitmap: bytes) -> BitRuns:
     """The runs of set bits of a bitmap."""
     if bitmap == _FULL_PAGE:
-        return [(0, _BITMAP_BITS)]
+        return ((0, _BITMAP_BITS),)
     runs: list[tuple[int, int]] = []
     for low, high in _stretches(np.frombuffer(bitmap, dtype=_U64).nonzero()[0].tolist()):
         bits = int.from_bytes(bitmap[8 * low : 8 * high], "little")
@@ -295,7 +325,7 @@ def bit_runs(bitmap: bytes) -> BitRuns:
             runs.append((at, at + ones))
             bits >>= ones
             at += ones
-    return runs
+    return tuple(runs)
 
 
 def _stretches(numbers: list[int]) -> list[tuple[int, int]]:
@@ -315,4 +345,4 @@ def _many_bit_runs(bitmap: bytes) -> BitRuns:
     firsts, lasts = flag_runs(flags.view(np.bool_))
     if len(firsts) > FEW_RUNS:
         return Extents(firsts, lasts - firsts)
-    return list(zip(firsts.tolist(), lasts.tolist(), strict=True))
+    return tuple(zip(firsts.tolist(), lasts.tolist(), strict=True))

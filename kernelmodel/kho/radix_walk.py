@@ -15,13 +15,16 @@ C: kernel/liveupdate/kexec_handover.c (kho_radix_walk_tree), 7.3.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from typing import Final
 
-from kernelmodel.abi.kexec_handover import KHO_TABLE_SIZE_LOG2, KHO_TREE_MAX_DEPTH
+from kernelmodel.abi.kexec_handover import (
+    KHO_ORDER_0_LOG2,
+    KHO_TABLE_SIZE_LOG2,
+    KHO_TREE_MAX_DEPTH,
+)
 from kernelmodel.errors import KernelPanic
-from kernelmodel.kho.key_runs import KeyRun, KeyRuns, single_runs
+from kernelmodel.kho.key_runs import KeyBatch, KeyRun, single_runs
 from kernelmodel.kho.radix_tree import (
     BITMAP_LOG2,
     TABLE_SHIFTS,
@@ -39,21 +42,15 @@ __all__ = ["IncomingTree"]
 _VISITS_MAX: Final = 1 << 28
 _ROOT_LEVEL: Final = KHO_TREE_MAX_DEPTH - 1
 _ZERO_PAGE: Final = bytes(PAGE_SIZE)
+#: By level: what hangs below a page whose first key is smaller than that is of several orders.
+_ONE_ORDER_FROM: Final = tuple(
+    1 << BITMAP_LOG2 + KHO_TABLE_SIZE_LOG2 * level for level in range(KHO_TREE_MAX_DEPTH)
+)
 
 
-@dataclass(frozen=True, slots=True)
-class _Subtree:
-    """What hangs below one page at one level.
-
-    `entries` are a table's slots (index, address), `bits` a bitmap's runs of bits, `visits` the
-    pages that a walk from here looks at.
-    """
-
-    page: bytes
-    entries: list[tuple[int, int]]
-    bits: BitRuns
-    visits: int
-    has_keys: bool
+#: What hangs below one page at one level: the page's bytes, of a table its slots (index, address),
+#: of a bitmap its runs of bits, the pages that a walk from here looks at, whether there are keys.
+_Subtree = tuple[bytes, tuple[tuple[int, int], ...], BitRuns, int, bool]
 
 
 class IncomingTree:
@@ -69,24 +66,30 @@ class IncomingTree:
         self._end_pfn = end_pfn
         self._subtrees: dict[tuple[int, int], _Subtree] = {}
         self._visits = 0
-        self._runs: list[KeyRun | KeyRuns] | None = None
+        self._runs: list[KeyBatch] | None = None
+        #: The first key of those that are behind the end of memory.
+        self._outside: int | None = None
         self._survey(_ROOT_LEVEL, root_pa)
 
     @property
     def is_as_it_was(self) -> bool:
         """Whether all of its pages still hold what was read from them."""
-        read = self._memory.read
-        return all(read(pa, PAGE_SIZE) == tree.page for (_, pa), tree in self._subtrees.items())
+        page = self._memory.page
+        for (_, pa), subtree in self._subtrees.items():
+            if page(pa >> PAGE_SHIFT) != subtree[0]:
+                return False
+        return True
 
     def _survey(self, level: int, pa: int) -> _Subtree:
         known = self._subtrees.get((level, pa))
+        self._visits += 1 if known is None else known[3]
+        if self._visits > _VISITS_MAX:
+            raise KernelPanic("hang: the walk of the radix tree of preserved memory does not end")
         if known is not None:
-            self._visit(known.visits)
             return known
-        self._visit(1)
         page = self._memory.read(pa, PAGE_SIZE)
-        entries: list[tuple[int, int]] = []
-        bits: BitRuns = []
+        entries: tuple[tuple[int, int], ...] = ()
+        bits: BitRuns = ()
         visits, keys = 1, False
         if page == _ZERO_PAGE:
             pass
@@ -96,59 +99,46 @@ class IncomingTree:
             entries = table_entries(page)
             for _, child in entries:
                 below = self._survey(level - 1, child)
-                visits += below.visits
-                keys = keys or below.has_keys
-        tree = self._subtrees[level, pa] = _Subtree(page, entries, bits, visits, keys)
+                visits += below[3]
+                keys = keys or below[4]
+        tree = self._subtrees[level, pa] = page, entries, bits, visits, keys
         return tree
 
-    def _visit(self, pages: int) -> None:
-        self._visits += pages
-        if self._visits > _VISITS_MAX:
-            raise KernelPanic("hang: the walk of the radix tree of preserved memory does not end")
-
-    def node_frames(self) -> Iterator[int]:
+    def node_frames(self) -> list[int]:
         """Frames of the tree's pages, each at least once."""
-        return (pa >> PAGE_SHIFT for _, pa in self._subtrees)
+        return [pa >> PAGE_SHIFT for _, pa in self._subtrees]
 
     def runs(self) -> Iterator[KeyRun]:
         """All keys in memory, ascending, and one of those that are wholly behind its end."""
         return single_runs(self.batches())
 
-    def batches(self) -> Iterator[KeyRun | KeyRuns]:
+    def batches(self) -> Iterable[KeyBatch]:
         """As `runs`, and those of a bitmap with many pages at once."""
-        return self._walk() if self._runs is None else iter(self._runs)
+        if self._runs is None:
+            self._runs = []
+            self._walk(_ROOT_LEVEL, self._root_pa, 0, self._runs)
+        return self._runs if self._outside is None else self._and_outside(self._runs, self._outside)
 
-    def _walk(self) -> Iterator[KeyRun | KeyRuns]:
-        runs: list[KeyRun | KeyRuns] = []
-        outside: int | None = None
-        stack = [(_ROOT_LEVEL, self._root_pa, 0)]
-        while stack:
-            level, pa, prefix = stack.pop()
-            tree = self._subtrees[level, pa]
-            if not tree.has_keys:
-                continue
-            if self._is_outside(level, prefix):
-                outside = prefix if outside is None else outside
-            elif level == 0:
-                for run in leaf_runs(tree.bits, prefix):
-                    runs.append(run)
-                    yield run
-            else:
-                shift = TABLE_SHIFTS[level]
-                for index, child in reversed(tree.entries):
-                    stack.append((level - 1, child, prefix | index << shift))
-        if outside is not None:
-            behind = KeyRun(*decode_key(outside), 1)
-            runs.append(behind)
-            yield behind
-        self._runs = runs
+    @staticmethod
+    def _and_outside(runs: list[KeyBatch], outside: int) -> Iterator[KeyBatch]:
+        yield from runs
+        yield (*decode_key(outside), 1)  # one without an order faults when it is its turn
 
-    def _is_outside(self, level: int, prefix: int) -> bool:
-        """Whether all keys that begin so are of one order and behind the end of memory."""
-        if prefix < 1 << BITMAP_LOG2 + KHO_TABLE_SIZE_LOG2 * level:
-            return False  # keys of several orders
-        try:
-            pfn, _ = decode_key(prefix)
-        except KernelPanic:  # told when it is its turn
-            return True
-        return pfn >= self._end_pfn
+    def _walk(self, level: int, pa: int, prefix: int, runs: list[KeyBatch]) -> None:
+        _, entries, bits, _, has_keys = self._subtrees[level, pa]
+        if not has_keys:
+            return
+        if prefix >= _ONE_ORDER_FROM[level] and self._is_outside(prefix):
+            self._outside = prefix if self._outside is None else self._outside
+        elif level == 0:
+            runs += leaf_runs(bits, prefix)
+        else:
+            shift = TABLE_SHIFTS[level]
+            for index, child in entries:
+                self._walk(level - 1, child, prefix | index << shift, runs)
+
+    def _is_outside(self, prefix: int) -> bool:
+        """Whether all keys that begin so, of one order, are behind the end of memory."""
+        top = prefix.bit_length() - 1
+        order = KHO_ORDER_0_LOG2 - top
+        return order < 0 or (prefix ^ 1 << top) << order >= self._end_pfn

@@ -190,8 +190,9 @@ def extend_scratch(memblock: Memblock, tree: IncomingTree) -> int:
             gigabyte = int(run.pages.pfns[0]) >> _GIB_PFN_SHIFT
             busy.add(gigabyte, gigabyte + 1)
             continue
-        keys += run.nr
-        busy.add(run.pfn >> _GIB_PFN_SHIFT, (run.end_pfn - 1 >> _GIB_PFN_SHIFT) + 1)
+        pfn, order, nr = run
+        keys += nr
+        busy.add(pfn >> _GIB_PFN_SHIFT, (pfn + (nr << order) - 1 >> _GIB_PFN_SHIFT) + 1)
     for pfn in tree.node_frames():
         busy.add(pfn >> _GIB_PFN_SHIFT, (pfn >> _GIB_PFN_SHIFT) + 1)
     top = -(-memblock.memory.regions[-1][1] // GIB)

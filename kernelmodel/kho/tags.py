@@ -28,7 +28,7 @@ __all__ = ["PageTags"]
 class PageTags:
     """Tags of entries that nobody has restored yet; entries come and go in runs of one order."""
 
-    __slots__ = ("_by_order", "_scattered", "untagged")
+    __slots__ = ("_by_order", "_scattered", "_share", "untagged")
 
     def __init__(self) -> None:
         #: Frames of entries that lost their tag to one they overlap: reserved for ever.
@@ -37,6 +37,8 @@ class PageTags:
         self._by_order: dict[int, RangeSet] = {}
         #: Entries of order 0 that came as scattered pages, if any did.
         self._scattered: FrameSet | None = None
+        #: Whether entries of different orders may have pages in common. Hardly ever.
+        self._share = False
 
     def __iter__(self) -> Iterator[tuple[int, int, int]]:
         """Adjacent entries as page frames (first, end, order), large orders first."""
@@ -56,12 +58,17 @@ class PageTags:
     def put(self, pfn: int, order: int, nr: int = 1) -> None:
         """Tag `nr` adjacent entries; a tag that one of their first pages had before is gone."""
         end = pfn + (nr << order)
-        for larger, entries in self._by_order.items():
-            if larger > order:  # smaller ones come later
-                self._lose(larger, entries, -(-pfn >> larger), -(-end >> larger))
-        if order not in self._by_order:
-            self._by_order[order] = RangeSet()
-        self._by_order[order].add(pfn >> order, end >> order)
+        entries = self._by_order.get(order)
+        if entries is None:
+            entries = self._by_order[order] = RangeSet()
+        entries.add(pfn >> order, end >> order)
+        if len(self._by_order) == 1:
+            return
+        for other, others in self._by_order.items():
+            if other != order and others.overlaps(pfn >> other, -(-end >> other)):
+                self._share = True
+                if other > order:  # smaller ones come later
+                    self._lose(other, others, -(-pfn >> other), -(-end >> other))
 
     def put_pages(self, pages: Extents) -> None:
         """Tag many runs of single pages, as `put` does."""
@@ -149,8 +156,33 @@ class PageTags:
                 for low, high in entries.within(first >> order, -(-last >> order)):
                     yield low << order, high << order
 
-    def take(self, pfn: int, order: int, nr: int) -> None:
-        """Clear the tags of `nr` entries, and of all that share pages with them."""
+    def take_entry(self, pfn: int) -> int | None:
+        """Clear the tag of this page as `take` does; its order, None if it has none."""
+        if self._share or self._scattered is not None:
+            found = self.order(pfn)
+            if found is not None:
+                self.take(pfn, found, 1)
+            return found
+        for order, entries in self._by_order.items():
+            number = pfn >> order
+            if number << order == pfn and entries.take(number, number + 1):
+                return order
+        return None
+
+    def take(self, pfn: int, order: int, most: int) -> int:
+        """Clear the tags of as many entries as `count` says, and of all that share their pages.
+
+        Returns how many those are.
+        """
+        if not self._share and self._scattered is None and most > 0:  # nearly always
+            entries, first = self._by_order.get(order), pfn >> order
+            if entries is None or first << order != pfn:
+                return 0
+            if entries.take(first, first + most):
+                return most
+        nr = self.count(pfn, order, most)
+        if not nr:
+            return 0
         end = pfn + (nr << order)
         for other, entries in self._by_order.items():
             if other > order:
@@ -161,3 +193,4 @@ class PageTags:
             self._scattered.discard_run(pfn, end)
         if self.untagged:
             self.untagged.remove(pfn, end)
+        return nr

@@ -20,7 +20,6 @@ import struct
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from kernelmodel.abi.kexec_handover import (
     KHO_VMALLOC_ALLOC,
@@ -35,15 +34,14 @@ from kernelmodel.mm.vmalloc import VmallocArea, VmFlags
 
 __all__ = ["preserve_vmalloc", "restore_vmalloc", "unpreserve_vmalloc"]
 
-#: Flags of an area and how they are handed over.
-_FLAGS: Final = {
-    VmFlags.ALLOC: KHO_VMALLOC_ALLOC,
-    VmFlags.ALLOW_HUGE_VMAP: KHO_VMALLOC_HUGE_VMAP,
-}
-_FLAGS_SUPPORTED: Final = sum(_FLAGS)
+#: Flags of an area that can be handed over.
+_ALLOC: Final = int(VmFlags.ALLOC)
+_HUGE_VMAP: Final = int(VmFlags.ALLOW_HUGE_VMAP)
 #: Up to so many entries of a chunk, Python's own integers are faster than arrays.
 _FEW: Final = 16
-_FEW_ENTRIES: Final = struct.Struct(f"<{_FEW}Q")
+_CHUNK: Final = struct.Struct(f"<{1 + KHO_VMALLOC_PHYS_PER_CHUNK}Q")
+_U64: Final = struct.Struct("<Q")
+_PA_BITS: Final = 52
 
 
 def preserve_vmalloc(kho: Kho, area: VmallocArea) -> KhoVmalloc:
@@ -55,10 +53,11 @@ def preserve_vmalloc(kho: Kho, area: VmallocArea) -> KhoVmalloc:
     """
     kernel = kho.kernel
     kernel.fail_function("kho_preserve_vmalloc")
-    if area.flags & ~_FLAGS_SUPPORTED:
+    flags = int(area.flags)
+    if flags & ~(_ALLOC | _HUGE_VMAP):
         raise NotSupported("not just allocated memory", flags=area.flags)
-    kernel.charge("kho_preserve_vmalloc", area.nr_pages)
-    order = area.order
+    order, total = area.order, area.nr_pages
+    kernel.charge("kho_preserve_vmalloc", total)
     first = chunk = _alloc_chunk(kho)
     done: list[tuple[int, int]] = []
     slot = 0
@@ -69,9 +68,8 @@ def preserve_vmalloc(kho: Kho, area: VmallocArea) -> KhoVmalloc:
                 take = min(end - pfn >> order, KHO_VMALLOC_PHYS_PER_CHUNK - slot)
                 kho.preserve_folios(pfn, order, take)
                 done.append((pfn, take))
-                stop = pfn + (take << order)
                 kernel.memory.write(chunk + 8 * (1 + slot), _entries(pfn, order, take))
-                pfn, slot = stop, slot + take
+                pfn, slot = pfn + (take << order), slot + take
                 if slot == KHO_VMALLOC_PHYS_PER_CHUNK:
                     following = _alloc_chunk(kho)
                     kernel.memory.write_u64(chunk, following)
@@ -81,13 +79,16 @@ def preserve_vmalloc(kho: Kho, area: VmallocArea) -> KhoVmalloc:
             kho.unpreserve_folios(pfn, order, blocks)
         _drop_chunks(kho, first)
         raise
-    flags = sum(kept for flag, kept in _FLAGS.items() if area.flags & flag)
-    return KhoVmalloc(first, area.nr_pages, flags, order)
+    kept = KHO_VMALLOC_ALLOC if flags & _ALLOC else 0
+    kept |= KHO_VMALLOC_HUGE_VMAP if flags & _HUGE_VMAP else 0
+    return KhoVmalloc(first, total, kept, order)
 
 
 def _entries(pfn: int, order: int, blocks: int) -> bytes:
     """A chunk's entries for adjacent blocks."""
     start, step = pfn << PAGE_SHIFT, PAGE_SIZE << order
+    if blocks == 1:
+        return _U64.pack(start)
     if blocks <= _FEW:
         return struct.pack(f"<{blocks}Q", *range(start, start + blocks * step, step))
     return np.arange(start, start + blocks * step, step, dtype="<u8").tobytes()
@@ -134,7 +135,8 @@ def restore_vmalloc(kho: Kho, ser: KhoVmalloc) -> VmallocArea | None:
         for pfn, nr_pages in extents:
             kho.leaked.add(pfn, pfn + nr_pages)
         return None
-    flags = sum(flag for flag, kept in _FLAGS.items() if ser.flags & kept)
+    flags = _ALLOC if ser.flags & KHO_VMALLOC_ALLOC else 0
+    flags |= _HUGE_VMAP if ser.flags & KHO_VMALLOC_HUGE_VMAP else 0
     return VmallocArea(tuple(extents), order, flags)
 
 
@@ -146,7 +148,8 @@ def _restore_chunks(kho: Kho, ser: KhoVmalloc, order: int, extents: list[tuple[i
     total = 0
     chunk = ser.first
     while chunk:
-        for pfn, blocks in _chunk_entries(kho, chunk, order):
+        page = kho.kernel.memory.read(chunk, PAGE_SIZE)
+        for pfn, blocks in _chunk_runs(page, order, ser.total_pages - total >> order):
             fit = min(blocks, ser.total_pages - total >> order)
             restored = kho.restore_folios(pfn, order, fit)
             if restored:
@@ -157,10 +160,9 @@ def _restore_chunks(kho: Kho, ser: KhoVmalloc, order: int, extents: list[tuple[i
             if restored != blocks:
                 return -1
             total += blocks << order
-        following = kho.kernel.memory.u64(chunk)
         if not _restore_free_page(kho, chunk):
             return -1
-        chunk = following
+        chunk = _U64.unpack_from(page)[0]
     return total
 
 
@@ -171,23 +173,26 @@ def _restore_free_page(kho: Kho, pa: int) -> bool:
         return False
     kho.kernel.charge("kho_unpreserve_free")
     kho.kernel.page_alloc.free_pages(pfn, 0)
-    kho.leaked.add(pfn + 1, pfn + (1 << order))
+    if order:
+        kho.leaked.add(pfn + 1, pfn + (1 << order))
     return True
 
 
-def _chunk_entries(kho: Kho, chunk: int, order: int) -> list[tuple[int, int]]:
-    """Entries up to the first zero, as runs of adjacent blocks (pfn, blocks)."""
-    page = kho.kernel.memory.read(chunk, PAGE_SIZE)
-    if not any(page[8 * (1 + _FEW) : 8 * (2 + _FEW)]):
-        return _short_runs(_FEW_ENTRIES.unpack_from(page, 8), order)
-    return _long_runs(np.frombuffer(page, dtype="<u8")[1:], order)
+def _chunk_runs(page: bytes, order: int, most: int) -> list[tuple[int, int]]:
+    """A chunk's entries up to the first zero, as runs of adjacent blocks (pfn, blocks).
 
-
-def _short_runs(entries: tuple[int, ...], order: int) -> list[tuple[int, int]]:
-    """As `_long_runs`, faster for a few entries."""
+    `most` blocks are what should be there at most.
+    """
+    pa: int = _U64.unpack_from(page, 8)[0]
+    blocks = min(most, KHO_VMALLOC_PHYS_PER_CHUNK)
+    if pa and blocks > 0 and pa + (blocks << PAGE_SHIFT + order) < 1 << _PA_BITS:
+        # nearly always they are all adjacent: compared with what they would be then
+        ended = bytes(8 if blocks < KHO_VMALLOC_PHYS_PER_CHUNK else 0)
+        if page.startswith(_entries(pa >> PAGE_SHIFT, order, blocks) + ended, 8):
+            return [(pa >> PAGE_SHIFT, blocks)]
     runs: list[tuple[int, int]] = []
     following = -1
-    for entry in entries:
+    for entry in _CHUNK.unpack(page)[1:]:
         if not entry:
             break
         pfn = entry >> PAGE_SHIFT
@@ -197,10 +202,3 @@ def _short_runs(entries: tuple[int, ...], order: int) -> list[tuple[int, int]]:
             runs.append((pfn, 1))
         following = pfn + (1 << order)
     return runs
-
-
-def _long_runs(entries: npt.NDArray[np.uint64], order: int) -> list[tuple[int, int]]:
-    ends = np.flatnonzero(entries == 0)
-    pfns = entries[: ends[0] if len(ends) else None] >> np.uint64(PAGE_SHIFT)
-    cuts = np.flatnonzero(np.diff(pfns) != np.uint64(1 << order)) + 1
-    return [(int(run[0]), len(run)) for run in np.split(pfns, cuts) if len(run)]

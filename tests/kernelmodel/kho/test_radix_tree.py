@@ -189,4 +189,4 @@ def test_the_runs_of_a_bitmap_are_those_of_its_bits(pieces: list[tuple[int, int]
                 expected[-1] = (expected[-1][0], at + 1)
             else:
                 expected.append((at, at + 1))
-    assert bit_runs(bits.to_bytes(PAGE_SIZE, "little")) == expected
+    assert bit_runs(bits.to_bytes(PAGE_SIZE, "little")) == tuple(expected)

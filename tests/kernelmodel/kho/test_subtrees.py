@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 
 import pytest
 
@@ -12,6 +14,7 @@ from kernelmodel.errors import InvalidArgument, NoEntry, NoMemory
 from kernelmodel.kernel import Kernel
 from kernelmodel.kho.debugfs import debugfs_files
 from kernelmodel.kho.fdt import Fdt, FdtNode
+from kernelmodel.kho.root_fdt import RootFdt
 from kernelmodel.memory import PAGE_SIZE
 from tests.kernelmodel.kernels import CMDLINE, CONFIG, power_on, reboot
 
@@ -76,6 +79,38 @@ def test_an_add_that_half_fits_leaves_the_fdt_as_it_was_and_bytes_behind_it() ->
     assert b"blob-size\0" in after[total(before) :]  # the strings had moved up
     assert name not in kernel.kho.outgoing_subtrees
     assert reboot(kernel).kho.retrieve_subtree("filler-00") == (0, 8)
+
+
+def add_stepwise(fdt: RootFdt, name: str, pa: int, size: int) -> None:
+    """As `add`, and each edit is written, as in the kernel."""
+    node = fdt.add_subnode(fdt.root, name)
+    try:
+        fdt.step()
+        fdt.set_prop(node, "preserved-data", pa.to_bytes(8, "little"))
+        fdt.step()
+        fdt.set_prop(node, "blob-size", size.to_bytes(8, "little"))
+        fdt.step()
+    except NoMemory:
+        fdt.remove(name)
+
+
+def test_adding_at_once_leaves_the_bytes_that_one_edit_after_the_other_leaves() -> None:
+    for room in range(0, 300, 4):  # in the page, from none at all to enough for two blobs
+        pages = bytearray(PAGE_SIZE), bytearray(PAGE_SIZE)
+        at_once, stepwise = (RootFdt(partial(_write, page)) for page in pages)
+        for fdt, add in ((at_once, at_once.add), (stepwise, partial(add_stepwise, stepwise))):
+            fdt.start("kho-v4", 0x4AE000)
+            fdt.add("first", 0x1000, 1)
+            fdt.add("n" * (PAGE_SIZE - fdt.packed_size - 52 - room), 0x2000, 2)
+            assert PAGE_SIZE - fdt.packed_size in range(room, room + 4)
+            for number in range(3):
+                with suppress(NoMemory):
+                    add(f"blob {number}", 0x1000 * number, number)
+        assert pages[0] == pages[1]
+
+
+def _write(page: bytearray, packed: bytes) -> None:
+    page[: len(packed)] = packed
 
 
 def tampered(change: Callable[[Fdt], None]) -> Kernel:

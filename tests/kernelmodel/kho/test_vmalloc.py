@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from kernelmodel.errors import KernelPanic, NoMemory, NotSupported
 from kernelmodel.kernel import Kernel
 from kernelmodel.kho.kexec_handover import Kho
 from kernelmodel.kho.vmalloc import (
-    _chunk_entries,
+    _chunk_runs,
     _entries,
     preserve_vmalloc,
     restore_vmalloc,
@@ -212,10 +213,27 @@ def test_a_short_list_is_written_and_read_as_a_long_one(nr: int, order: int) -> 
     blocks += [0x9000 + (2 * n << order) for n in range(nr - nr // 2)]
     for slot, pfn in enumerate(blocks, 1):
         kernel.memory.write_u64(chunk + 8 * slot, pfn << PAGE_SHIFT)
-    runs = _chunk_entries(kernel.kho, chunk, order)
-    assert [pfn + (n << order) for pfn, found in runs for n in range(found)] == blocks
-    assert len(runs) == (nr > 1) + nr - nr // 2
+    page = kernel.memory.read(chunk, PAGE_SIZE)
+    for most in (0, 1, nr // 2, nr, PER_CHUNK, PER_CHUNK + 1):  # so many are needed
+        runs = _chunk_runs(page, order, most)
+        assert [pfn + (n << order) for pfn, found in runs for n in range(found)] == blocks
+        assert len(runs) == (nr > 1) + nr - nr // 2
     adjacent = b"".join(
         (0x1000 + (n << order) << PAGE_SHIFT).to_bytes(8, "little") for n in range(nr)
     )
     assert _entries(0x1000, order, nr) == adjacent
+
+
+@pytest.mark.parametrize("nr", [1, 2, 16, 17, 510, 511])
+@pytest.mark.parametrize("order", [0, 3])
+def test_adjacent_blocks_are_one_run_whatever_is_asked_for(nr: int, order: int) -> None:
+    page = (bytes(8) + _entries(0x1000, order, nr)).ljust(PAGE_SIZE, b"\0")
+    for most in (0, nr - 1, nr, nr + 1, 600):
+        assert _chunk_runs(page, order, most) == [(0x1000, nr)]
+
+
+def test_entries_that_no_kernel_wrote_are_taken_as_they_are() -> None:
+    odd = [(1 << 64) - 1, 0x5123, 0x6FFF]  # behind all memory, or not the address of a page
+    page = struct.pack("<4Q", 0, *odd).ljust(PAGE_SIZE, b"\0")
+    expected = [((1 << 52) - 1, 1), (5, 2)]
+    assert [_chunk_runs(page, 0, most) for most in range(4)] == [expected] * 4
