@@ -36,7 +36,8 @@ from kernelmodel.abi.luo import (
 from kernelmodel.abi.memfd import MemfdLuoSer
 from kernelmodel.corruptions.reader import MemoryReader, Overlay, Write, u64
 from kernelmodel.kho.fdt import Fdt
-from kernelmodel.kho.radix_tree import decode_key, encode_key
+from kernelmodel.kho.radix_pages import decode_key
+from kernelmodel.kho.radix_tree import encode_key
 from kernelmodel.memory import MIB, PAGE_SHIFT, PAGE_SIZE, MemoryRange
 from kernelmodel.mm.ranges import RangeSet
 

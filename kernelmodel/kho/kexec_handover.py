@@ -25,16 +25,14 @@ from typing import TYPE_CHECKING
 from kernelmodel.abi.kexec_handover import KhoKexecMetadata, KhoScratch
 from kernelmodel.errors import InvalidArgument, KernelError, NoEntry, NoMemory, TooBig
 from kernelmodel.kho.incoming import KhoIn, deserialize, incoming_tree, read_handover
-from kernelmodel.kho.key_runs import KeyRuns
 from kernelmodel.kho.metadata import add_metadata, incoming_metadata
-from kernelmodel.kho.radix_tree import KeyRun, KhoRadixTree, bit_runs, leaf_runs
+from kernelmodel.kho.radix_tree import KeyRun, KhoRadixTree
 from kernelmodel.kho.radix_walk import IncomingTree
 from kernelmodel.kho.root_fdt import RootFdt, blob_of
 from kernelmodel.kho.scratch import cold_boot_scratch, extend_scratch
 from kernelmodel.kho.tags import PageTags
 from kernelmodel.machine import Firmware
 from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE
-from kernelmodel.mm.extents import Extents
 from kernelmodel.mm.mmzone import MAX_PAGE_ORDER
 from kernelmodel.mm.ranges import RangeSet
 
@@ -336,17 +334,8 @@ class Kho:
 
     def handover_digest(self) -> bytes:
         """Of every byte that is handed over: the tree's pages and all that it lists."""
-        nodes: list[tuple[int, int]] = []
-        runs: list[tuple[int, int] | Extents] = []
-        memory = self.kernel.memory
-        for level, pa, prefix in self._tree.walk() if self._tree is not None else ():
-            nodes.append((pa >> PAGE_SHIFT, 1))
-            if level == 0:
-                runs += [
-                    run.pages if isinstance(run, KeyRuns) else (run[0], run[2] << run[1])
-                    for run in leaf_runs(bit_runs(memory.read(pa, PAGE_SIZE)), prefix)
-                ]
-        return memory.content_digest([*nodes, *runs])
+        extents = self._tree.extents() if self._tree is not None else ()
+        return self.kernel.memory.content_digest(extents)
 
     def outgoing_nodes(self) -> list[tuple[int, int]]:
         """Pages of the outgoing tree as (level, address)."""

@@ -14,8 +14,6 @@ C: kernel/liveupdate/kexec_handover.c (kho_radix_*), include/linux/kho_radix_tre
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import lru_cache
-from itertools import pairwise
 
 import numpy as np
 
@@ -24,26 +22,15 @@ from kernelmodel.abi.kexec_handover import (
     KHO_TABLE_SIZE_LOG2,
     KHO_TREE_MAX_DEPTH,
 )
-from kernelmodel.errors import KernelPanic, NoMemory, OutOfRange
+from kernelmodel.errors import NoMemory, OutOfRange
 from kernelmodel.kho.key_runs import KeyBatch, KeyRun, KeyRuns, single_runs
+from kernelmodel.kho.radix_pages import BITMAP_LOG2, bit_runs, leaf_runs, table_entries
 from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE, PhysicalMemory
-from kernelmodel.mm.extents import FEW_RUNS, Extents
-from kernelmodel.mm.frame_set import TILE_LOG2, by_tile, flag_runs
+from kernelmodel.mm.extents import Extents
+from kernelmodel.mm.frame_set import by_tile
 
-__all__ = [
-    "BITMAP_LOG2",
-    "TABLE_SHIFTS",
-    "BitRuns",
-    "KeyRun",
-    "KhoRadixTree",
-    "bit_runs",
-    "decode_key",
-    "encode_key",
-    "leaf_runs",
-    "table_entries",
-]
+__all__ = ["TABLE_SHIFTS", "KeyRun", "KhoRadixTree", "encode_key"]
 
-BITMAP_LOG2 = TILE_LOG2
 #: By level, how far a key is shifted for the index into a table of that level.
 TABLE_SHIFTS = (
     0,
@@ -54,35 +41,11 @@ _KEYS_END = 1 << KHO_ORDER_0_LOG2 + 1
 _BITMAP_BITS = 1 << BITMAP_LOG2
 _BITMAP_MASK = _BITMAP_BITS - 1
 _TABLE_MASK = (1 << KHO_TABLE_SIZE_LOG2) - 1
-_FULL_PAGE = b"\xff" * PAGE_SIZE
-#: Above so many runs in one bitmap, unpacking all its bits at once is faster.
-_FEW_RUNS = 48
-_U64 = np.dtype("<u8")
-
-#: Parsed pages that are kept by their bytes: who hands a page over parses it, and who gets it.
-_PAGES_KEPT = 256
-
-#: Runs of set bits, ascending: as (first, last + 1), or, of many, first and number.
-BitRuns = tuple[tuple[int, int], ...] | Extents
 
 
 def encode_key(pfn: int, order: int) -> int:
     """The key of the block of `order` at `pfn`. C: kho_radix_encode_key()."""
     return 1 << (KHO_ORDER_0_LOG2 - order) | pfn >> order
-
-
-def decode_key(key: int) -> tuple[int, int]:
-    """(pfn, order) of a key. C: kho_radix_decode_key().
-
-    Raises:
-        KernelPanic: its order bit stands above order 0. The kernel shifts by that order and walks
-            off the end of its memory map.
-    """
-    top = key.bit_length() - 1
-    order = KHO_ORDER_0_LOG2 - top
-    if order < 0:
-        raise KernelPanic(f"unable to handle page fault: radix key {key:#x} has no order")
-    return (key & ~(1 << top)) << order, order
 
 
 class KhoRadixTree:
@@ -258,6 +221,19 @@ class KhoRadixTree:
         """All node pages as (level, physical address), parents first, ascending by key."""
         return [(level, pa) for level, pa, _ in self.walk()]
 
+    def extents(self) -> list[tuple[int, int] | Extents]:
+        """The frames of all nodes, then those of all keys, as `walk` and `runs` find them."""
+        nodes: list[tuple[int, int] | Extents] = []
+        keys: list[tuple[int, int] | Extents] = []
+        for level, pa, prefix in self.walk():
+            nodes.append((pa >> PAGE_SHIFT, 1))
+            if level == 0:
+                keys += [
+                    run.pages if isinstance(run, KeyRuns) else (run[0], run[2] << run[1])
+                    for run in leaf_runs(bit_runs(self.memory.read(pa, PAGE_SIZE)), prefix)
+                ]
+        return nodes + keys
+
     def runs(self) -> Iterator[KeyRun]:
         """All keys, ascending: the largest orders first, by address within an order.
 
@@ -270,79 +246,3 @@ class KhoRadixTree:
         for level, pa, prefix in self.walk():
             if level == 0:
                 yield from leaf_runs(bit_runs(self.memory.read(pa, PAGE_SIZE)), prefix)
-
-
-@lru_cache(maxsize=_PAGES_KEPT)
-def table_entries(page: bytes) -> tuple[tuple[int, int], ...]:
-    """The used slots of a table as (index, physical address)."""
-    table = np.frombuffer(page, dtype=_U64)
-    used = table.nonzero()[0]
-    return tuple(zip(used.tolist(), table[used].tolist(), strict=True))
-
-
-def leaf_runs(bits: BitRuns, prefix: int) -> list[KeyBatch]:
-    """The keys of a bitmap with these bits set, whose first key is `prefix`."""
-    if not prefix:
-        return list(_first_leaf_runs(bits))
-    if not bits:
-        return []
-    base, order = decode_key(prefix)
-    if isinstance(bits, Extents):
-        if order == 0:
-            return [KeyRuns(Extents(bits.pfns + base, bits.counts))]
-        bits = tuple((at, at + nr) for at, nr in bits)
-    return [(base + (first << order), order, last - first) for first, last in bits]
-
-
-def _first_leaf_runs(bits: BitRuns) -> Iterator[tuple[int, int, int]]:
-    """The keys of the first bitmap of all: they are of several orders."""
-    for start, stop in [(a, a + n) for a, n in bits] if isinstance(bits, Extents) else bits:
-        key = start or 1  # no order bit at all: no key that a kernel sets, and no address
-        while key < stop:
-            pfn, order = decode_key(key)
-            # keys with one order bit more start where this order's keys end
-            end = min(stop, 1 << key.bit_length())
-            yield pfn, order, end - key
-            key = end
-
-
-@lru_cache(maxsize=_PAGES_KEPT)
-def bit_runs(bitmap: bytes) -> BitRuns:
-    """The runs of set bits of a bitmap."""
-    if bitmap == _FULL_PAGE:
-        return ((0, _BITMAP_BITS),)
-    runs: list[tuple[int, int]] = []
-    for low, high in _stretches(np.frombuffer(bitmap, dtype=_U64).nonzero()[0].tolist()):
-        bits = int.from_bytes(bitmap[8 * low : 8 * high], "little")
-        at = 64 * low
-        while bits:
-            if len(runs) == _FEW_RUNS:
-                return _many_bit_runs(bitmap)
-            skip = (bits & -bits).bit_length() - 1
-            bits >>= skip
-            at += skip
-            ones = (~bits & (bits + 1)).bit_length() - 1
-            runs.append((at, at + ones))
-            bits >>= ones
-            at += ones
-    return tuple(runs)
-
-
-def _stretches(numbers: list[int]) -> list[tuple[int, int]]:
-    """Ascending numbers as runs (first, last + 1) of consecutive ones."""
-    if not numbers or numbers[-1] - numbers[0] == len(numbers) - 1:
-        return [(numbers[0], numbers[-1] + 1)] if numbers else []
-    last = [low for low, high in pairwise(numbers) if high > low + 1]
-    first = [high for low, high in pairwise(numbers) if high > low + 1]
-    return [
-        (low, high + 1)
-        for low, high in zip([numbers[0], *first], [*last, numbers[-1]], strict=True)
-    ]
-
-
-def _many_bit_runs(bitmap: bytes) -> BitRuns:
-    flags = np.unpackbits(np.frombuffer(bitmap, dtype=np.uint8), bitorder="little")
-    firsts, lasts = flag_runs(flags.view(np.bool_))
-    if len(firsts) > FEW_RUNS:
-        return Extents(firsts, lasts - firsts)
-    return tuple(zip(firsts.tolist(), lasts.tolist(), strict=True))

@@ -25,15 +25,15 @@ from kernelmodel.abi.kexec_handover import (
 )
 from kernelmodel.errors import KernelPanic
 from kernelmodel.kho.key_runs import KeyBatch, KeyRun, single_runs
-from kernelmodel.kho.radix_tree import (
+from kernelmodel.kho.radix_pages import (
     BITMAP_LOG2,
-    TABLE_SHIFTS,
     BitRuns,
     bit_runs,
     decode_key,
     leaf_runs,
     table_entries,
 )
+from kernelmodel.kho.radix_tree import TABLE_SHIFTS
 from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE, PhysicalMemory
 
 __all__ = ["IncomingTree"]

@@ -7,13 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernelmodel.errors import KernelPanic, NoMemory
-from kernelmodel.kho.radix_tree import (
-    KeyRun,
-    KhoRadixTree,
-    bit_runs,
-    decode_key,
-    encode_key,
-)
+from kernelmodel.kho.radix_pages import bit_runs, decode_key
+from kernelmodel.kho.radix_tree import KeyRun, KhoRadixTree, encode_key
 from kernelmodel.memory import GIB, PAGE_SIZE, MemoryRange, PhysicalMemory
 from tests.conformance.kho_reader import order_and_pfn, radix_keys
 
