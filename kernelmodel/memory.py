@@ -267,11 +267,16 @@ class PhysicalMemory:
         end = pfn + nr_pages
         if not self._low <= pfn < end <= self._high:
             self._check(pfn, end)
+        runs = self._runs.within(pfn, end)
+        if len(runs) == 1:
+            low, high, (content, base) = runs[0]
+            if low == pfn and high == end:  # one run holds all, as folio tables are held
+                return [(pfn, nr_pages, content, pfn - base)]
         frames, nr_frames = self._frames, len(self._frames)
         first = bisect_left(frames, pfn)
         whole: list[Piece] = []
         at = pfn
-        for low, high, held in [*self._runs.within(pfn, end), (end, end, None)]:
+        for low, high, held in [*runs, (end, end, None)]:
             while first < nr_frames and frames[first] < low:
                 if at < frames[first]:
                     whole.append((at, frames[first] - at, None, 0))

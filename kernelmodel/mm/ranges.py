@@ -194,20 +194,29 @@ class RangeMap(Generic[V]):
             ends.append(end)
             self._values.append(value)
         else:
-            self._splice(start, end, [start], [end], [value])
+            self._splice(bisect_right(ends, start), start, end, [start], [end], [value])
 
     def clear(self, start: int, end: int) -> None:
         """Take [start, end) out."""
         starts, ends = self._starts, self._ends
-        if ends and start < ends[-1] and end > starts[0] and start < end:
-            self._splice(start, end, [], [], [])
+        if not ends or start >= ends[-1] or end <= starts[0] or start >= end:
+            return
+        first = bisect_right(ends, start)
+        if starts[first] < end:
+            self._splice(first, start, end, [], [], [])
 
     def _splice(
-        self, start: int, end: int, new_starts: list[int], new_ends: list[int], new: list[V]
+        self,
+        first: int,
+        start: int,
+        end: int,
+        new_starts: list[int],
+        new_ends: list[int],
+        new: list[V],
     ) -> None:
-        """Put ranges in the place of [start, end), where not all ranges end before."""
+        """Put ranges in the place of [start, end); `first` is the first that ends behind start."""
         starts, ends, values = self._starts, self._ends, self._values
-        first = last = bisect_right(ends, start)
+        last = first
         if starts[first] < end:
             last = bisect_left(starts, end, first)
             if starts[first] < start:
