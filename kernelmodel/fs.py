@@ -181,10 +181,11 @@ def vfs_ioctl(cmd: int, arg: UserBuffer) -> None:
 class FdTable:
     """One process's descriptors. C: struct files_struct."""
 
-    __slots__ = ("_files", "_next_fd", "limit")
+    __slots__ = ("_next_fd", "fdt", "limit")
 
     def __init__(self, limit: int = _NR_OPEN) -> None:
-        self._files: dict[int, File] = {}
+        #: Open files by number.
+        self.fdt: dict[int, File] = {}
         #: No number below is free.
         self._next_fd = 0
         #: RLIMIT_NOFILE.
@@ -196,7 +197,7 @@ class FdTable:
         Raises:
             TooManyFiles: no number is left.
         """
-        files = self._files
+        files = self.fdt
         if len(files) >= self.limit:
             raise TooManyFiles("no descriptor is left", limit=self.limit)
         fd = self._next_fd
@@ -207,13 +208,13 @@ class FdTable:
 
     def fd_install(self, fd: int, file: File) -> int:
         """Put a file at an unused number; the table takes over the reference. C: fd_install()."""
-        self._files[fd] = file
+        self.fdt[fd] = file
         return fd
 
     def install(self, file: File) -> int:
         """Put a file at the lowest free number. Raises: TooManyFiles, and the file stays open."""
         fd = self.get_unused_fd()
-        self._files[fd] = file
+        self.fdt[fd] = file
         return fd
 
     def install_new(self, make: Callable[[], File]) -> int:
@@ -228,7 +229,7 @@ class FdTable:
             BadFileDescriptor: nothing is open there.
         """
         try:
-            return self._files[fd]
+            return self.fdt[fd]
         except KeyError:
             raise BadFileDescriptor("not open", fd=fd) from None
 
@@ -238,10 +239,13 @@ class FdTable:
         Raises:
             BadFileDescriptor: nothing is open there.
         """
-        file = self._files.pop(fd, None)
-        if file is None:
+        files = self.fdt
+        if fd not in files:
             raise BadFileDescriptor("not open", fd=fd)
-        self._next_fd = min(self._next_fd, fd)
+        file = files[fd]
+        del files[fd]
+        if fd < self._next_fd:  # noqa: PLR1730 # every descriptor that is passed on is closed
+            self._next_fd = fd
         return file
 
     def close(self, fd: int) -> None:
@@ -250,15 +254,15 @@ class FdTable:
 
     def close_all(self) -> None:
         """What exit does, in the order of numbers."""
-        for fd in sorted(self._files):
+        for fd in sorted(self.fdt):
             self.close(fd)
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self.fdt)
 
     def __iter__(self) -> Iterator[File]:
         """The file of every descriptor, by number."""
-        return iter([self._files[fd] for fd in sorted(self._files)])
+        return iter([self.fdt[fd] for fd in sorted(self.fdt)])
 
 
 def check_size(size: int) -> None:

@@ -35,7 +35,9 @@ class Agent:
         """The descriptor of an open session, the outgoing one first."""
         if name in self.outgoing:
             return self.outgoing[name]
-        return self.incoming.get(name)
+        if name in self.incoming:
+            return self.incoming[name]
+        return None
 
     def create(self, name: str) -> None:
         """CREATE_SESSION."""

@@ -116,18 +116,19 @@ class Luo:
             raise KernelPanic(f"luo: cannot read the handover: {error}") from error
         if size < LuoSer.SIZE:
             raise KernelPanic(f"luo: handover blob has {size} bytes")
-        ser = LuoSer.unpack(kernel.memory.read(pa, LuoSer.SIZE))
-        compatible = cstring(ser.compatible).decode("ascii", "replace")
+        raw = kernel.memory.read(pa, LuoSer.SIZE)
+        name, number, sessions_pa, flbs_pa = LuoSer.FORMAT.unpack(raw)
+        compatible = cstring(name).decode("ascii", "replace")
         if compatible != kernel.release.luo:
             raise KernelPanic(f"luo: incompatible handover {compatible!r}")
-        self.liveupdate_num = ser.liveupdate_num
+        self.liveupdate_num = number
         try:
-            self.sessions.setup_incoming(ser.sessions_pa)
+            self.sessions.setup_incoming(sessions_pa)
         except KernelError as error:
             raise KernelPanic(f"luo: cannot read the sessions: {error}") from error
         finally:
             kernel.kho.restore_free(pa)
-        self.flbs.incoming_pa = ser.flbs_pa
+        self.flbs.incoming_pa = flbs_pa
 
     def late_startup(self) -> None:
         """Make the outgoing side. late_initcall. C: luo_late_startup()."""
@@ -144,8 +145,8 @@ class Luo:
             flbs_pa = self.flbs.setup_outgoing()
             compatible = (self.kernel.release.luo or "").encode().ljust(8, b"\0")
             number = self.liveupdate_num + 1 & (1 << 64) - 1
-            ser = LuoSer(compatible, number, 0, flbs_pa)
-            self.kernel.memory.write(self.luo_ser_pa, ser.pack())
+            ser = LuoSer.FORMAT.pack(compatible, number, 0, flbs_pa)
+            self.kernel.memory.write(self.luo_ser_pa, ser)
             kho.add_subtree(LUO_SUBTREE, self.luo_ser_pa, LuoSer.SIZE)
         except KernelError as error:
             kho.unpreserve_free(self.luo_ser_pa)

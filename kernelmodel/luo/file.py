@@ -58,7 +58,7 @@ class LuoFileSet:
             BadFileDescriptor. NoEntry: no handler takes it. Busy: the object is preserved
             already, in whatever session. Others: the handler's.
         """
-        if self._find(token) is not None:
+        if self.files and self._find(token) is not None:
             raise Exists("token is used", token=token)
         self.kernel.charge("luo_preserve_file")
         files = self.files
@@ -227,4 +227,5 @@ class LuoFileSet:
                 luo_file.file.put()
             del files[-1]
             self.block_set.shrink(len(files))
-        self.block_set.destroy()
+        if self.block_set.blocks:
+            self.block_set.destroy()

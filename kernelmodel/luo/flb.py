@@ -136,11 +136,11 @@ class LuoFlbs:
         done: list[Flb] = []
         try:
             for flb in handler.flbs:
-                with self.luo.kernel.clock.lock(flb.lock_name):
-                    if flb.outgoing_count == 0:
+                if flb.outgoing_count == 0:  # else its lock is held for no time
+                    with self.luo.kernel.clock.lock(f"luo_flb:{flb.name}"):
                         self.luo.kernel.charge("luo_flb_preserve")
                         flb.outgoing_data, flb.outgoing_obj = flb.ops.preserve()
-                    flb.outgoing_count += 1
+                flb.outgoing_count += 1
                 done.append(flb)
         except KernelError:
             for flb in reversed(done):

@@ -65,7 +65,6 @@ class Flb:
 
     name: str
     ops: FlbOps
-    lock_name: str = field(init=False)
     freeze: Callable[[], None] | None = None
     users: int = 0  # handlers that it is linked to
     outgoing_gets: int = 0  # of the outgoing count, those that are no file's
@@ -78,9 +77,6 @@ class Flb:
     incoming_retrieved: bool = False
     incoming_error: int = 0
     incoming_finished: bool = False
-
-    def __post_init__(self) -> None:
-        self.lock_name = f"luo_flb:{self.name}"
 
 
 @dataclass(slots=True, eq=False)

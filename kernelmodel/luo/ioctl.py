@@ -93,7 +93,7 @@ def _respond_fd(task: Task, fd: int, file: File, arg: UserBuffer) -> None:
     except TypeError:
         file.put()
         raise BadAddress("the answer cannot be written") from None
-    task.files.fd_install(fd, file)
+    task.files.fdt[fd] = file
 
 
 class LiveupdateDevice:
@@ -158,7 +158,8 @@ class SessionOperations:
         """{u32 size, s32 fd, u64 token}. C: luo_session_preserve_fd()."""
         _, fd, token = _FD_TOKEN.unpack_from(arg)
         with self.clock.lock(session.lock_name):
-            self.sessions.check_alive()
+            if self.sessions.serialized:
+                self.sessions.block()
             session.file_set.preserve_file(task, token, fd)
 
     def retrieve_fd(self, task: Task, session: LuoSession, arg: UserBuffer) -> None:

@@ -16,7 +16,7 @@ C: kernel/liveupdate/luo_session.c, 7.3.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from kernelmodel.abi.luo import (
     LIVEUPDATE_SESSION_NAME_LENGTH,
@@ -93,13 +93,17 @@ class LuoSessions:
             InvalidArgument: empty or without NUL. NoMemory. NoSpace: no block for it. Exists:
                 another outgoing session has the name; the block set has grown for it all the same.
         """
-        self.check_alive()
+        if self.serialized:
+            self.block()
         if name[:1] == b"\0" or b"\0" not in name:
             raise InvalidArgument("bad session name")
         self.kernel.charge("luo_session_create")
         session = LuoSession(self.luo, name)
         self.outgoing_blocks.grow(len(self.outgoing) + 1)
-        _insert(self.outgoing, self._outgoing_by_name, session)
+        if session.name in self._outgoing_by_name:
+            raise _exists(session)
+        self._outgoing_by_name[session.name] = session
+        self.outgoing.append(session)
         try:
             return self._getfile(session)
         except KernelError:
@@ -119,7 +123,8 @@ class LuoSessions:
 
     def release(self, session: LuoSession) -> None:
         """The session's last descriptor is gone. C: luo_session_release()."""
-        self.check_alive()
+        if self.serialized:
+            self.block()
         if session.retrieved:
             try:
                 self.kernel.charge("luo_session_finish")
@@ -195,7 +200,10 @@ class LuoSessions:
                 name, files, count = _unpack_session(raw)
                 self.kernel.charge("luo_deserialize_session")
                 session = LuoSession(self.luo, name)
-                _insert(self.incoming, self._incoming_by_name, session)
+                if session.name in self._incoming_by_name:
+                    raise _exists(session)
+                self._incoming_by_name[session.name] = session
+                self.incoming.append(session)
                 session.file_set.deserialize(files, count)
         except KernelError as error:
             self._deserialize_error = error
@@ -210,7 +218,8 @@ class LuoSessions:
             NoEntry: there is none of that name. InvalidArgument: it was retrieved already.
             NoMemory: it can be tried again.
         """
-        self.check_alive()
+        if self.serialized:
+            self.block()
         session = self._incoming_by_name.get(name)
         if session is None:
             # compared up to the first NUL; a name without one is longer than any that is kept
@@ -229,30 +238,25 @@ class LuoSessions:
 
     def finish(self, session: LuoSession) -> None:
         """C: luo_session_finish()."""
-        self.check_alive()
+        if self.serialized:
+            self.block()
         self.kernel.charge("luo_session_finish")
         session.file_set.finish()
 
-    def check_alive(self) -> None:
-        """Nothing is asked of a kernel that only waits for its jump. Raises: ModelBug."""
-        if self.serialized:
-            raise ModelBug("a system call after serialisation would block until the jump")
+    def block(self) -> NoReturn:
+        """Wait for the serialize lock, until the jump. Raises: ModelBug, nobody is to do that."""
+        raise ModelBug("a system call after serialisation would block until the jump")
 
 
 def _to_name(name: bytes) -> bytes:
     """A buffer that holds `name` up to its NUL, cut where that would not fit. C: strscpy()."""
-    text = name.rstrip(b"\0")
-    if len(text) < len(name) == LIVEUPDATE_SESSION_NAME_LENGTH and b"\0" not in text:
+    if name[LIVEUPDATE_SESSION_NAME_LENGTH - 1 :] == b"\0" and b"\0" not in name.rstrip(b"\0"):
         return name  # as mostly: it is such a buffer
     text = name.split(b"\0", 1)[0][: LIVEUPDATE_SESSION_NAME_LENGTH - 1]
     return text.ljust(LIVEUPDATE_SESSION_NAME_LENGTH, b"\0")
 
 
-def _insert(
-    sessions: list[LuoSession], by_name: dict[bytes, LuoSession], session: LuoSession
-) -> None:
-    """C: luo_session_insert(). Raises: Exists."""
-    if session.name in by_name:
-        raise Exists("session exists", name=session.name.rstrip(b"\0").decode(errors="replace"))
-    by_name[session.name] = session
-    sessions.append(session)
+def _exists(session: LuoSession) -> Exists:
+    """C: luo_session_insert()."""
+    name = session.name.rstrip(b"\0").decode(errors="replace")
+    return Exists("session exists", name=name)
