@@ -134,8 +134,9 @@ def preserve_folios(
     if not runs:
         return PreservedFolios([], 0, order, owner, None, _NO_TABLE)
     nr_folios: int = sum(map(_NR, runs))
-    area = vmalloc(kernel.page_alloc, nr_folios * FOLIO_SER_SIZE)
-    kernel.charge("vmalloc", area.nr_pages)
+    size = nr_folios * FOLIO_SER_SIZE
+    area = vmalloc(kernel.page_alloc, size)
+    kernel.charge("vmalloc", -(-size // PAGE_SIZE))
     table, page = FolioTable(tuple(runs)), 0
     for pfn, nr_pages in area.extents:
         kernel.memory.fill(pfn, nr_pages, table, page)
@@ -170,7 +171,7 @@ def restore_folio_runs(
     area = restore_vmalloc(kernel.kho, ser)
     if area is None:
         return None
-    if nr_folios * FOLIO_SER_SIZE > area.nr_pages * PAGE_SIZE:
+    if nr_folios * FOLIO_SER_SIZE > ser.total_pages * PAGE_SIZE:
         raise KernelPanic("unable to handle page fault: behind the folio table")
     runs = parse_folio_table(kernel.memory, area.extents, nr_folios)
     vfree(kernel.page_alloc, area)

@@ -16,9 +16,9 @@ task they retrieve. The RFC charges them.
 from __future__ import annotations
 
 from operator import attrgetter
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
-from kernelmodel.abi.folio_runs import FolioRun, single_folio_runs
+from kernelmodel.abi.folio_runs import FolioRun
 from kernelmodel.abi.kexec_handover import KhoVmalloc
 from kernelmodel.errors import Exists, InvalidArgument, IoError, KernelError, NoSpace
 from kernelmodel.handlers.folio_table import (
@@ -65,8 +65,8 @@ class HugetlbFolios:
         """
         kernel, hugetlb = self.kernel, inode.hugetlb
         order = hugetlb.hstate.order
-        nr_folios, rest = divmod(hugetlb.size, hugetlb.page_size)
-        if rest:
+        nr_folios = hugetlb.size // hugetlb.page_size
+        if hugetlb.size % hugetlb.page_size:
             raise InvalidArgument("size is no multiple of the page size", size=hugetlb.size)
         runs = _runs(hugetlb, nr_folios)
         if sum(map(_NR, runs)) < nr_folios:
@@ -86,11 +86,11 @@ class HugetlbFolios:
 
     def freeze(self, folios: PreservedFolios) -> None:
         """The file is frozen. Raises what the design raises."""
-        self.design.freeze_folios(folios.order, single_folio_runs(folios.runs))
+        self.design.freeze_folios(folios.order, cast("list[FolioRun]", folios.runs))
 
     def unfreeze(self, folios: PreservedFolios) -> None:
         """Undo `freeze`."""
-        self.design.unfreeze_folios(folios.order, single_folio_runs(folios.runs))
+        self.design.unfreeze_folios(folios.order, cast("list[FolioRun]", folios.runs))
 
     def retrieve(self, hugetlb: HugetlbInode, table: KhoVmalloc, nr_folios: int) -> None:
         """Put the folios of a table into a new, empty file.

@@ -80,8 +80,10 @@ class HugetlbMemfdHandler(FileHandler):
 
     def freeze(self, luo_file: LuoFile) -> None:
         """The position as it is now."""
+        private = luo_file.private
         assert luo_file.file is not None
-        self.folios.freeze(_private(luo_file))
+        assert isinstance(private, PreservedFolios)
+        self.folios.freeze(private)
         self.kernel.memory.write_u64(luo_file.data + 8, luo_file.file.f_pos)
 
     def unfreeze(self, luo_file: LuoFile) -> None:

@@ -131,7 +131,7 @@ class HugetlbDesign:
         kernel = self.kernel
         restored = kernel.kho.restore_folios(pfn, order, nr)
         if restored == nr:
-            kernel.hugetlb.hstate(order).add_preserved([(pfn, nr)])
+            kernel.hugetlb.hstates[order].add_preserved([(pfn, nr)])
             if kernel.hugetlb.vmemmap.enabled:  # their struct pages are given up once more
                 kernel.charge("kho_unpreserve_free", nr * vmemmap_frames(order))
         return restored

@@ -107,7 +107,9 @@ class Hstate(HstatePool):
                 raise ModelBug(f"{n} promises used of {self.resv_huge_pages} made")
             if nids and n <= self.nodes[nids[0]].nr_free:  # the first node has all, as most often
                 self.resv_huge_pages -= n
-                return self.dequeue(n, nids[:1]), 0
+                return [
+                    (folio << self.order, count) for folio, count in self.nodes[nids[0]].dequeue(n)
+                ], 0
         take = min(n, sum(self.nodes[nid].nr_free for nid in nids))
         if not reserved:
             take = min(take, max(0, self.available_huge_pages))
@@ -169,10 +171,10 @@ class Hstate(HstatePool):
             nothing is changed.
         """
         place = Placement() if place is None else place
-        nids = place.reservable(ring(list(self.nodes), place.nid))
         needed = self.resv_huge_pages + n - self.free_huge_pages
         if n and needed > 0:
-            fresh = self._alloc_surplus(needed, nids)
+            order = place.reservable(ring(list(self.nodes), place.nid))
+            fresh = self._alloc_surplus(needed, order)
             if sum(count for _, _, count in fresh) < needed:
                 for nid, folio, count in fresh:
                     self._free(nid, folio, count, count)
@@ -180,11 +182,12 @@ class Hstate(HstatePool):
             for nid, folio, count in fresh:
                 self.nodes[nid].enqueue(folio, count)
         self.resv_huge_pages += n
-        allowed = 0
+        nids, room = place.reservable(list(self.nodes)), 0
         for nid in nids:
-            allowed += self.nodes[nid].nr_free
-        if n > allowed:
+            room += self.nodes[nid].nr_free
+        if n > room:
             self.unreserve(n)
+            nids = place.reservable(ring(list(self.nodes), place.nid))
             raise NoMemory("too few huge pages on the task's nodes", wanted=n, nodes=nids)
 
     def unreserve(self, n: int) -> None:

@@ -77,7 +77,7 @@ class HstateNode:
         """Take `n` free folios, lowest or highest first, as runs (folio, number)."""
         lowest = self.free.lowest()
         if not highest and lowest is not None and 0 < n <= lowest[1] - lowest[0]:  # as most often
-            self.free.remove(lowest[0], lowest[0] + n)
+            self.free.take(lowest[0], lowest[0] + n)
             self.nr_free -= n
             return [(lowest[0], n)]
         runs: list[tuple[int, int]] = []

@@ -45,6 +45,7 @@ class HstatePool:
     __slots__ = (
         "_allocator",
         "_bootmem",
+        "_spans",
         "alloc_turns",
         "cma",
         "door",
@@ -74,6 +75,8 @@ class HstatePool:
         self.max_huge_pages = 0
         self.nodes = {nid: HstateNode() for nid in nids}
         self._allocator: PageAllocator | None = None
+        #: Which page frames each node has, known from `init` on.
+        self._spans: list[tuple[int, RangeSet]] = []
         self._bootmem: dict[int, Runs] = {}
         #: Whose turn it is to get or to give a folio. Boot has turns of its own.
         self.alloc_turns = Turns()
@@ -131,6 +134,7 @@ class HstatePool:
         hugetlb_init_hstates().
         """
         self._allocator = allocator
+        self._spans = [(nid, allocator.nodes[nid].spans) for nid in self.nodes]
         if self.is_gigantic:
             for nid, runs in self._bootmem.items():
                 for address, n in runs:
@@ -249,12 +253,12 @@ class HstatePool:
         Raises:
             ModelBug: part of a run lies on no node.
         """
-        order, nodes = self.order, self.allocator.nodes
+        order = self.order
         parts: list[tuple[int, int, int]] = []
         for pfn, n in runs:
             left = n
-            for nid in self.nodes:
-                for low, high in nodes[nid].spans.within(pfn, pfn + (n << order)):
+            for nid, spans in self._spans:
+                for low, high in spans.within(pfn, pfn + (n << order)):
                     parts.append((nid, low >> order, high - low >> order))
                     left -= high - low >> order
                 if not left:

@@ -43,6 +43,8 @@ class HugetlbFolioMap:
 
     def gaps(self, start: int, end: int) -> list[tuple[int, int]]:
         """The parts of [start, end) without folios, ascending."""
+        if not self._runs:
+            return [(start, end)] if start < end else []
         parts: list[tuple[int, int]] = []
         for index, _, n in self.within(start, end):
             if start < index:
@@ -57,7 +59,10 @@ class HugetlbFolioMap:
         held = self._runs
         if not held or start >= end:
             return []
-        if start <= held[0][0] and held[-1][0] + held[-1][2] <= end:  # all, as most often
+        index, pfn, n = held[0]
+        if index <= start and end <= index + n:  # in one run, as most often
+            return [(start, pfn + (start - index << self.order), end - start)]
+        if start <= index and held[-1][0] + held[-1][2] <= end:
             return held[:]
         first = max(0, bisect_left(held, (start + 1, 0, 0)) - 1)
         parts = held[first : bisect_left(held, (end, 0, 0), first)]

@@ -182,7 +182,8 @@ class HugetlbInode:
         for stop, nids in place.orders(first, last, list(self.hstate.nodes)):
             runs, missing = self._account.take(at, stop - at, nids, place, promised=promised)
             self.folios.put(at, runs)
-            self.resv.add(at, stop - missing)
+            if not promised:
+                self.resv.add(at, stop - missing)
             if missing:
                 return stop - missing
             at = stop
@@ -206,7 +207,8 @@ class HugetlbInode:
         n = 0
         for _, count in runs:
             n += count
-        self._account.adopt(index, n, cgroup)
+        if cgroup is not None or self._account.subpool is not None:
+            self._account.adopt(index, n, cgroup)
         self.folios.put(index, runs)
         self.resv.add(index, index + n)
 
