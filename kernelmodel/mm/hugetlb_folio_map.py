@@ -37,8 +37,9 @@ class HugetlbFolioMap:
         """Take out what [start, end) holds; returns the folios and their indices."""
         taken = self.within(start, end)
         indices = RangeSet((index, index + n) for index, _, n in taken)
-        self._runs = [*self.within(0, start), *self.within(end, _LAST)]
-        self.total -= indices.total
+        if taken:  # a hole of less than a page ends before it starts
+            self._runs = [*self.within(0, start), *self.within(end, _LAST)]
+            self.total -= indices.total
         return [(pfn, n) for _, pfn, n in taken], indices
 
     def gaps(self, start: int, end: int) -> list[tuple[int, int]]:
