@@ -189,6 +189,22 @@ def test_no_descriptor_for_what_is_retrieved_leaves_it_for_later() -> None:
     assert task.retrieve_fd(session, 1) == 2
 
 
+@pytest.mark.parametrize("room", [True, False])
+def test_a_descriptor_that_is_handed_over_is_closed_with_or_without_room(room: bool) -> None:
+    agent = handed_over("s")
+    mine, other = agent.task, Task(agent.kernel, "vmm")
+    other.open(DEV_NULL)
+    other.files.limit = 2 if room else 1
+    fd = mine.retrieve_fd(agent.retrieve("s"), 1)
+    file = mine.files.fget(fd)
+    assert answer(lambda: mine.hand_over_fd(fd, other)) == (1 if room else "EMFILE")
+    assert answer(lambda: mine.pread(fd, 4, 0)) == "EBADF"
+    assert file.f_count == 1 + room  # the session's, and the other process's
+    assert len(other.files) == 1 + room
+    assert mine.dup(agent.device) == fd
+    validate_kernel(agent.kernel, [mine, other])
+
+
 # Every call on every kind of file.
 
 _COLUMNS = "session device null closed memfd"
