@@ -241,16 +241,16 @@ class RangeMap(Generic[V]):
         starts, ends, values = self._starts, self._ends, self._values
         if not ends or start >= ends[-1] or end <= starts[0]:
             return []
-        first = bisect_right(ends, start)
-        if starts[first] >= end:
-            return []
-        if starts[first] <= start and ends[first] >= end:  # inside one range, as most often
-            return [(start, end, values[first])]
-        last = bisect_left(starts, end, first)
-        held = values[first:last]
-        parts = list(zip(starts[first:last], ends[first:last], held, strict=True))
-        if starts[first] < start:
-            parts[0] = (start, ends[first], held[0])
-        if ends[last - 1] > end:
-            parts[-1] = (parts[-1][0], end, held[-1])
+        at, nr = bisect_right(ends, start), len(ends)
+        parts: list[tuple[int, int, V]] = []
+        while at < nr and starts[at] < end:
+            parts.append((starts[at], ends[at], values[at]))
+            at += 1
+        if parts:
+            low, high, value = parts[0]
+            if low < start:
+                parts[0] = (start, high, value)
+            low, high, value = parts[-1]
+            if high > end:
+                parts[-1] = (low, end, value)
         return parts
