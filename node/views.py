@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
 from typing import Final
+
+from msgspec import Struct
 
 from kernelmodel.kernel import Kernel
 from kernelmodel.kho.debugfs import debugfs_files
@@ -20,8 +21,7 @@ __all__ = ["SessionView", "debugfs", "gauges", "sessions"]
 _VM_STATES: Final = tuple(state.value for state in VmState)
 
 
-@dataclass(frozen=True, slots=True)
-class SessionView:
+class SessionView(Struct, frozen=True):
     """One live-update session."""
 
     name: str

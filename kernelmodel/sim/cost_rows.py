@@ -31,9 +31,9 @@ class Spread:
     def multiplier_permille(self, drawn: int) -> int:
         """The multiplier at the quantile drawn / RESOLUTION, rounded down to a permille."""
         scale = self.RESOLUTION // _PERMILLE
-        left, low = self.points[0]
-        for right, high in self.points[1:]:
-            if drawn <= right * scale:
+        left, low = 0, 0
+        for right, high in self.points:
+            if right and drawn <= right * scale:
                 return low + (high - low) * (drawn - left * scale) // ((right - left) * scale)
             left, low = right, high
         raise ModelBug(f"the quantile {drawn} is beyond the spread {self.name!r}")

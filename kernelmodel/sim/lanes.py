@@ -54,12 +54,13 @@ class LockBlock:
     Nobody waits for a lock under which no time passed.
     """
 
-    __slots__ = ("_lane", "_main_locks", "_name")
+    __slots__ = ("_from_ns", "_lane", "_main_locks", "_name")
 
     def __init__(self, name: str, lane: Lane | None, main_locks: list[str]) -> None:
         self._name = name
         self._lane = lane
         self._main_locks = main_locks
+        self._from_ns = 0  # of the lane's work
 
     def __enter__(self) -> None:
         lock, lane = self._name, self._lane
@@ -69,21 +70,22 @@ class LockBlock:
         if lane is not None:
             if lock in self._main_locks:
                 raise ModelBug(f"lane {lane.name!r} waits for {lock!r}, which the main lane holds")
+            self._from_ns = lane.work_ns
             lane.lock_ops.append((lane.work_ns, lock, True))
         held.append(lock)
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        lock, lane = self._name, self._lane
+        lane = self._lane
         if lane is None:
             self._main_locks.pop()  # blocks nest
             return
         lane.held.pop()
-        if lane.lock_ops[-1] == (lane.work_ns, lock, True):
+        if lane.work_ns == self._from_ns:
             lane.lock_ops.pop()
         else:
-            lane.lock_ops.append((lane.work_ns, lock, False))
+            lane.lock_ops.append((lane.work_ns, self._name, False))
 
 
 class Group:
