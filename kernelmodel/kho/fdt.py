@@ -50,6 +50,10 @@ class FdtNode:
                 return node
         return None
 
+    def copy(self) -> FdtNode:
+        """An independent copy."""
+        return FdtNode(self.name, self.props.copy(), [node.copy() for node in self.subnodes])
+
     def u64(self, prop: str) -> int | None:
         """A property that holds one u64 in the CPU's byte order; None if it is no such thing."""
         raw = self.props.get(prop)
@@ -152,39 +156,8 @@ class Fdt:
         Raises:
             FdtError: the header or the bounds are wrong, or there is no root node.
         """
-        if len(data) < _HEADER.size:
-            raise FdtError("shorter than a header")
-        header = _HEADER.unpack_from(data)
-        magic, total, off_struct, off_strings, _, version, compatible, _, n_strings, n_struct = (
-            header
-        )
-        if magic != FDT_MAGIC:
-            raise FdtError(f"bad magic {magic:#x}")
-        if version < _LAST_COMPATIBLE or compatible > _VERSION:
-            raise FdtError(f"version {version}, compatible to {compatible}")
-        if (
-            not _HEADER.size <= total < 1 << 31
-            or max(off_struct + n_struct, off_strings + n_strings) > total
-        ):
-            raise FdtError("a block reaches beyond the tree")
-        if max(off_struct + n_struct, off_strings + n_strings) > len(data):
-            raise FdtError("a block reaches beyond what there is")
-        if off_struct % 4:
-            raise FdtError("structure block is not aligned")
-        reader = _Reader(
-            data[off_struct : off_struct + n_struct], data[off_strings : off_strings + n_strings]
-        )
-        if reader.token() != _BEGIN_NODE:
-            raise FdtError("no root node")
-        tree = cls(total_size=total)
-        try:
-            reader.node(tree.root, 0)
-            if reader.token() != _END:
-                raise FdtError("structure block does not end")
-        except FdtError as error:
-            tree.broken = str(error)
-        tree.strings = [s.decode("ascii", "replace") for s in reader.strings.split(b"\0")[:-1]]
-        return tree
+        tree = _followed(data)
+        return cls(tree.root.copy(), tree.strings.copy(), tree.broken, tree.total_size)
 
 
 def stringlist_contains(value: bytes, text: str) -> bool:
@@ -212,6 +185,42 @@ def _node_bytes(node: FdtNode, offsets: Mapping[str, int]) -> bytes:
     for sub in node.subnodes:
         block += _node_bytes(sub, offsets)
     return block + _END_NODE_TOKEN
+
+
+@lru_cache(maxsize=64)
+def _followed(data: bytes) -> Fdt:
+    """What these bytes say, kept for those who read them again: copied, never changed."""
+    if len(data) < _HEADER.size:
+        raise FdtError("shorter than a header")
+    header = _HEADER.unpack_from(data)
+    magic, total, off_struct, off_strings, _, version, compatible, _, n_strings, n_struct = header
+    if magic != FDT_MAGIC:
+        raise FdtError(f"bad magic {magic:#x}")
+    if version < _LAST_COMPATIBLE or compatible > _VERSION:
+        raise FdtError(f"version {version}, compatible to {compatible}")
+    if (
+        not _HEADER.size <= total < 1 << 31
+        or max(off_struct + n_struct, off_strings + n_strings) > total
+    ):
+        raise FdtError("a block reaches beyond the tree")
+    if max(off_struct + n_struct, off_strings + n_strings) > len(data):
+        raise FdtError("a block reaches beyond what there is")
+    if off_struct % 4:
+        raise FdtError("structure block is not aligned")
+    reader = _Reader(
+        data[off_struct : off_struct + n_struct], data[off_strings : off_strings + n_strings]
+    )
+    if reader.token() != _BEGIN_NODE:
+        raise FdtError("no root node")
+    tree = Fdt(total_size=total)
+    try:
+        reader.node(tree.root, 0)
+        if reader.token() != _END:
+            raise FdtError("structure block does not end")
+    except FdtError as error:
+        tree.broken = str(error)
+    tree.strings = [s.decode("ascii", "replace") for s in reader.strings.split(b"\0")[:-1]]
+    return tree
 
 
 class _Reader:

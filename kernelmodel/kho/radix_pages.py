@@ -64,7 +64,11 @@ def leaf_runs(bits: BitRuns, prefix: int) -> list[KeyBatch]:
         return list(_first_leaf_runs(bits))
     if not bits:
         return []
-    base, order = decode_key(prefix)
+    top = prefix.bit_length() - 1
+    order = KHO_ORDER_0_LOG2 - top
+    if order < 0:
+        decode_key(prefix)  # faults
+    base = (prefix ^ 1 << top) << order
     if isinstance(bits, Extents):
         if order == 0:
             return [KeyRuns(Extents(bits.pfns + base, bits.counts))]

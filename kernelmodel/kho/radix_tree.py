@@ -142,7 +142,9 @@ class KhoRadixTree:
         done = 0
         while done < nr:
             bit = key & _BITMAP_MASK
-            take = min(nr - done, _BITMAP_BITS - bit)
+            take = nr - done
+            if bit + take > _BITMAP_BITS:
+                take = _BITMAP_BITS - bit
             leaf = self._leaves.get(key >> BITMAP_LOG2)
             if leaf is None:
                 try:
@@ -156,9 +158,13 @@ class KhoRadixTree:
                 first, last = bit >> 3, (bit + take + 7) >> 3
                 bits = int.from_bytes(page[first:last], "little")
                 mask = ((1 << take) - 1) << (bit & 7)
-                were = (bits & mask).bit_count()
-                bits = bits | mask if present else bits & ~mask
-                self.nr_keys += (take if present else 0) - were
+                if bits & mask:
+                    self.nr_keys -= (bits & mask).bit_count()
+                if present:
+                    self.nr_keys += take
+                    bits |= mask
+                else:
+                    bits &= ~mask
                 page[first:last] = bits.to_bytes(last - first, "little")
             key += take
             done += take

@@ -125,20 +125,19 @@ class IncomingTree:
         yield (*decode_key(outside), 1)  # one without an order faults when it is its turn
 
     def _walk(self, level: int, pa: int, prefix: int, runs: list[KeyBatch]) -> None:
+        """Add the keys below this page, whose first is `prefix`, unless all are outside."""
         _, entries, bits, _, has_keys = self._subtrees[level, pa]
         if not has_keys:
             return
-        if prefix >= _ONE_ORDER_FROM[level] and self._is_outside(prefix):
-            self._outside = prefix if self._outside is None else self._outside
-        elif level == 0:
+        if prefix >= _ONE_ORDER_FROM[level]:
+            top = prefix.bit_length() - 1
+            order = KHO_ORDER_0_LOG2 - top
+            if order < 0 or (prefix ^ 1 << top) << order >= self._end_pfn:
+                self._outside = prefix if self._outside is None else self._outside
+                return
+        if level == 0:
             runs += leaf_runs(bits, prefix)
-        else:
-            shift = TABLE_SHIFTS[level]
-            for index, child in entries:
-                self._walk(level - 1, child, prefix | index << shift, runs)
-
-    def _is_outside(self, prefix: int) -> bool:
-        """Whether all keys that begin so, of one order, are behind the end of memory."""
-        top = prefix.bit_length() - 1
-        order = KHO_ORDER_0_LOG2 - top
-        return order < 0 or (prefix ^ 1 << top) << order >= self._end_pfn
+            return
+        shift = TABLE_SHIFTS[level]
+        for index, child in entries:
+            self._walk(level - 1, child, prefix | index << shift, runs)

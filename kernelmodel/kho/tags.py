@@ -62,13 +62,14 @@ class PageTags:
         if entries is None:
             entries = self._by_order[order] = RangeSet()
         entries.add(pfn >> order, end >> order)
-        if len(self._by_order) == 1:
-            return
-        for other, others in self._by_order.items():
-            if other != order and others.overlaps(pfn >> other, -(-end >> other)):
+        for other in self._by_order:
+            if other == order:
+                continue
+            entries = self._by_order[other]
+            if entries.overlaps(pfn >> other, -(-end >> other)):
                 self._share = True
                 if other > order:  # smaller ones come later
-                    self._lose(other, others, -(-pfn >> other), -(-end >> other))
+                    self._lose(other, entries, -(-pfn >> other), -(-end >> other))
 
     def put_pages(self, pages: Extents) -> None:
         """Tag many runs of single pages, as `put` does."""
@@ -163,9 +164,9 @@ class PageTags:
             if found is not None:
                 self.take(pfn, found, 1)
             return found
-        for order, entries in self._by_order.items():
+        for order in self._by_order:
             number = pfn >> order
-            if number << order == pfn and entries.take(number, number + 1):
+            if number << order == pfn and self._by_order[order].take(number, number + 1):
                 return order
         return None
 

@@ -41,6 +41,7 @@ _HUGE_VMAP: Final = int(VmFlags.ALLOW_HUGE_VMAP)
 _FEW: Final = 16
 _CHUNK: Final = struct.Struct(f"<{1 + KHO_VMALLOC_PHYS_PER_CHUNK}Q")
 _U64: Final = struct.Struct("<Q")
+_NONE: Final = bytes(8)
 _PA_BITS: Final = 52
 
 
@@ -185,9 +186,11 @@ def _chunk_runs(page: bytes, order: int, most: int) -> list[tuple[int, int]]:
     """
     pa: int = _U64.unpack_from(page, 8)[0]
     blocks = min(most, KHO_VMALLOC_PHYS_PER_CHUNK)
+    if blocks == 1 and pa and page[16:24] == _NONE:  # as the list of a small table is
+        return [(pa >> PAGE_SHIFT, 1)]
     if pa and blocks > 0 and pa + (blocks << PAGE_SHIFT + order) < 1 << _PA_BITS:
         # nearly always they are all adjacent: compared with what they would be then
-        ended = bytes(8 if blocks < KHO_VMALLOC_PHYS_PER_CHUNK else 0)
+        ended = _NONE if blocks < KHO_VMALLOC_PHYS_PER_CHUNK else b""
         if page.startswith(_entries(pa >> PAGE_SHIFT, order, blocks) + ended, 8):
             return [(pa >> PAGE_SHIFT, blocks)]
     runs: list[tuple[int, int]] = []
