@@ -40,11 +40,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernelmodel.errors import ModelBug
-from kernelmodel.sim.cost import CostModel, Spread
+from kernelmodel.sim.cost import CostModel, Slowdown, Spread
 from kernelmodel.sim.lanes import Group, Lane, LockBlock
 from kernelmodel.sim.rng import draw, stream_key
 
-__all__ = ["Clock", "Phase", "Slowdown"]
+__all__ = ["Clock", "Phase"]
 
 _PERMILLE: Final = 1000
 _T = TypeVar("_T")
@@ -91,29 +91,6 @@ class Phase:
     def lanes_joined(self, ends: dict[str, int]) -> None:
         """Take over the ends of a group's lanes; the clock's call."""
         self._ends |= ends
-
-
-class Slowdown:
-    """An installed multiplier; `lift()` removes it, as does the end of its `with` block."""
-
-    __slots__ = ("_remove",)
-
-    def __init__(self, remove: Callable[[], None]) -> None:
-        self._remove: Callable[[], None] | None = remove
-
-    def lift(self) -> None:
-        """Remove the multiplier; further calls do nothing."""
-        remove, self._remove = self._remove, None
-        if remove is not None:
-            remove()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.lift()
 
 
 class _LaneBlock:

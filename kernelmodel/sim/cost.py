@@ -13,18 +13,27 @@ measurements override them. ``python -m kernelmodel.sim [PROFILE.toml]`` prints 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import cache
 from hashlib import blake2b
 from importlib.resources import files
-from types import MappingProxyType
+from types import MappingProxyType, TracebackType
+from typing import Self
 
 from kernelmodel.errors import ModelBug
 from kernelmodel.sim.cost_rows import KINDS, CostRow, Spread
 from kernelmodel.sim.profile import CostProfileError, format_profile, read_profile
 
-__all__ = ["KINDS", "CostModel", "CostProfileError", "CostRow", "Spread", "format_profile"]
+__all__ = [
+    "KINDS",
+    "CostModel",
+    "CostProfileError",
+    "CostRow",
+    "Slowdown",
+    "Spread",
+    "format_profile",
+]
 
 
 class CostModel:
@@ -97,6 +106,29 @@ class CostModel:
             points = ", ".join(f"{at / 10:g} % → {factor / 1000:g}" for at, factor in spread.points)
             lines.append(f"| {spread.name} | {points} | {spread.kind} | {spread.source} |")
         return "\n".join(lines) + "\n"
+
+
+class Slowdown:
+    """An installed multiplier; `lift()` removes it, as does the end of its `with` block."""
+
+    __slots__ = ("_remove",)
+
+    def __init__(self, remove: Callable[[], None]) -> None:
+        self._remove: Callable[[], None] | None = remove
+
+    def lift(self) -> None:
+        """Remove the multiplier; further calls do nothing."""
+        remove, self._remove = self._remove, None
+        if remove is not None:
+            remove()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.lift()
 
 
 @cache
