@@ -104,9 +104,8 @@ class PhysicalMemory:
 
     def page(self, pfn: int) -> bytes | bytearray:
         """The 4096 bytes of one frame."""
-        found = self._pages.get(pfn)
-        if found is not None:
-            return found
+        if pfn in self._pages:
+            return self._pages[pfn]
         run = self._runs.get(pfn)
         if run is not None:
             content, base = run[2]
@@ -134,10 +133,7 @@ class PhysicalMemory:
         """Put `data` at physical address `pa`."""
         pfn, offset, size = pa >> PAGE_SHIFT, pa & (PAGE_SIZE - 1), len(data)
         if offset + size <= PAGE_SIZE:
-            page = self._pages.get(pfn)
-            if type(page) is bytearray:
-                page[offset : offset + size] = data
-            elif size:
+            if size:
                 self.writable(pfn)[offset : offset + size] = data
             return
         at = 0
@@ -149,13 +145,13 @@ class PhysicalMemory:
 
     def writable(self, pfn: int) -> bytearray:
         """The 4096 bytes of one frame, to be changed in place at once: do not keep them."""
-        page = self._pages.get(pfn)
-        if type(page) is bytearray:
+        pages = self._pages
+        if pfn in pages and type(page := pages[pfn]) is bytearray:
             return page
         fresh = bytearray(self.page(pfn))
-        if page is None:
+        if pfn not in pages:
             self._hold(pfn)
-        self._pages[pfn] = fresh
+        pages[pfn] = fresh
         return fresh
 
     def _hold(self, pfn: int) -> None:
@@ -230,11 +226,12 @@ class PhysicalMemory:
 
     def clear_page(self, pfn: int) -> None:
         """Clear one frame, which is going to be written. C: clear_page()."""
-        if pfn not in self._pages:
+        pages = self._pages
+        if pfn not in pages:
             if not self._low <= pfn < self._high:
                 self._check(pfn, pfn + 1)
             self._hold(pfn)
-        self._pages[pfn] = bytearray(PAGE_SIZE)
+        pages[pfn] = bytearray(PAGE_SIZE)
 
     def _drop_pages(self, pfn: int, end: int) -> None:
         frames = self._frames

@@ -70,8 +70,8 @@ class RangeSet:
             starts.append(start)
             ends.append(end)
             return
-        if start >= starts[-1]:  # the last one goes on
-            ends[-1] = max(ends[-1], end)
+        if start >= starts[-1] and end > ends[-1]:  # the last one goes on
+            ends[-1] = end
             return
         first = bisect_left(ends, start)
         last = bisect_right(starts, end, first)

@@ -37,6 +37,7 @@ CHANGES = st.lists(
         st.tuples(st.just("write"), st.integers(0, (PAGES - 3) * PAGE_SIZE), st.integers(1, 9000)),
         st.tuples(st.just("fill"), FRAMES, st.integers(0, 3)),
         st.tuples(st.just("zero"), FRAMES, st.none()),
+        st.tuples(st.just("clear"), st.integers(0, PAGES - 1), st.none()),
         st.tuples(st.just("copy"), st.integers(0, 9), st.integers(12, 20)),
     ),
     max_size=10,
@@ -52,6 +53,10 @@ def apply(changes: list[tuple[object, ...]]) -> tuple[PhysicalMemory, bytes]:
             data = bytes([n]) * what
             memory.write(where, data)
             flat[where : where + what] = data
+        elif change == "clear":
+            assert isinstance(where, int)
+            memory.clear_page(where)
+            flat[where * PAGE_SIZE : (where + 1) * PAGE_SIZE] = bytes(PAGE_SIZE)
         elif change == "copy":
             assert isinstance(where, int)
             assert isinstance(what, int)
@@ -167,6 +172,9 @@ def test_memory_that_is_not_there_faults(pa: int) -> None:
         lambda: memory.write(pa, b"x"),
         lambda: memory.u64(pa),
         lambda: memory.zero(pa // PAGE_SIZE, 1),
+        lambda: memory.clear_page(pa // PAGE_SIZE),
+        lambda: memory.writable(pa // PAGE_SIZE),
+        lambda: memory.write_u64(pa, 1),
         lambda: memory.fill(pa // PAGE_SIZE, 1, Pattern(0)),
         lambda: list(memory.segments(pa // PAGE_SIZE, 1)),
     ):
