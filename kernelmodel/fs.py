@@ -178,14 +178,20 @@ def vfs_ioctl(cmd: int, arg: UserBuffer) -> None:
         raise NotTty("no file that sends signals")
 
 
+class _Fdt(dict[int, File]):
+    """Open files by number; to ask for one that is not there is EBADF. C: struct fdtable."""
+
+    def __missing__(self, fd: int) -> File:
+        raise BadFileDescriptor("not open", fd=fd)
+
+
 class FdTable:
     """One process's descriptors. C: struct files_struct."""
 
     __slots__ = ("_next_fd", "fdt", "limit")
 
     def __init__(self, limit: int = _NR_OPEN) -> None:
-        #: Open files by number.
-        self.fdt: dict[int, File] = {}
+        self.fdt = _Fdt()
         #: No number below is free.
         self._next_fd = 0
         #: RLIMIT_NOFILE.
@@ -228,10 +234,7 @@ class FdTable:
         Raises:
             BadFileDescriptor: nothing is open there.
         """
-        try:
-            return self.fdt[fd]
-        except KeyError:
-            raise BadFileDescriptor("not open", fd=fd) from None
+        return self.fdt[fd]
 
     def file_close_fd(self, fd: int) -> File:
         """Take a file out of the table, with its reference. C: file_close_fd().
@@ -239,11 +242,8 @@ class FdTable:
         Raises:
             BadFileDescriptor: nothing is open there.
         """
-        files = self.fdt
-        if fd not in files:
-            raise BadFileDescriptor("not open", fd=fd)
-        file = files[fd]
-        del files[fd]
+        file = self.fdt[fd]
+        del self.fdt[fd]
         if fd < self._next_fd:  # noqa: PLR1730 # every descriptor that is passed on is closed
             self._next_fd = fd
         return file

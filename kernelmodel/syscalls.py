@@ -99,9 +99,9 @@ class Task:
 
     def send_fd(self, fd: int, other: Task) -> int:
         """Pass a descriptor to another process, as SCM_RIGHTS does; its number there."""
-        file = self.files.fget(fd)
-        number = other.files.install(file)
-        file.get()
+        file, files = self.files.fdt[fd], other.files
+        number = files.get_unused_fd()
+        files.fdt[number] = file.get()
         return number
 
     def hand_over_fd(self, fd: int, other: Task) -> int:
@@ -122,7 +122,7 @@ class Task:
 
         `bytes` is memory that is mapped for reading only: an answer to it is EFAULT.
         """
-        file = self.files.fget(fd)
+        file = self.files.fdt[fd]
         if cmd in VFS_IOCTLS:
             vfs_ioctl(cmd, arg)
             return 0

@@ -48,7 +48,7 @@ _fields_of: dict[type[Ser], Callable[[Any], tuple[Any, ...]]] = {}
 
 def cstring(data: bytes) -> bytes:
     """`data` up to its first NUL; all of it if there is none."""
-    return data.split(b"\0", 1)[0]
+    return data.partition(b"\0")[0]
 
 
 @lru_cache(maxsize=256)

@@ -62,11 +62,12 @@ class Luo:
         "flbs",
         "handlers",
         "in_use",
+        "incoming_ops",
         "kernel",
         "liveupdate_num",
         "luo_ser_pa",
+        "outgoing_ops",
         "preserved_ids",
-        "session_ops",
         "sessions",
         "test_flbs",
     )
@@ -89,7 +90,8 @@ class Luo:
         self.sessions = LuoSessions(self)
         self.flbs = LuoFlbs(self)
         self.test_flbs = LiveupdateTest(self.flbs) if kernel.config.liveupdate_test else None
-        self.session_ops = SessionOperations(self)
+        self.outgoing_ops = SessionOperations(self, retrieved=False)
+        self.incoming_ops = SessionOperations(self, retrieved=True)
 
     # Boot.
 

@@ -64,7 +64,7 @@ class LuoFileSet:
         files = self.files
         try:
             self.block_set.grow(len(files) + 1)
-            file = task.files.fget(fd).get()
+            file = task.files.fdt[fd].get()
             try:
                 luo_file = self._preserve(file, token)
             except KernelError:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from kernelmodel.abi.luo import (
     LIVEUPDATE_CREATE_SESSION,
@@ -26,7 +26,7 @@ from kernelmodel.abi.luo import (
     LIVEUPDATE_SESSION_RETRIEVE_FD,
 )
 from kernelmodel.errors import BadAddress, InvalidArgument, NotTty, TooBig
-from kernelmodel.fs import ANON_INO, File, Inode, UserBuffer
+from kernelmodel.fs import File, UserBuffer
 from kernelmodel.luo.session import LuoSession
 
 if TYPE_CHECKING:
@@ -35,56 +35,70 @@ if TYPE_CHECKING:
 
 __all__ = ["LiveupdateDevice", "SessionOperations"]
 
+#: What does an ioctl, and of its structure, whose last field is mandatory in all, the size and what
+#: the first field says of it.
+_Call = tuple[Callable[[Any, "Task", File, UserBuffer], None], int, bytes]
 
-_T = TypeVar("_T")
-#: By number: the size of the structure, whose last field is mandatory in all, the same as its first
-#: field says it, and what does it.
-_Table = dict[int, tuple[int, bytes, _T]]
-
+_NAMED: Final = struct.Struct(f"<Ii{LIVEUPDATE_SESSION_NAME_LENGTH}s")
 _FD_TOKEN: Final = struct.Struct("<IiQ")
 _U32: Final = struct.Struct("<I")
 _S32: Final = struct.Struct("<i")
-_NAME: Final = slice(8, 8 + LIVEUPDATE_SESSION_NAME_LENGTH)
 
-#: Numbers that are for the other direction: of a session that is retrieved, and of one that is not.
-_NOT_INCOMING: Final = frozenset({LIVEUPDATE_SESSION_PRESERVE_FD & 0xFF})
-_NOT_OUTGOING: Final = frozenset(
-    {LIVEUPDATE_SESSION_RETRIEVE_FD & 0xFF, LIVEUPDATE_SESSION_FINISH & 0xFF}
-)
-_NOTHING: Final[frozenset[int]] = frozenset()
+#: Calls that are for the other direction: of a session that is retrieved, and of one that is not.
+_NOT_INCOMING: Final = frozenset({LIVEUPDATE_SESSION_PRESERVE_FD})
+_NOT_OUTGOING: Final = frozenset({LIVEUPDATE_SESSION_RETRIEVE_FD, LIVEUPDATE_SESSION_FINISH})
 
 
-def _decode(table: _Table[_T], cmd: int, arg: UserBuffer, wrong: frozenset[int]) -> _T:
-    """What does it, its structure checked; see the module's text for the order."""
-    number = cmd & 0xFF
-    if number not in table:
-        raise InvalidArgument("unknown ioctl number", cmd=cmd)
-    full, as_field, function = table[number]
-    encoded = cmd - number == LIVEUPDATE_CREATE_SESSION
-    if encoded and arg[:4] == as_field and len(arg) == full and number not in wrong:
-        return function  # as mostly: nothing of what follows is the matter
-    if len(arg) < 4:
-        raise BadAddress("no room for a size")
-    size: int = _U32.unpack_from(arg)[0]
-    if not encoded:
-        raise NotTty("wrong ioctl encoding", cmd=cmd)
-    if number in wrong:
-        raise InvalidArgument("wrong direction for this session")
-    if size < full:
-        raise InvalidArgument("structure too small", size=size)
-    if size > full and any(arg[full:size]):  # found before the reading faults
-        raise TooBig("unknown trailing fields", size=size)
-    if len(arg) < size:
-        raise BadAddress("shorter than it says", size=size)
-    return function
+class _Operations:
+    """What files of both kinds have in common: how an ioctl is decoded and answered."""
+
+    __slots__ = ("_calls", "_wrong")
+
+    def __init__(self, calls: dict[int, _Call], wrong: frozenset[int] = frozenset()) -> None:
+        self._calls = calls
+        self._wrong = wrong
+
+    def ioctl(self, task: Task, file: File, cmd: int, arg: UserBuffer) -> int:
+        """C: luo_ioctl(), luo_session_ioctl(); an answer is copied back by luo_ucmd_respond()."""
+        if cmd in self._calls and cmd not in self._wrong:
+            function, full, size = self._calls[cmd]
+            if arg[:4] != size or len(arg) != full:  # else, as mostly, there is nothing to refuse
+                function = self._decode(cmd, arg)
+        else:
+            function = self._decode(cmd, arg)
+        function(self, task, file, arg)
+        if type(arg) is bytes:
+            raise BadAddress("the answer cannot be written")
+        return 0
+
+    def _decode(self, cmd: int, arg: UserBuffer) -> Callable[[Any, Task, File, UserBuffer], None]:
+        """What does it, its structure checked; see the module's text for the order."""
+        known = LIVEUPDATE_CREATE_SESSION | cmd & 0xFF
+        if known not in self._calls:
+            raise InvalidArgument("unknown ioctl number", cmd=cmd)
+        if len(arg) < 4:
+            raise BadAddress("no room for a size")
+        size: int = _U32.unpack_from(arg)[0]
+        function, full, _ = self._calls[known]
+        if cmd != known:
+            raise NotTty("wrong ioctl encoding", cmd=cmd)
+        if cmd in self._wrong:
+            raise InvalidArgument("wrong direction for this session")
+        if size < full:
+            raise InvalidArgument("structure too small", size=size)
+        if size > full and any(arg[full:size]):  # found before the reading faults
+            raise TooBig("unknown trailing fields", size=size)
+        if len(arg) < size:
+            raise BadAddress("shorter than it says", size=size)
+        return function
 
 
-def _entry(size: int, function: _T) -> tuple[int, bytes, _T]:
-    return size, _U32.pack(size), function
+def _call(function: Callable[[Any, Task, File, UserBuffer], None], size: int) -> _Call:
+    return function, size, _U32.pack(size)
 
 
 def _respond_fd(task: Task, fd: int, file: File, arg: UserBuffer) -> None:
-    """Answer with a descriptor, which both structures have after their size, and install it.
+    """Answer with a descriptor, which all structures have after their size, and install it.
 
     If the answer cannot be copied, the file is let go.
     """
@@ -96,96 +110,89 @@ def _respond_fd(task: Task, fd: int, file: File, arg: UserBuffer) -> None:
     task.files.fdt[fd] = file
 
 
-class LiveupdateDevice:
-    """File operations of /dev/liveupdate."""
+class LiveupdateDevice(_Operations):
+    """File operations of /dev/liveupdate; both structures are {u32 size, s32 fd, u8 name[64]}."""
 
     __slots__ = ("luo",)
 
     def __init__(self, luo: Luo) -> None:
+        super().__init__(_DEVICE)
         self.luo = luo
 
     def release(self, file: File) -> None:
         """The opener is gone; sessions live on their own descriptors. C: luo_release()."""
         self.luo.in_use = False
 
-    def ioctl(self, task: Task, file: File, cmd: int, arg: UserBuffer) -> int:
-        """C: luo_ioctl(). {u32 size, s32 fd, u8 name[64]} both ways."""
-        _decode(_DEVICE, cmd, arg, _NOTHING)(self, task, arg)
-        return 0
-
-    def create(self, task: Task, arg: UserBuffer) -> None:
+    def create(self, task: Task, file: File, arg: UserBuffer) -> None:
         """C: luo_ioctl_create_session()."""
         fd = task.files.get_unused_fd()
-        _respond_fd(task, fd, self.luo.sessions.create(bytes(arg[_NAME])), arg)
+        name: bytes = _NAMED.unpack_from(arg)[2]
+        _respond_fd(task, fd, self.luo.sessions.create(name), arg)
 
-    def retrieve(self, task: Task, arg: UserBuffer) -> None:
+    def retrieve(self, task: Task, file: File, arg: UserBuffer) -> None:
         """C: luo_ioctl_retrieve_session()."""
         fd = task.files.get_unused_fd()
-        _respond_fd(task, fd, self.luo.sessions.retrieve(bytes(arg[_NAME])), arg)
+        name: bytes = _NAMED.unpack_from(arg)[2]
+        _respond_fd(task, fd, self.luo.sessions.retrieve(name), arg)
 
 
-_DEVICE: Final[_Table[Callable[[LiveupdateDevice, Task, UserBuffer], None]]] = {
-    LIVEUPDATE_CREATE_SESSION & 0xFF: _entry(72, LiveupdateDevice.create),
-    LIVEUPDATE_RETRIEVE_SESSION & 0xFF: _entry(72, LiveupdateDevice.retrieve),
+_DEVICE: Final = {
+    LIVEUPDATE_CREATE_SESSION: _call(LiveupdateDevice.create, 72),
+    LIVEUPDATE_RETRIEVE_SESSION: _call(LiveupdateDevice.retrieve, 72),
 }
 
 
-class SessionOperations:
-    """File operations of a session's descriptor."""
+class SessionOperations(_Operations):
+    """File operations of a session's descriptor, of one that was retrieved or of one that was not.
 
-    __slots__ = ("clock", "inode", "sessions")
+    `private` of its file is the session.
+    """
 
-    def __init__(self, luo: Luo) -> None:
-        self.clock = luo.kernel.clock
-        self.sessions = luo.sessions
-        #: All sessions' files have the same. C: anon_inode_inode
-        self.inode = Inode(ANON_INO)
+    __slots__ = ("_clock", "_sessions")
+
+    def __init__(self, luo: Luo, *, retrieved: bool) -> None:
+        super().__init__(_SESSION, _NOT_INCOMING if retrieved else _NOT_OUTGOING)
+        self._clock = luo.kernel.clock
+        self._sessions = luo.sessions
 
     def release(self, file: File) -> None:
         """C: luo_session_release()."""
-        self.sessions.release(file.private)
+        self._sessions.release(file.private)
 
-    def ioctl(self, task: Task, file: File, cmd: int, arg: UserBuffer) -> int:
-        """C: luo_session_ioctl(); copying the structure back is luo_ucmd_respond()."""
-        session: LuoSession = file.private
-        wrong = _NOT_INCOMING if session.retrieved else _NOT_OUTGOING
-        _decode(_SESSION, cmd, arg, wrong)(self, task, session, arg)
-        if not isinstance(arg, bytearray):
-            raise BadAddress("the answer cannot be written")
-        return 0
-
-    def preserve_fd(self, task: Task, session: LuoSession, arg: UserBuffer) -> None:
+    def preserve_fd(self, task: Task, file: File, arg: UserBuffer) -> None:
         """{u32 size, s32 fd, u64 token}. C: luo_session_preserve_fd()."""
+        session: LuoSession = file.private
         _, fd, token = _FD_TOKEN.unpack_from(arg)
-        with self.clock.lock(session.lock_name):
-            if self.sessions.serialized:
-                self.sessions.block()
+        with self._clock.lock(session.lock_name):
+            if self._sessions.serialized:
+                self._sessions.block()
             session.file_set.preserve_file(task, token, fd)
 
-    def retrieve_fd(self, task: Task, session: LuoSession, arg: UserBuffer) -> None:
+    def retrieve_fd(self, task: Task, file: File, arg: UserBuffer) -> None:
         """{u32 size, s32 fd, u64 token}. C: luo_session_retrieve_fd()."""
+        session: LuoSession = file.private
         token = _FD_TOKEN.unpack_from(arg)[2]
-        with self.clock.lock(session.lock_name):
+        with self._clock.lock(session.lock_name):
             fd = task.files.get_unused_fd()
             _respond_fd(task, fd, session.file_set.retrieve_file(token), arg)
 
-    def finish(self, task: Task, session: LuoSession, arg: UserBuffer) -> None:
+    def finish(self, task: Task, file: File, arg: UserBuffer) -> None:
         """{u32 size, u32 reserved}. C: luo_session_finish()."""
         _check_reserved(arg)
-        self.sessions.finish(session)
+        self._sessions.finish(file.private)
 
-    def get_name(self, task: Task, session: LuoSession, arg: UserBuffer) -> None:
+    def get_name(self, task: Task, file: File, arg: UserBuffer) -> None:
         """{u32 size, u32 reserved, u8 name[64]}. C: luo_session_get_name()."""
         _check_reserved(arg)
         if isinstance(arg, bytearray):
-            arg[_NAME] = session.name
+            arg[8:72] = file.private.name
 
 
-_SESSION: Final[_Table[Callable[[SessionOperations, Task, LuoSession, UserBuffer], None]]] = {
-    LIVEUPDATE_SESSION_PRESERVE_FD & 0xFF: _entry(16, SessionOperations.preserve_fd),
-    LIVEUPDATE_SESSION_RETRIEVE_FD & 0xFF: _entry(16, SessionOperations.retrieve_fd),
-    LIVEUPDATE_SESSION_FINISH & 0xFF: _entry(8, SessionOperations.finish),
-    LIVEUPDATE_SESSION_GET_NAME & 0xFF: _entry(72, SessionOperations.get_name),
+_SESSION: Final = {
+    LIVEUPDATE_SESSION_PRESERVE_FD: _call(SessionOperations.preserve_fd, 16),
+    LIVEUPDATE_SESSION_RETRIEVE_FD: _call(SessionOperations.retrieve_fd, 16),
+    LIVEUPDATE_SESSION_FINISH: _call(SessionOperations.finish, 8),
+    LIVEUPDATE_SESSION_GET_NAME: _call(SessionOperations.get_name, 72),
 }
 
 

@@ -23,7 +23,7 @@ from kernelmodel.abi.luo import (
     LuoSessionSer,
 )
 from kernelmodel.errors import Exists, InvalidArgument, KernelError, ModelBug, NoEntry
-from kernelmodel.fs import File
+from kernelmodel.fs import ANON_INO, File, Inode
 from kernelmodel.kho.block import KhoBlockSet
 from kernelmodel.luo.file import LuoFileSet
 
@@ -59,6 +59,7 @@ class LuoSessions:
         "_deserialize_error",
         "_deserialized",
         "_incoming_by_name",
+        "_inode",
         "_outgoing_by_name",
         "incoming",
         "incoming_blocks",
@@ -79,6 +80,8 @@ class LuoSessions:
         self.incoming: list[LuoSession] = []
         self._incoming_by_name: dict[bytes, LuoSession] = {}
         self.incoming_blocks: KhoBlockSet | None = None
+        #: All sessions' files have the same. C: anon_inode_inode
+        self._inode = Inode(ANON_INO)
         #: Once true, the serialize lock is held for writing until the kernel dies.
         self.serialized = False
         self._deserialized = False
@@ -95,7 +98,7 @@ class LuoSessions:
         """
         if self.serialized:
             self.block()
-        if name[:1] == b"\0" or b"\0" not in name:
+        if 0 not in name or not name[0]:
             raise InvalidArgument("bad session name")
         self.kernel.charge("luo_session_create")
         session = LuoSession(self.luo, name)
@@ -105,21 +108,16 @@ class LuoSessions:
         self._outgoing_by_name[session.name] = session
         self.outgoing.append(session)
         try:
-            return self._getfile(session)
+            self.kernel.fail_function("should_failslab", site="luo_session_getfile")
         except KernelError:
             self._remove_outgoing(session)
             raise
+        return File(self._inode, self.luo.outgoing_ops, session)
 
     def _remove_outgoing(self, session: LuoSession) -> None:
         self.outgoing.remove(session)
         del self._outgoing_by_name[session.name]
         self.outgoing_blocks.shrink(len(self.outgoing))
-
-    def _getfile(self, session: LuoSession) -> File:
-        """C: luo_session_getfile(). Raises: NoMemory."""
-        self.kernel.fail_function("should_failslab", site="luo_session_getfile")
-        ops = self.luo.session_ops
-        return File(ops.inode, ops, session)
 
     def release(self, session: LuoSession) -> None:
         """The session's last descriptor is gone. C: luo_session_release()."""
@@ -128,7 +126,8 @@ class LuoSessions:
         if session.retrieved:
             try:
                 self.kernel.charge("luo_session_finish")
-                session.file_set.finish()
+                if session.file_set.files:
+                    session.file_set.finish()
             except KernelError as error:
                 self.kernel.printk(f"luo: session cannot finish: {error}")
                 return
@@ -223,16 +222,16 @@ class LuoSessions:
         session = self._incoming_by_name.get(name)
         if session is None:
             # compared up to the first NUL; a name without one is longer than any that is kept
-            padded = name.split(b"\0", 1)[0].ljust(LIVEUPDATE_SESSION_NAME_LENGTH, b"\0")
+            padded = name.partition(b"\0")[0].ljust(LIVEUPDATE_SESSION_NAME_LENGTH, b"\0")
             session = self._incoming_by_name.get(padded)
         if session is None:
             raise NoEntry("no such session")
         if session.retrieved:
             raise InvalidArgument("session is retrieved already")
         self.kernel.charge("luo_retrieve_session")
-        file = self._getfile(session)
+        self.kernel.fail_function("should_failslab", site="luo_session_getfile")
         session.retrieved = True
-        return file
+        return File(self._inode, self.luo.incoming_ops, session)
 
     # What a descriptor can do.
 
@@ -250,9 +249,7 @@ class LuoSessions:
 
 def _to_name(name: bytes) -> bytes:
     """A buffer that holds `name` up to its NUL, cut where that would not fit. C: strscpy()."""
-    if name[LIVEUPDATE_SESSION_NAME_LENGTH - 1 :] == b"\0" and b"\0" not in name.rstrip(b"\0"):
-        return name  # as mostly: it is such a buffer
-    text = name.split(b"\0", 1)[0][: LIVEUPDATE_SESSION_NAME_LENGTH - 1]
+    text = name.partition(b"\0")[0][: LIVEUPDATE_SESSION_NAME_LENGTH - 1]
     return text.ljust(LIVEUPDATE_SESSION_NAME_LENGTH, b"\0")
 
 
