@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from itertools import accumulate
 from operator import attrgetter
 
@@ -29,19 +28,18 @@ _PFN_MASK = (1 << 52) - 1
 _NR = attrgetter("nr")
 
 
-@dataclass(frozen=True, slots=True)
 class FolioTable:
     """The table as memory content; behind the last entry its pages are zero."""
 
-    runs: tuple[FolioRun | FolioRuns, ...]
-    _ends: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    __slots__ = ("_ends", "_runs")
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_ends", tuple(accumulate(map(_NR, self.runs))))
+    def __init__(self, runs: tuple[FolioRun | FolioRuns, ...]) -> None:
+        self._runs = runs
+        self._ends = tuple(accumulate(map(_NR, runs)))
 
     def slice(self, first: int, last: int) -> list[FolioRun | FolioRuns]:
         """The runs of entries [first, last), cut to it; entries behind the last run are zero."""
-        runs, ends = self.runs, self._ends
+        runs, ends = self._runs, self._ends
         if not first and ends[-1:] == (last,):  # the whole table, as most often
             return list(runs)
         parts: list[FolioRun | FolioRuns] = []
@@ -66,7 +64,7 @@ class FolioTable:
 
     def key(self) -> bytes:
         """All fields of all runs."""
-        return b"folios" + b"".join([run.key() for run in self.runs])
+        return b"folios" + b"".join([run.key() for run in self._runs])
 
 
 def parse_folio_table(

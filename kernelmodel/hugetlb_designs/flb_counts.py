@@ -21,6 +21,7 @@ from kernelmodel.abi.folio_table import FolioRun
 from kernelmodel.abi.hugetlb import HUGETLB_SER_MAX_HSTATES, HugetlbSer
 from kernelmodel.errors import KernelError, NoSpace
 from kernelmodel.hugetlb_designs.base import FlbDesign
+from kernelmodel.memory import PAGE_SHIFT
 
 __all__ = ["FlbCounts"]
 
@@ -72,8 +73,8 @@ class FlbCounts(FlbDesign):
             NoSpace: no slot for another page size.
         """
         # The FLB's lock is held for no time, so nobody can wait for it.
-        memory, pa = self.kernel.memory, self.flb.outgoing_data
-        *words, used = HugetlbSer.FORMAT.unpack(memory.read(pa, HugetlbSer.SIZE))
+        page = self.kernel.memory.writable(self.flb.outgoing_data >> PAGE_SHIFT)
+        *words, used = HugetlbSer.FORMAT.unpack_from(page)
         at = 0
         while at < used and words[2 * at + 1] != order:
             at += 1
@@ -81,7 +82,7 @@ class FlbCounts(FlbDesign):
             raise NoSpace("too many huge page sizes", order=order)
         words[2 * at] += nr_pages
         words[2 * at + 1] = order
-        memory.write(pa, HugetlbSer.FORMAT.pack(*words, used if at < used else at + 1))
+        HugetlbSer.FORMAT.pack_into(page, 0, *words, used if at < used else at + 1)
 
     # Incoming.
 

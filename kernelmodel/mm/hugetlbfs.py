@@ -170,7 +170,10 @@ class HugetlbInode:
         """
         place = placement(where)
         for low, high in self.folios.gaps(start, end):
-            for first, last, promised in _by_promise(self.resv, low, high):
+            parts = [(low, high, True)]  # as in a file that is mapped before it is touched
+            if not self.resv.contains(low, high):
+                parts = _by_promise(self.resv, low, high)
+            for first, last, promised in parts:
                 at = self._fill(first, last, place, promised=promised)
                 if at < last:
                     return at
@@ -311,8 +314,6 @@ def _check_inside(page: int, nr: int, mapped: int) -> None:
 
 def _by_promise(resv: RangeSet, start: int, end: int) -> list[tuple[int, int, bool]]:
     """Cut [start, end) into parts that have a promise and parts that have none."""
-    if resv.contains(start, end):  # as in a file that is mapped before it is touched
-        return [(start, end, True)]
     parts = [(low, high, True) for low, high in resv.within(start, end)]
     parts += [(low, high, False) for low, high in resv.gaps(start, end)]
     return sorted(parts)

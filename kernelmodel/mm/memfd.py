@@ -87,12 +87,11 @@ class HugetlbMemfdInode(Inode):
 
     def truncate(self, size: int) -> None:
         """ftruncate(2). Raises: NotPermitted, and as `HugetlbInode.ftruncate()`."""
-        hugetlb = self.hugetlb
-        if self.seals and size % hugetlb.page_size == 0:
-            if size < hugetlb.size:
-                self._check_sealed(F_SEAL_SHRINK)
-            elif size > hugetlb.size:
-                self._check_sealed(F_SEAL_GROW)
+        hugetlb, forbidden = self.hugetlb, 0
+        if size != hugetlb.size:
+            forbidden = F_SEAL_SHRINK if size < hugetlb.size else F_SEAL_GROW
+        if (self.seals or 0) & forbidden and size % hugetlb.page_size == 0:
+            raise NotPermitted("sealed")
         hugetlb.ftruncate(size)
 
     def fallocate(self, mode: int, offset: int, length: int) -> None:
