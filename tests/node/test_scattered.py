@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import kernelmodel.kho.radix_tree
+import kernelmodel.kho.radix_pages
 import kernelmodel.mm.extents
 from kernelmodel.image.load import load_image
 from kernelmodel.inspect.handover import inspect_image
@@ -75,7 +75,7 @@ def checked_kernel(host: Host) -> None:
 
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing counts as many."""
-    for module in (kernelmodel.mm.extents, kernelmodel.kho.radix_tree):
+    for module in (kernelmodel.mm.extents, kernelmodel.kho.radix_pages):
         monkeypatch.setattr(module, "FEW_RUNS", 1 << 60)
 
 
