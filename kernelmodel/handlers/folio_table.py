@@ -71,13 +71,13 @@ class PlainFolios:
         done: list[FolioRun | FolioRuns] = []
         try:
             for batch in runs:
-                if type(batch) is FolioRun:
+                if isinstance(batch, FolioRun):
                     kho.preserve_folios(batch.pfn, order, batch.nr)
                     done.append(batch)
-                elif isinstance(batch, FolioRuns) and preserve_many(kho, batch.pages):
+                elif preserve_many(kho, batch.pages):
                     done.append(batch)
                 else:
-                    for run in single_folio_runs([batch]):
+                    for run in batch:
                         kho.preserve_folios(run.pfn, order, run.nr)
                         done.append(run)
         except KernelError:

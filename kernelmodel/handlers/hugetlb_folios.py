@@ -86,6 +86,7 @@ class HugetlbFolios:
 
     def freeze(self, folios: PreservedFolios) -> None:
         """The file is frozen. Raises what the design raises."""
+        # `preserve` made them one by one
         self.design.freeze_folios(folios.order, cast("list[FolioRun]", folios.runs))
 
     def unfreeze(self, folios: PreservedFolios) -> None:

@@ -173,8 +173,8 @@ class Hstate(HstatePool):
         place = Placement() if place is None else place
         needed = self.resv_huge_pages + n - self.free_huge_pages
         if n and needed > 0:
-            order = place.reservable(ring(list(self.nodes), place.nid))
-            fresh = self._alloc_surplus(needed, order)
+            nids = place.reservable(ring(list(self.nodes), place.nid))
+            fresh = self._alloc_surplus(needed, nids)
             if sum(count for _, _, count in fresh) < needed:
                 for nid, folio, count in fresh:
                     self._free(nid, folio, count, count)
