@@ -234,11 +234,7 @@ def _do_initcalls(kernel: Kernel) -> None:
     kernel.charge("initcalls")
     pool_pages = kernel.hugetlb.init(kernel.page_alloc)
     threads = max(1, kernel.machine.spec.cpus // 4)  # hugepage_alloc_threads' default
-    kernel.clock.charge_lanes(
-        "hugetlb_alloc",
-        "hugetlb_alloc_pool",
-        [(pool_pages + thread) // threads for thread in range(threads)],
-    )
+    kernel.charge("hugetlb_alloc_pool", -(-pool_pages // threads))  # the largest of equal shares
     if kernel.hugetlb_design is not None:
         kernel.hugetlb_design.pools_ready()
     for warning in kernel.hugetlb.warnings:

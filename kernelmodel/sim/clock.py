@@ -32,7 +32,6 @@ one lane or held by the main lane that waits for it, time running backwards and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import partial
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
@@ -247,17 +246,6 @@ class Clock:
                 step(argument)
             finally:
                 self.running = None
-
-    def charge_lanes(self, prefix: str, op: str, units: list[int]) -> None:
-        """Charge each of these numbers of units on its own lane: `prefix`0, `prefix`1 and so on."""
-        group = self.group
-        if group is None or self.running is not None or op not in self._plain:
-            lanes = [(f"{prefix}{index}", each) for index, each in enumerate(units)]
-            self.fork(lanes, partial(self.charge, op))
-            return
-        base_ns, per_unit_ps = self._plain[op]
-        for index, each in enumerate(units):
-            group.lane(f"{prefix}{index}").work_ns += base_ns + (each * per_unit_ps + 500) // 1000
 
     def lock(self, name: str) -> LockBlock:
         """A block under a lock: what different lanes charge under it follows one another."""

@@ -334,17 +334,3 @@ def test_a_locked_charge_is_a_charge_in_a_block_under_the_lock(
             clock.charge_locked("a", "ns", 3)
         ends.append([phase.duration_ns, *map(phase.lane_end_ns, phase.lanes)])
     assert ends[0] == ends[1]
-
-
-@given(st.lists(st.integers(0, 50), max_size=6), st.sampled_from(["call", "lucky"]))
-def test_charges_each_on_a_lane_are_lane_blocks(units: list[int], op: str) -> None:
-    one, two = make_clock(), make_clock()
-    names = [f"t{index}" for index in range(len(units))]
-    with one.phase("p") as blocks:
-        for index, each in enumerate(units):
-            with one.lane(names[index]):
-                one.charge(op, each)
-    with two.phase("p") as phase:
-        two.charge_lanes("t", op, units)
-    assert phase.lanes == tuple(names)
-    assert [*map(phase.lane_end_ns, names)] == [*map(blocks.lane_end_ns, names)]

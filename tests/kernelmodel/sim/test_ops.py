@@ -23,7 +23,7 @@ def charged_ops() -> Iterator[tuple[str, str]]:
                             args=[ops, *_],
                         )
                         | ast.Call(
-                            func=ast.Attribute(attr="charge_locked" | "charge_lanes"),
+                            func=ast.Attribute(attr="charge_locked"),
                             args=[_, ops, *_],
                         )
                     ):
