@@ -35,18 +35,22 @@ if TYPE_CHECKING:
 
 __all__ = ["LiveupdateDevice", "SessionOperations"]
 
-#: What does an ioctl, and of its structure, whose last field is mandatory in all, the size and what
-#: the first field says of it.
-_Call = tuple[Callable[[Any, "Task", File, UserBuffer], None], int, bytes]
+#: The fields of a structure, its size first.
+_Fields = tuple[Any, ...]
+#: What does an ioctl, and the structure, whose last field is mandatory in all.
+_Function = Callable[[Any, "Task", File, UserBuffer, _Fields], None]
+_Calls = dict[int, tuple[_Function, struct.Struct]]
 
 _NAMED: Final = struct.Struct(f"<Ii{LIVEUPDATE_SESSION_NAME_LENGTH}s")
 _FD_TOKEN: Final = struct.Struct("<IiQ")
+_RESERVED: Final = struct.Struct("<II")
 _U32: Final = struct.Struct("<I")
 _S32: Final = struct.Struct("<i")
 
 #: Calls that are for the other direction: of a session that is retrieved, and of one that is not.
 _NOT_INCOMING: Final = frozenset({LIVEUPDATE_SESSION_PRESERVE_FD})
 _NOT_OUTGOING: Final = frozenset({LIVEUPDATE_SESSION_RETRIEVE_FD, LIVEUPDATE_SESSION_FINISH})
+_NOT_READ: Final[_Fields] = (-1,)
 
 
 class _Operations:
@@ -54,24 +58,27 @@ class _Operations:
 
     __slots__ = ("_calls", "_wrong")
 
-    def __init__(self, calls: dict[int, _Call], wrong: frozenset[int] = frozenset()) -> None:
+    def __init__(self, calls: _Calls, wrong: frozenset[int] = frozenset()) -> None:
         self._calls = calls
         self._wrong = wrong
 
     def ioctl(self, task: Task, file: File, cmd: int, arg: UserBuffer) -> int:
         """C: luo_ioctl(), luo_session_ioctl(); an answer is copied back by luo_ucmd_respond()."""
+        fields = _NOT_READ
         if cmd in self._calls and cmd not in self._wrong:
-            function, full, size = self._calls[cmd]
-            if arg[:4] != size or len(arg) != full:  # else, as mostly, there is nothing to refuse
-                function = self._decode(cmd, arg)
-        else:
-            function = self._decode(cmd, arg)
-        function(self, task, file, arg)
+            function, form = self._calls[cmd]
+            try:
+                fields = form.unpack(arg)
+            except struct.error:  # another length
+                fields = _NOT_READ
+        if fields[0] != len(arg):  # else, as mostly, there is nothing to refuse
+            function, fields = self._decode(cmd, arg)
+        function(self, task, file, arg, fields)
         if type(arg) is bytes:
             raise BadAddress("the answer cannot be written")
         return 0
 
-    def _decode(self, cmd: int, arg: UserBuffer) -> Callable[[Any, Task, File, UserBuffer], None]:
+    def _decode(self, cmd: int, arg: UserBuffer) -> tuple[_Function, _Fields]:
         """What does it, its structure checked; see the module's text for the order."""
         known = LIVEUPDATE_CREATE_SESSION | cmd & 0xFF
         if known not in self._calls:
@@ -79,22 +86,18 @@ class _Operations:
         if len(arg) < 4:
             raise BadAddress("no room for a size")
         size: int = _U32.unpack_from(arg)[0]
-        function, full, _ = self._calls[known]
+        function, form = self._calls[known]
         if cmd != known:
             raise NotTty("wrong ioctl encoding", cmd=cmd)
         if cmd in self._wrong:
             raise InvalidArgument("wrong direction for this session")
-        if size < full:
+        if size < form.size:
             raise InvalidArgument("structure too small", size=size)
-        if size > full and any(arg[full:size]):  # found before the reading faults
+        if size > form.size and any(arg[form.size : size]):  # found before the reading faults
             raise TooBig("unknown trailing fields", size=size)
         if len(arg) < size:
             raise BadAddress("shorter than it says", size=size)
-        return function
-
-
-def _call(function: Callable[[Any, Task, File, UserBuffer], None], size: int) -> _Call:
-    return function, size, _U32.pack(size)
+        return function, form.unpack_from(arg)
 
 
 def _respond_fd(task: Task, fd: int, file: File, arg: UserBuffer) -> None:
@@ -123,22 +126,20 @@ class LiveupdateDevice(_Operations):
         """The opener is gone; sessions live on their own descriptors. C: luo_release()."""
         self.luo.in_use = False
 
-    def create(self, task: Task, file: File, arg: UserBuffer) -> None:
+    def create(self, task: Task, file: File, arg: UserBuffer, fields: _Fields) -> None:
         """C: luo_ioctl_create_session()."""
         fd = task.files.get_unused_fd()
-        name: bytes = _NAMED.unpack_from(arg)[2]
-        _respond_fd(task, fd, self.luo.sessions.create(name), arg)
+        _respond_fd(task, fd, self.luo.sessions.create(fields[2]), arg)
 
-    def retrieve(self, task: Task, file: File, arg: UserBuffer) -> None:
+    def retrieve(self, task: Task, file: File, arg: UserBuffer, fields: _Fields) -> None:
         """C: luo_ioctl_retrieve_session()."""
         fd = task.files.get_unused_fd()
-        name: bytes = _NAMED.unpack_from(arg)[2]
-        _respond_fd(task, fd, self.luo.sessions.retrieve(name), arg)
+        _respond_fd(task, fd, self.luo.sessions.retrieve(fields[2]), arg)
 
 
-_DEVICE: Final = {
-    LIVEUPDATE_CREATE_SESSION: _call(LiveupdateDevice.create, 72),
-    LIVEUPDATE_RETRIEVE_SESSION: _call(LiveupdateDevice.retrieve, 72),
+_DEVICE: Final[_Calls] = {
+    LIVEUPDATE_CREATE_SESSION: (LiveupdateDevice.create, _NAMED),
+    LIVEUPDATE_RETRIEVE_SESSION: (LiveupdateDevice.retrieve, _NAMED),
 }
 
 
@@ -159,43 +160,39 @@ class SessionOperations(_Operations):
         """C: luo_session_release()."""
         self._sessions.release(file.private)
 
-    def preserve_fd(self, task: Task, file: File, arg: UserBuffer) -> None:
+    def preserve_fd(self, task: Task, file: File, arg: UserBuffer, fields: _Fields) -> None:
         """{u32 size, s32 fd, u64 token}. C: luo_session_preserve_fd()."""
         session: LuoSession = file.private
-        _, fd, token = _FD_TOKEN.unpack_from(arg)
+        _, fd, token = fields
         with self._clock.lock(session.lock_name):
             if self._sessions.serialized:
                 self._sessions.block()
             session.file_set.preserve_file(task, token, fd)
 
-    def retrieve_fd(self, task: Task, file: File, arg: UserBuffer) -> None:
+    def retrieve_fd(self, task: Task, file: File, arg: UserBuffer, fields: _Fields) -> None:
         """{u32 size, s32 fd, u64 token}. C: luo_session_retrieve_fd()."""
         session: LuoSession = file.private
-        token = _FD_TOKEN.unpack_from(arg)[2]
         with self._clock.lock(session.lock_name):
             fd = task.files.get_unused_fd()
-            _respond_fd(task, fd, session.file_set.retrieve_file(token), arg)
+            _respond_fd(task, fd, session.file_set.retrieve_file(fields[2]), arg)
 
-    def finish(self, task: Task, file: File, arg: UserBuffer) -> None:
+    def finish(self, task: Task, file: File, arg: UserBuffer, fields: _Fields) -> None:
         """{u32 size, u32 reserved}. C: luo_session_finish()."""
-        _check_reserved(arg)
+        if fields[1]:
+            raise InvalidArgument("reserved field is not zero")
         self._sessions.finish(file.private)
 
-    def get_name(self, task: Task, file: File, arg: UserBuffer) -> None:
+    def get_name(self, task: Task, file: File, arg: UserBuffer, fields: _Fields) -> None:
         """{u32 size, u32 reserved, u8 name[64]}. C: luo_session_get_name()."""
-        _check_reserved(arg)
+        if fields[1]:
+            raise InvalidArgument("reserved field is not zero")
         if isinstance(arg, bytearray):
             arg[8:72] = file.private.name
 
 
-_SESSION: Final = {
-    LIVEUPDATE_SESSION_PRESERVE_FD: _call(SessionOperations.preserve_fd, 16),
-    LIVEUPDATE_SESSION_RETRIEVE_FD: _call(SessionOperations.retrieve_fd, 16),
-    LIVEUPDATE_SESSION_FINISH: _call(SessionOperations.finish, 8),
-    LIVEUPDATE_SESSION_GET_NAME: _call(SessionOperations.get_name, 72),
+_SESSION: Final[_Calls] = {
+    LIVEUPDATE_SESSION_PRESERVE_FD: (SessionOperations.preserve_fd, _FD_TOKEN),
+    LIVEUPDATE_SESSION_RETRIEVE_FD: (SessionOperations.retrieve_fd, _FD_TOKEN),
+    LIVEUPDATE_SESSION_FINISH: (SessionOperations.finish, _RESERVED),
+    LIVEUPDATE_SESSION_GET_NAME: (SessionOperations.get_name, _NAMED),
 }
-
-
-def _check_reserved(arg: UserBuffer) -> None:
-    if arg[4:8] != bytes(4):
-        raise InvalidArgument("reserved field is not zero")
