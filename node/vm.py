@@ -116,7 +116,7 @@ class Vm:
         """The memory file, through the VMM's descriptor."""
         if self.task is None:
             raise ModelBug(f"{self.spec.name} has no VMM")
-        return self.task.files.fget(self.fd)
+        return self.task.files.fdt[self.fd]
 
     def start(self, kernel: Kernel) -> None:
         """Start a VMM and boot a guest in fresh memory.
@@ -128,7 +128,7 @@ class Vm:
         try:
             self.fd = task.memfd_create(_MEMFD_FLAGS[self.spec.backing])
             task.ftruncate(self.fd, self.spec.memory_bytes)
-            inode = task.files.fget(self.fd).inode
+            inode = task.files.fdt[self.fd].inode
             if isinstance(inode, HugetlbMemfdInode):
                 inode.hugetlb.reserve(0, self.nr_pages)
                 if inode.hugetlb.populate(0, self.nr_pages, self.nid) < self.nr_pages:
@@ -166,7 +166,7 @@ class Vm:
         """Of what guest memory holds now; empty if pages are missing."""
         if self.task is None:
             raise ModelBug(f"{self.spec.name} has no VMM")
-        extents = _memory_batches(self.task.files.fget(self.fd))
+        extents = _memory_batches(self.task.files.fdt[self.fd])
         return b"" if extents is None else memory.content_digest(extents)
 
     def forget(self) -> None:
