@@ -18,10 +18,13 @@ from kernelmodel.content import PAGE_SIZE, Content, Piece
 from kernelmodel.mm.extents import Extents, ScatteredPages
 from kernelmodel.scattered import PAGE_BITS, ScatteredFrames
 
-__all__ = ["Fingerprint", "scattered_digest"]
+__all__ = ["Fingerprint", "content_digest"]
 
 _ZERO_PAGE: Final = bytes(PAGE_SIZE)
 _HEADER: Final = struct.Struct("<QQQ")
+_PIECE: Final = _HEADER.pack
+#: What stands before the bytes of a page that no rule yields.
+_PLAIN: Final = _PIECE(PAGE_SIZE, 0, 1)
 #: Pieces whose bytes are put together at a time.
 _STRIDE: Final = 1 << 16
 
@@ -95,16 +98,56 @@ class Fingerprint:
                 self._digest.update(rows.data)
 
 
-def scattered_digest(
+def content_digest(
+    extents: list[tuple[int, int] | Extents],
+    segments: Callable[[int, int], list[Piece]],
+    plain: Mapping[int, bytes | bytearray],
+    here: ScatteredFrames | None,
+) -> bytes:
+    """`PhysicalMemory.content_digest`.
+
+    `segments` is the memory's, `plain` its frames that hold bytes, `here` its scattered ones.
+    """
+    parts: list[bytes | bytearray] = []
+    # The piece at hand, which what follows may continue: its key, first page, pages.
+    key, start, nr = b"", 0, 0
+    rule: Content | None = None
+    for batch in extents:
+        if isinstance(batch, Extents):
+            return _scattered_digest(extents, segments, plain, here)
+        pfn, nr_pages = batch
+        alone = nr_pages == 1 and pfn in plain
+        for frame, frames, content, first in (
+            ((pfn, 1, None, 0),) if alone else segments(pfn, nr_pages)
+        ):
+            if content is not None:
+                new = key if content is rule else content.key()
+            elif frame in plain and plain[frame] != _ZERO_PAGE:
+                if nr:
+                    parts += (_PIECE(len(key), start, nr), key)
+                    nr = 0
+                parts += (_PLAIN, plain[frame])
+                continue
+            else:
+                new = b""
+            if nr and new == key and (new == b"" or first == start + nr):
+                nr += frames
+                continue
+            if nr:
+                parts += (_PIECE(len(key), start, nr), key)
+            key, start, nr, rule = new, first, frames, content
+    if nr:
+        parts += (_PIECE(len(key), start, nr), key)
+    return hashlib.blake2b(b"".join(parts), digest_size=16).digest()
+
+
+def _scattered_digest(
     extents: Iterable[tuple[int, int] | Extents],
     segments: Callable[[int, int], list[Piece]],
     plain: Mapping[int, bytes | bytearray],
     here: ScatteredFrames | None,
 ) -> bytes:
-    """`PhysicalMemory.content_digest` of extents among which there are batches.
-
-    `segments` is the memory's, `plain` its frames that hold bytes, `here` its scattered ones.
-    """
+    """As `content_digest`, of extents among which there are batches."""
     fingerprint = Fingerprint()
 
     def add(pfn: int, nr_pages: int) -> None:

@@ -9,7 +9,6 @@ turns that frame into plain bytes.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import struct
 from bisect import bisect_left, insort
@@ -21,7 +20,7 @@ import numpy as np
 
 from kernelmodel.content import PAGE_SIZE, Content, GuestContent, Piece
 from kernelmodel.errors import KernelPanic
-from kernelmodel.fingerprint import scattered_digest
+from kernelmodel.fingerprint import content_digest
 from kernelmodel.mm.extents import FEW_RUNS, Extents, Frames
 from kernelmodel.mm.frame_set import FrameSet
 from kernelmodel.mm.ranges import RangeMap, RangeSet
@@ -46,9 +45,6 @@ GIB = 1 << 30
 
 _ZERO_PAGE = bytes(PAGE_SIZE)
 _put_u64, _u64_at = struct.Struct("<Q").pack_into, struct.Struct("<Q").unpack_from
-_PIECE = struct.Struct("<QQQ").pack
-#: Before the bytes of a page that is in no run.
-_PLAIN = _PIECE(PAGE_SIZE, 0, 1)
 #: Pages that are read from a file, or written to it, at a time.
 _STRIDE = 256
 
@@ -264,27 +260,31 @@ class PhysicalMemory:
         end = pfn + nr_pages
         if not self._low <= pfn < end <= self._high:
             self._check(pfn, end)
-        runs = self._runs.within(pfn, end)
-        if len(runs) == 1:
-            low, high, (content, base) = runs[0]
-            if low == pfn and high == end:  # one run holds all, as folio tables are held
-                return [(pfn, nr_pages, content, pfn - base)]
-        frames, nr_frames = self._frames, len(self._frames)
-        first = bisect_left(frames, pfn)
         whole: list[Piece] = []
         at = pfn
-        for low, high, held in [*runs, (end, end, None)]:
-            while first < nr_frames and frames[first] < low:
-                if at < frames[first]:
-                    whole.append((at, frames[first] - at, None, 0))
-                whole.append((frames[first], 1, None, 0))
-                at, first = frames[first] + 1, first + 1
+        for low, high, (content, base) in self._runs.within(pfn, end):
             if at < low:
-                whole.append((at, low - at, None, 0))
-            if held is not None:
-                whole.append((low, high - low, held[0], low - held[1]))
+                whole += self._outside_runs(at, low)
+            whole.append((low, high - low, content, low - base))
             at = high
-        return whole if self._scattered is None else self._scattered.among(whole, self._pages)
+        if at < end:
+            whole += self._outside_runs(at, end)
+        return whole
+
+    def _outside_runs(self, pfn: int, end: int) -> list[Piece]:
+        """As `segments`, for frames of which none is in a run."""
+        frames = self._frames
+        first = bisect_left(frames, pfn)
+        pieces: list[Piece] = []
+        at = pfn
+        for frame in frames[first : bisect_left(frames, end, first)]:
+            if at < frame:
+                pieces.append((at, frame - at, None, 0))
+            pieces.append((frame, 1, None, 0))
+            at = frame + 1
+        if at < end:
+            pieces.append((at, end - at, None, 0))
+        return pieces if self._scattered is None else self._scattered.among(pieces, self._pages)
 
     def content_digest(self, extents: Iterable[tuple[int, int] | Extents]) -> bytes:
         """A fingerprint of what the frames of `extents` (pfn, nr_pages) hold, in that order.
@@ -292,39 +292,7 @@ class PhysicalMemory:
         It depends on content and order alone, not on where in memory the frames are or how the
         extents are cut: runs count as their rule and page numbers, other frames as their bytes.
         """
-        batches = list(extents)
-        pages = self._pages
-        parts: list[bytes | bytearray] = []
-        # The piece at hand, which what follows may continue: its key, first page, pages.
-        key, start, nr = b"", 0, 0
-        rule: Content | None = None
-        for batch in batches:
-            if isinstance(batch, Extents):
-                return scattered_digest(batches, self.segments, pages, self._scattered)
-            pfn, nr_pages = batch
-            alone = nr_pages == 1 and pfn in pages
-            for frame, frames, content, first in (
-                ((pfn, 1, None, 0),) if alone else self.segments(pfn, nr_pages)
-            ):
-                if content is not None:
-                    new, at = key if content is rule else content.key(), first
-                elif frame in pages and pages[frame] != _ZERO_PAGE:
-                    if nr:
-                        parts += (_PIECE(len(key), start, nr), key)
-                        nr = 0
-                    parts += (_PLAIN, pages[frame])
-                    continue
-                else:  # as many zeroes as there are one after the other
-                    new, at = b"", start + nr if key == b"" else 0
-                if nr and new == key and at == start + nr:
-                    nr += frames
-                    continue
-                if nr:
-                    parts += (_PIECE(len(key), start, nr), key)
-                key, start, nr, rule = new, at, frames, content
-        if nr:
-            parts += (_PIECE(len(key), start, nr), key)
-        return hashlib.blake2b(b"".join(parts), digest_size=16).digest()
+        return content_digest(list(extents), self.segments, self._pages, self._scattered)
 
     def save(self, path: Path) -> None:
         """Write every byte to a sparse file whose offsets are physical addresses."""

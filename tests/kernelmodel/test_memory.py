@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from kernelmodel.errors import KernelPanic, ModelBug
 from kernelmodel.machine import Machine, MachineSpec
 from kernelmodel.memory import GIB, KIB, MIB, PAGE_SIZE, GuestContent, MemoryRange, PhysicalMemory
+from kernelmodel.mm.extents import Extents
 
 PAGES = 24
 RAM = (MemoryRange(0, PAGES * PAGE_SIZE, 0),)
@@ -39,6 +41,11 @@ CHANGES = st.lists(
         st.tuples(st.just("zero"), FRAMES, st.none()),
         st.tuples(st.just("clear"), st.integers(0, PAGES - 1), st.none()),
         st.tuples(st.just("copy"), st.integers(0, 9), st.integers(12, 20)),
+        st.tuples(
+            st.just("scatter"),
+            st.lists(st.integers(0, PAGES - 1), min_size=1, unique=True).map(tuple),
+            st.integers(0, 3),
+        ),
     ),
     max_size=10,
 )
@@ -57,6 +64,13 @@ def apply(changes: list[tuple[object, ...]]) -> tuple[PhysicalMemory, bytes]:
             assert isinstance(where, int)
             memory.clear_page(where)
             flat[where * PAGE_SIZE : (where + 1) * PAGE_SIZE] = bytes(PAGE_SIZE)
+        elif change == "scatter":
+            assert isinstance(where, tuple)
+            assert isinstance(what, int)
+            memory.fill_scattered(np.array(where), Pattern(what), 2)
+            for index, pfn in enumerate(where, 2):
+                page = Pattern(what).page(index)
+                flat[pfn * PAGE_SIZE : (pfn + 1) * PAGE_SIZE] = page
         elif change == "copy":
             assert isinstance(where, int)
             assert isinstance(what, int)
@@ -132,6 +146,8 @@ def test_a_digest_depends_on_content_and_order_alone(
     whole = memory.content_digest([(0, PAGES)])
     assert memory.content_digest([(0, cut), (cut, PAGES - cut)]) == whole
     assert memory.content_digest([(n, 1) for n in range(PAGES)]) == whole
+    halves = Extents(np.array([0, cut]), np.array([cut, PAGES - cut]))
+    assert memory.content_digest([halves]) == whole
     swapped = [(cut, PAGES - cut), (0, cut)]
     rotated = flat[cut * PAGE_SIZE :] + flat[: cut * PAGE_SIZE]
     assert (memory.content_digest(swapped) == whole) == (rotated == flat)
