@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from enum import IntFlag
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Final
+from typing import Final, NamedTuple
 
 from kernelmodel.errors import AddressNotAvailable, InvalidArgument, KernelPanic, NoExec
 from kernelmodel.kernel import Kernel
@@ -110,8 +110,7 @@ _ON_CRASH: Final = int(KexecFileFlags.ON_CRASH)
 _NO_INITRAMFS: Final = int(KexecFileFlags.NO_INITRAMFS)
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(NamedTuple):
     """Where a piece of the image goes: [pa, pa + size)."""
 
     what: str

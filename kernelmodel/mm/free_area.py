@@ -124,15 +124,16 @@ class FreeArea:
                 if first is None:
                     return n
                 per_top = 1 << (MAX_PAGE_ORDER - order)
-                blocks = min(first[1] - first[0], -(-n // per_top))
-                self.top.remove(first[0], first[0] + blocks)
-                pfn, count = first[0] << MAX_PAGE_ORDER, blocks * per_top
+                whole = min(first[1] - first[0], -(-n // per_top))
+                self.top.remove(first[0], first[0] + whole)
+                pfn, count = first[0] << MAX_PAGE_ORDER, whole * per_top
             if count > n:
-                at, end = pfn + (n << order), pfn + (count << order)
-                while at < end:
-                    size = at & -at
-                    self.low[size.bit_length() - 1][at] = None
-                    at += size
+                at, end, size = pfn + (n << order), pfn + (count << order), 1 << order
+                for blocks in self.low[order:]:
+                    if at & size and at < end:
+                        blocks[at] = None
+                        at += size
+                    size <<= 1
                 count = n
             n -= count
             if runs and runs[-1][0] + (runs[-1][1] << order) == pfn:

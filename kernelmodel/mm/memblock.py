@@ -17,7 +17,7 @@ All addresses and sizes here are bytes.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -187,15 +187,15 @@ class Memblock:
                 found.append((at, end, region_nid))
         return found
 
-    def free_pages(self) -> Iterator[tuple[int, int] | Extents]:
+    def free_pages(self) -> Sequence[tuple[int, int] | Extents]:
         """Whole pages of `free_ranges` as (frame, pages), many short runs at once."""
         if self._scattered is None:
-            for base, end, _ in self.free_ranges():
-                start, stop = -(-base >> PAGE_SHIFT), end >> PAGE_SHIFT
-                if start < stop:
-                    yield start, stop - start
-            return
-        scattered = self._scattered
+            ranges = self.free_ranges()
+            pages = [(-(-base >> PAGE_SHIFT), end >> PAGE_SHIFT) for base, end, _ in ranges]
+            return [(start, stop - start) for start, stop in pages if start < stop]
+        return list(self._free_extents(self._scattered))
+
+    def _free_extents(self, scattered: Extents) -> Iterator[Extents]:
         for region in self.memory:
             if region.flags & _NOMAP:
                 continue

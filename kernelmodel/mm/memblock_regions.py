@@ -96,8 +96,11 @@ class RegionList:
         low = bisect_left(regions, (base,))
         if low and regions[low - 1][1] >= base:
             low -= 1
-        if low == len(regions) or regions[low][0] > end:  # it touches none
+        elif low == len(regions) or regions[low][0] > end:  # it touches none
             regions.insert(low, (base, end, nid, flags))
+            return
+        elif regions[low] == (end, regions[low][1], nid, flags):  # one grows downwards
+            regions[low] = (base, regions[low][1], nid, flags)
             return
         high = bisect_left(regions, (end + 1,), low)
         pieces: list[_Entry] = []
@@ -137,6 +140,8 @@ class RegionList:
         if low and regions[low - 1][1] >= base:
             low -= 1
         high = bisect_left(regions, (end + 1,), low)
+        if low == high:
+            return
         pieces: list[_Entry] = []
         for region in regions[low:high]:
             first, last, was, flags = region

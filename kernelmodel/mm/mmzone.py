@@ -90,31 +90,6 @@ class Zone:
         """Free pages, CMA included."""
         return self.areas[0].nr_free_pages + self.areas[1].nr_free_pages
 
-    def put(self, start: int, end: int) -> None:
-        """Free the pages [start, end), which all lie in the zone, each as its migrate type.
-
-        Raises:
-            ModelBug: one of them is free already.
-        """
-        other, cma = self.areas
-        inside = self.cma.within(start, end)
-        if not inside:
-            other.put(start, end)
-            return
-        for low, high in inside:
-            cma.put(low, high)
-        for low, high in self.cma.gaps(start, end):
-            other.put(low, high)
-
-    def free_within(self, start: int, end: int) -> list[tuple[int, int]]:
-        """The free parts of the page frames [start, end), in no particular order."""
-        other, cma = self.areas
-        return other.within(start, end) + cma.within(start, end)
-
-    def any_free(self, start: int, end: int) -> bool:
-        """Whether any of the page frames [start, end) is free."""
-        return any(area.free_page_in(start, end) is not None for area in self.areas)
-
     def buddyinfo(self) -> str:
         """The zone's line in /proc/buddyinfo."""
         counts = (sum(area.nr_free(n) for area in self.areas) for n in range(MAX_PAGE_ORDER + 1))

@@ -55,7 +55,7 @@ class PageAllocator:
     `memory` gives every (start_pfn, nr_pages, nid) that exists; nothing is free to begin with.
     """
 
-    __slots__ = ("_ends", "_starts", "_zonelists", "_zones", "nodes")
+    __slots__ = ("_areas", "_ends", "_starts", "_zonelists", "_zones", "nodes")
 
     def __init__(self, memory: Iterable[tuple[int, int, int]]) -> None:
         layout = layout_of(tuple(memory))
@@ -67,9 +67,10 @@ class PageAllocator:
         for at, nid in enumerate(self.nodes):
             self._zonelists[nid, True] = own[at]
             self._zonelists[nid, False] = [zone for zones in own[at:] + own[:at] for zone in zones]
-        # Stretches of existing page frames that lie in one zone, ascending.
-        self._starts, self._ends = layout.starts, layout.ends
+        # Stretches of existing page frames of one zone and migrate type, ascending.
+        self._starts, self._ends = list(layout.starts), list(layout.ends)
         self._zones = [self.nodes[nid].zones[at] for nid, at in layout.zone_of]
+        self._areas = [zone.areas[MigrateType.OTHER] for zone in self._zones]
 
     # Setting up.
 
@@ -81,16 +82,27 @@ class PageAllocator:
         """
         if start_pfn % MAX_ORDER_NR_PAGES or nr_pages % MAX_ORDER_NR_PAGES:
             raise ModelBug(f"CMA range {start_pfn:#x}+{nr_pages:#x} cuts a largest-order block")
-        for zone, start, end in self._by_zone(start_pfn, start_pfn + nr_pages):
-            if zone.any_free(start, end):
+        for at, start, end in self._stretches(start_pfn, start_pfn + nr_pages)[::-1]:
+            zone = self._zones[at]
+            if any(area.within(start, end) for area in zone.areas):
                 raise ModelBug(f"CMA range {start:#x}-{end:#x} has free pages already")
             zone.cma.add(start, end)
+            was = self._starts[at], self._ends[at], self._areas[at]
+            cuts = (
+                (was[0], start, was[2]),
+                (start, end, zone.areas[MigrateType.CMA]),
+                (end, *was[1:]),
+            )
+            parts = [part for part in cuts if part[0] < part[1]]
+            self._starts[at : at + 1] = [low for low, _, _ in parts]
+            self._ends[at : at + 1] = [high for _, high, _ in parts]
+            self._areas[at : at + 1] = [area for _, _, area in parts]
+            self._zones[at : at + 1] = [zone] * len(parts)
 
     def free_range(self, start_pfn: int, nr_pages: int) -> None:
         """Hand over memory that the allocator never had. C: memblock_free_pages()."""
-        for zone, start, end in self._by_zone(start_pfn, start_pfn + nr_pages):
-            zone.managed += end - start
-            zone.put(start, end)
+        self.adjust_managed(start_pfn, nr_pages)
+        self.free_run(start_pfn, nr_pages)
 
     def adjust_managed(self, start_pfn: int, nr_pages: int) -> None:
         """Count pages as the allocator's own that are in use: no boot ever freed them to it.
@@ -102,8 +114,8 @@ class PageAllocator:
         if at >= 0 and start_pfn + nr_pages <= self._ends[at]:  # in one zone, as nearly always
             self._zones[at].managed += nr_pages
             return
-        for zone, start, end in self._by_zone(start_pfn, start_pfn + nr_pages):
-            zone.managed += end - start
+        for at, start, end in self._stretches(start_pfn, start_pfn + nr_pages):
+            self._zones[at].managed += end - start
 
     def setup_lowmem_reserve(self) -> None:
         """Protect low zones from those who need none. C: setup_per_zone_lowmem_reserve()."""
@@ -123,7 +135,7 @@ class PageAllocator:
         Raises:
             NoMemory: no zone that may serve has such a block.
         """
-        for zone in self._zonelist(nid, thisnode):
+        for zone in self._zonelists.get((nid, thisnode)) or self._zonelist(nid, thisnode):
             if zone.protected and zone.nr_free_pages - (1 << order) < zone.protected:
                 continue
             for kind in _KINDS[movable]:
@@ -203,8 +215,7 @@ class PageAllocator:
         if at < 0 or pfn + size > self._ends[at] or pfn % size or order >= MAX_PAGE_ORDER:
             self.free_run(pfn, size)
             return
-        zone = self._zones[at]
-        area = zone.areas[pfn in zone.cma]
+        area = self._areas[at]
         low = area.low
         if order and any(low[:order]):
             self.free_run(pfn, size)
@@ -226,8 +237,12 @@ class PageAllocator:
         Raises:
             ModelBug: a page is free already, or does not exist.
         """
-        for zone, start, end in self._by_zone(pfn, pfn + nr_pages):
-            zone.put(start, end)
+        at = bisect_right(self._starts, pfn) - 1
+        if at >= 0 and nr_pages > 0 and pfn + nr_pages <= self._ends[at]:  # as nearly always
+            self._areas[at].put(pfn, pfn + nr_pages)
+            return
+        for at, start, end in self._stretches(pfn, pfn + nr_pages):
+            self._areas[at].put(start, end)
 
     # Looking.
 
@@ -270,14 +285,15 @@ class PageAllocator:
     def is_free(self, pfn: int, nr_pages: int = 1) -> bool:
         """Whether all of these page frames are free."""
         return all(
-            sum(high - low for low, high in zone.free_within(start, end)) == end - start
-            for zone, start, end in self._by_zone(pfn, pfn + nr_pages)
+            sum(high - low for low, high in self._areas[at].within(start, end)) == end - start
+            for at, start, end in self._stretches(pfn, pfn + nr_pages)
         )
 
     def any_free(self, pfn: int, nr_pages: int = 1) -> bool:
         """Whether any of these page frames is free."""
         return any(
-            zone.any_free(start, end) for zone, start, end in self._by_zone(pfn, pfn + nr_pages)
+            self._areas[at].free_page_in(start, end) is not None
+            for at, start, end in self._stretches(pfn, pfn + nr_pages)
         )
 
     def free_ranges(self) -> RangeSet:
@@ -307,26 +323,20 @@ class PageAllocator:
         except KeyError:
             raise ModelBug(f"node {nid} does not exist") from None
 
-    def _by_zone(self, start: int, end: int) -> list[tuple[Zone, int, int]]:
-        """Cut a range of page frames at zone borders.
+    def _stretches(self, start: int, end: int) -> list[tuple[int, int, int]]:
+        """Cut a range of page frames where zone or migrate type change: (index, start, end).
 
         Raises:
             ModelBug: part of it does not exist.
         """
+        parts: list[tuple[int, int, int]] = []
         at = bisect_right(self._starts, start) - 1
-        if at >= 0 and start < end <= self._ends[at]:  # in one zone, as nearly always
-            return [(self._zones[at], start, end)]
-        left = end - start
-        parts: list[tuple[Zone, int, int]] = []
-        for node in self.nodes.values():
-            for low, high in node.spans.within(start, end) if left else ():
-                for zone in node.zones:
-                    first, last = max(low, zone.start_pfn), min(high, zone.end_pfn)
-                    if first < last:
-                        left -= last - first
-                        parts.append((zone, first, last))
-        if left:
-            raise ModelBug(f"page frames {start:#x}-{end:#x}: {left} of them do not exist")
+        while start < end:
+            if not 0 <= at < len(self._ends) or not self._starts[at] <= start < self._ends[at]:
+                raise ModelBug(f"page frame {start:#x} and others before {end:#x} do not exist")
+            stop = min(end, self._ends[at])
+            parts.append((at, start, stop))
+            at, start = at + 1, stop
         return parts
 
 

@@ -6,8 +6,8 @@ order. C: mm/vmalloc.c, 7.3.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntFlag
+from typing import NamedTuple
 
 from kernelmodel.memory import PAGE_SIZE
 from kernelmodel.mm.page_alloc import PageAllocator
@@ -25,13 +25,12 @@ class VmFlags(IntFlag):
     ALLOW_HUGE_VMAP = 0x400
 
 
-@dataclass(frozen=True, slots=True)
-class VmallocArea:
+class VmallocArea(NamedTuple):
     """Frames of the area in mapping order as runs (pfn, pages); `order` of its blocks."""
 
     extents: tuple[tuple[int, int], ...]
     order: int = 0
-    flags: int = VmFlags.ALLOC
+    flags: int = int(VmFlags.ALLOC)
 
     @property
     def nr_pages(self) -> int:

@@ -161,7 +161,7 @@ def test_a_chunk_behind_all_memory_faults() -> None:
 def test_only_allocated_memory_can_be_preserved(flags: int) -> None:
     kernel = power_on()
     keys = kernel.kho.preserved_keys
-    area = replace(vmalloc(kernel.page_alloc, PAGE_SIZE), flags=flags)
+    area = vmalloc(kernel.page_alloc, PAGE_SIZE)._replace(flags=flags)
     with pytest.raises(NotSupported):
         preserve_vmalloc(kernel.kho, area)
     assert kernel.kho.preserved_keys == keys
