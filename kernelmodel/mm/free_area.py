@@ -92,9 +92,12 @@ class FreeArea:
 
     def take_one(self, order: int) -> int | None:
         """Take the newest smallest block that is large enough. C: __rmqueue_smallest()."""
+        low = self.low
         for have in range(order, MAX_PAGE_ORDER):
-            if self.low[have]:
-                pfn, _ = self.low[have].popitem()
+            if low[have]:
+                pfn = low[have].popitem()[0]
+                if have == order:
+                    return pfn
                 break
         else:
             first = self.top.lowest()
@@ -102,8 +105,9 @@ class FreeArea:
                 return None
             self.top.remove(first[0], first[0] + 1)
             have, pfn = MAX_PAGE_ORDER, first[0] << MAX_PAGE_ORDER
-        for half in range(have - 1, order - 1, -1):
-            self.low[half][pfn + (1 << half)] = None
+        while have > order:
+            have -= 1
+            low[have][pfn + (1 << have)] = None
         return pfn
 
     def take_many(self, order: int, n: int, runs: _Runs) -> int:
@@ -143,7 +147,7 @@ class FreeArea:
         return 0
 
     def put(self, start: int, end: int) -> None:
-        """Free the pages [start, end): largest blocks as one run, the edges one by one.
+        """Free the pages [start, end).
 
         Raises:
             ModelBug: one of them is free already.
@@ -151,7 +155,11 @@ class FreeArea:
         clash = self.free_page_in(start, end)
         if clash is not None:
             raise ModelBug(f"double free of page frame {clash:#x} in {start:#x}-{end:#x}")
-        low, high = -(-start // MAX_ORDER_NR_PAGES), end // MAX_ORDER_NR_PAGES
+        self.put_new(start, end)
+
+    def put_new(self, start: int, end: int) -> None:
+        """Free pages that cannot be free: largest blocks as one run, the edges one by one."""
+        low, high = -(-start >> MAX_PAGE_ORDER), end >> MAX_PAGE_ORDER
         if low >= high:
             self._put_edge(start, end)
             return
@@ -173,6 +181,8 @@ class FreeArea:
                 else:
                     blocks[at] = None
                 at += size
+                if at == stop:
+                    return
             size <<= 1
         left = stop - at
         for order in range(left.bit_length() - 1, -1, -1):  # then what is left, smaller and smaller

@@ -82,27 +82,25 @@ class PageAllocator:
         """
         if start_pfn % MAX_ORDER_NR_PAGES or nr_pages % MAX_ORDER_NR_PAGES:
             raise ModelBug(f"CMA range {start_pfn:#x}+{nr_pages:#x} cuts a largest-order block")
-        for at, start, end in self._stretches(start_pfn, start_pfn + nr_pages)[::-1]:
+        for cut in (start_pfn, start_pfn + nr_pages):
+            at = bisect_right(self._starts, cut) - 1
+            if self._starts[at] < cut < self._ends[at]:
+                self._starts.insert(at + 1, cut)
+                self._ends.insert(at, cut)
+                self._zones.insert(at, self._zones[at])
+                self._areas.insert(at, self._areas[at])
+        for at, start, end in self._stretches(start_pfn, start_pfn + nr_pages):
             zone = self._zones[at]
             if any(area.within(start, end) for area in zone.areas):
                 raise ModelBug(f"CMA range {start:#x}-{end:#x} has free pages already")
             zone.cma.add(start, end)
-            was = self._starts[at], self._ends[at], self._areas[at]
-            cuts = (
-                (was[0], start, was[2]),
-                (start, end, zone.areas[MigrateType.CMA]),
-                (end, *was[1:]),
-            )
-            parts = [part for part in cuts if part[0] < part[1]]
-            self._starts[at : at + 1] = [low for low, _, _ in parts]
-            self._ends[at : at + 1] = [high for _, high, _ in parts]
-            self._areas[at : at + 1] = [area for _, _, area in parts]
-            self._zones[at : at + 1] = [zone] * len(parts)
+            self._areas[at] = zone.areas[MigrateType.CMA]
 
     def free_range(self, start_pfn: int, nr_pages: int) -> None:
         """Hand over memory that the allocator never had. C: memblock_free_pages()."""
-        self.adjust_managed(start_pfn, nr_pages)
-        self.free_run(start_pfn, nr_pages)
+        for at, start, end in self._stretches(start_pfn, start_pfn + nr_pages):
+            self._zones[at].managed += end - start
+            self._areas[at].put_new(start, end)
 
     def adjust_managed(self, start_pfn: int, nr_pages: int) -> None:
         """Count pages as the allocator's own that are in use: no boot ever freed them to it.
@@ -221,9 +219,11 @@ class PageAllocator:
             self.free_run(pfn, size)
             return
         # No smaller block is free, so only one that is as large could hold this one.
-        for larger in range(order, MAX_PAGE_ORDER):
-            if pfn & -(1 << larger) in low[larger]:
+        mask = -size
+        for blocks in low[order:] if order else low:
+            if pfn & mask in blocks:
                 raise ModelBug(f"double free of page frame {pfn:#x}, order {order}")
+            mask <<= 1
         if pfn >> MAX_PAGE_ORDER in area.top:
             raise ModelBug(f"double free of page frame {pfn:#x}, order {order}")
         if pfn ^ size in low[order]:

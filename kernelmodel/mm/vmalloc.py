@@ -47,10 +47,15 @@ def vmalloc(allocator: PageAllocator, size: int, nid: int = 0) -> VmallocArea:
     Raises:
         NoMemory: there are not enough pages.
     """
+    if 0 < size <= PAGE_SIZE:
+        return VmallocArea(((allocator.alloc_pages(0, nid), 1),))
     return VmallocArea(tuple(allocator.alloc_bulk(0, -(-size // PAGE_SIZE), nid)))
 
 
 def vfree(allocator: PageAllocator, area: VmallocArea) -> None:
     """Give the pages back."""
     for pfn, nr_pages in area.extents:
-        allocator.free_run(pfn, nr_pages)
+        if nr_pages == 1:
+            allocator.free_pages(pfn, 0)
+        else:
+            allocator.free_run(pfn, nr_pages)
