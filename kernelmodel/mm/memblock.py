@@ -24,7 +24,13 @@ import numpy as np
 
 from kernelmodel.errors import ModelBug, NoMemory
 from kernelmodel.mm.extents import Extents
-from kernelmodel.mm.memblock_regions import NUMA_NO_NODE, MemblockFlags, Region, RegionList
+from kernelmodel.mm.memblock_regions import (
+    NUMA_NO_NODE,
+    MemblockFlags,
+    Region,
+    RegionList,
+    merged,
+)
 from kernelmodel.mm.ranges import RangeSet
 
 __all__ = ["NUMA_NO_NODE", "Memblock", "MemblockFlags", "Region", "RegionList", "validate_memblock"]
@@ -139,7 +145,7 @@ class Memblock:
         C: numa_clear_kernel_node_hotplug().
         """
         reserved = self.reserved
-        for base, end, nid, _ in self.memory.regions:
+        for base, end, nid, _ in merged([(*entry[:3], 0) for entry in self.memory.regions]):
             reserved.change(base, end, nid=nid)
 
     def is_reserved(self, base: int, size: int = 1) -> bool:
@@ -166,17 +172,17 @@ class Memblock:
 
     # Searching and allocating.
 
-    def free_ranges(self, nid: int | None = None) -> list[tuple[int, int, int]]:
+    def free_ranges(self, nid: int | None = None, *, marks: int = 0) -> list[tuple[int, int, int]]:
         """Memory that is not reserved as (base, end, nid), ascending.
 
-        C: for_each_free_mem_range(). Scratch marks play no part here; memory without a kernel
-        mapping (NOMAP) is left out.
+        C: for_each_free_mem_range(). It has all `marks`; memory without a kernel mapping (NOMAP)
+        is left out.
         """
         reserved = self.reserved
         taken = reserved.regions
         found: list[tuple[int, int, int]] = []
         for base, end, region_nid, flags in self.memory.regions:
-            if flags & _NOMAP or nid not in (None, region_nid):
+            if flags & (_NOMAP | marks) != marks or nid not in (None, region_nid):
                 continue
             at = base
             for first, last, _, _ in taken[reserved.first_beyond(at) : bisect_left(taken, (end,))]:
@@ -211,36 +217,29 @@ class Memblock:
             counts = (taken[1:] >> PAGE_SHIFT) - starts
             yield Extents(starts[counts > 0], counts[counts > 0])
 
-    def _free_down(self, start: int, end: int, nid: int) -> Iterator[tuple[int, int]]:
-        """Allocatable ranges in [start, end), descending. C: for_each_free_mem_range_reverse()."""
-        taken = self.reserved.regions
-        scratch = _KHO_SCRATCH if self.kho_scratch_only else 0
-        for base, stop, region_nid, flags in reversed(self.memory.regions):
-            if base >= end or nid not in (NUMA_NO_NODE, region_nid):
-                continue
-            if flags & (_NOMAP | scratch) != scratch:
-                continue
-            if stop <= start:
-                return
-            low, high = max(base, start), min(stop, end)
-            at = bisect_left(taken, (high,)) - 1
-            while at >= 0 and taken[at][1] > low:
-                if taken[at][1] < high:
-                    yield taken[at][1], high
-                high = taken[at][0]
-                at -= 1
-            if low < high:
-                yield low, high
-
     def find_in_range(
         self, size: int, align: int, start: int = 0, end: int | None = None, nid: int = NUMA_NO_NODE
     ) -> int | None:
         """The highest aligned free address, or None. C: memblock_find_in_range_node()."""
         start = max(start, _LOWEST)
         end = self.current_limit if end is None else min(end, self.current_limit)
-        for low, high in self._free_down(start, end, nid):
+        marks = _KHO_SCRATCH if self.kho_scratch_only else 0
+        taken = self.reserved.regions
+        for base, stop, region_nid, flags in reversed(self.memory.regions):
+            if base >= end or nid not in (NUMA_NO_NODE, region_nid):
+                continue
+            if flags & (_NOMAP | marks) != marks:
+                continue
+            low, high = max(base, start), min(stop, end)
+            at = bisect_left(taken, (high,)) - 1
+            while at >= 0 and taken[at][1] > low:
+                found = (high - size) & -align
+                if found >= taken[at][1] < high:
+                    return found
+                high = taken[at][0]
+                at -= 1
             found = (high - size) & -align
-            if found >= low:
+            if found >= low < high:
                 return found
         return None
 
@@ -281,9 +280,9 @@ class Memblock:
         hugetlb passes them over, while it may use scratch that was extended for this boot.
         """
         runs: list[tuple[int, int]] = []
-        ranges = list(self._free_down(_LOWEST, self.current_limit, nid))
-        for low, high in ranges:
-            for base, end in _outside(avoid, low, high):
+        marks = _KHO_SCRATCH if self.kho_scratch_only else 0
+        for low, high, _ in reversed(self.free_ranges(nid, marks=marks)):
+            for base, end in _outside(avoid, max(low, _LOWEST), min(high, self.current_limit)):
                 first, last = -(-base // size), end // size
                 take = min(nr, last - first)
                 if take > 0:

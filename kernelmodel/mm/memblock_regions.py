@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from enum import IntFlag
 from typing import Final, NamedTuple
 
-__all__ = ["NUMA_NO_NODE", "MemblockFlags", "Region", "RegionList"]
+__all__ = ["NUMA_NO_NODE", "MemblockFlags", "Region", "RegionList", "merged"]
 
 NUMA_NO_NODE: Final = -1
 
@@ -49,7 +49,8 @@ class Region(NamedTuple):
 _Entry = tuple[int, int, int, int]
 
 
-def _merged(pieces: list[_Entry]) -> list[_Entry]:
+def merged(pieces: list[_Entry]) -> list[_Entry]:
+    """The same, ascending regions, equal neighbours as one."""
     out = pieces[:1]
     for piece in pieces[1:]:
         base, end, nid, flags = out[-1]
@@ -112,7 +113,7 @@ class RegionList:
             at = region[1]
         if at < end:
             pieces.append((at, end, nid, flags))
-        regions[low:high] = _merged(pieces)
+        regions[low:high] = merged(pieces)
 
     def remove(self, base: int, end: int) -> None:
         """Take [base, end) out, whatever of it is there. C: memblock_remove_range()."""
@@ -157,7 +158,7 @@ class RegionList:
                 pieces.append((end, last, was, flags))
             else:
                 pieces.append((first, last, node, changed))
-        regions[low:high] = _merged(pieces)
+        regions[low:high] = merged(pieces)
 
     def overlaps(self, base: int, end: int) -> bool:
         """Whether any of [base, end) is there."""
