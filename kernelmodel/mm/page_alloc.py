@@ -43,10 +43,14 @@ __all__ = ["LOWMEM_RESERVE_RATIO", "PageAllocator", "validate_page_alloc"]
 #: A low zone keeps 1/256 of what lies in the zones above it. C: sysctl_lowmem_reserve_ratio.
 LOWMEM_RESERVE_RATIO: Final = 256
 #: Migrate types to try, by whether the page may be moved.
-_KINDS: Final = {
-    False: (MigrateType.OTHER,),
-    True: (MigrateType.OTHER, MigrateType.CMA),
-}
+_KINDS: Final = {False: (MigrateType.OTHER,), True: (MigrateType.OTHER, MigrateType.CMA)}
+
+
+class _Zonelists(dict[tuple[int, bool], list[Zone]]):
+    """By node, and by whether its own zones alone may serve."""
+
+    def __missing__(self, key: tuple[int, bool]) -> list[Zone]:
+        raise ModelBug(f"node {key[0]} does not exist")
 
 
 class PageAllocator:
@@ -62,7 +66,7 @@ class PageAllocator:
         self.nodes: dict[int, Node] = {node.nid: Node(node) for node in layout.nodes}
         # Each node's zones from the highest down, then those of the nodes after it in a ring; with
         # True the node's own ones alone.
-        self._zonelists: dict[tuple[int, bool], list[Zone]] = {}
+        self._zonelists = _Zonelists()
         own = [node.zones[::-1] for node in self.nodes.values()]
         for at, nid in enumerate(self.nodes):
             self._zonelists[nid, True] = own[at]
@@ -91,7 +95,7 @@ class PageAllocator:
                 self._areas.insert(at, self._areas[at])
         for at, start, end in self._stretches(start_pfn, start_pfn + nr_pages):
             zone = self._zones[at]
-            if any(area.within(start, end) for area in zone.areas):
+            if self._areas[at].within(start, end):
                 raise ModelBug(f"CMA range {start:#x}-{end:#x} has free pages already")
             zone.cma.add(start, end)
             self._areas[at] = zone.areas[MigrateType.CMA]
@@ -133,7 +137,7 @@ class PageAllocator:
         Raises:
             NoMemory: no zone that may serve has such a block.
         """
-        for zone in self._zonelists.get((nid, thisnode)) or self._zonelist(nid, thisnode):
+        for zone in self._zonelists[nid, thisnode]:
             if zone.protected and zone.nr_free_pages - (1 << order) < zone.protected:
                 continue
             for kind in _KINDS[movable]:
@@ -164,7 +168,7 @@ class PageAllocator:
     ) -> tuple[list[tuple[int, int]], int]:
         """As `alloc_bulk`, but keeps what there is; returns (runs, blocks missing)."""
         runs: list[tuple[int, int]] = []
-        for zone in self._zonelist(nid, thisnode):
+        for zone in self._zonelists[nid, thisnode]:
             for kind in _KINDS[movable]:
                 most = n
                 if zone.protected:
@@ -184,7 +188,7 @@ class PageAllocator:
         if order <= MAX_PAGE_ORDER:
             raise ModelBug(f"order {order} is the buddy allocator's own")
         runs: list[tuple[int, int]] = []
-        for zone in self._zonelist(nid, thisnode=True):
+        for zone in self._zonelists[nid, True]:
             found = zone.areas[MigrateType.OTHER].take_contig(order, n)
             n -= sum(count for _, count in found)
             runs += found
@@ -193,7 +197,7 @@ class PageAllocator:
     def nr_available(self, order: int, nid: int) -> int:
         """Blocks of this order that unmovable allocations could get from exactly this node."""
         total = 0
-        for zone in self._zonelist(nid, thisnode=True):
+        for zone in self._zonelists[nid, True]:
             room = zone.areas[MigrateType.OTHER].nr_available(order)
             if zone.protected and order <= MAX_PAGE_ORDER:
                 room = min(room, max(0, zone.nr_free_pages - zone.protected) >> order)
@@ -317,20 +321,16 @@ class PageAllocator:
             if nid in (None, node.nid):
                 yield from node.zones
 
-    def _zonelist(self, nid: int, thisnode: bool) -> list[Zone]:
-        try:
-            return self._zonelists[nid, thisnode]
-        except KeyError:
-            raise ModelBug(f"node {nid} does not exist") from None
-
     def _stretches(self, start: int, end: int) -> list[tuple[int, int, int]]:
         """Cut a range of page frames where zone or migrate type change: (index, start, end).
 
         Raises:
             ModelBug: part of it does not exist.
         """
-        parts: list[tuple[int, int, int]] = []
         at = bisect_right(self._starts, start) - 1
+        if at >= 0 and start < end <= self._ends[at]:  # one, as nearly always
+            return [(at, start, end)]
+        parts: list[tuple[int, int, int]] = []
         while start < end:
             if not 0 <= at < len(self._ends) or not self._starts[at] <= start < self._ends[at]:
                 raise ModelBug(f"page frame {start:#x} and others before {end:#x} do not exist")
