@@ -30,7 +30,7 @@ _FULL_PAGE = b"\xff" * PAGE_SIZE
 _FEW_RUNS = 48
 _U64 = np.dtype("<u8")
 #: Parsed pages that are kept.
-_PAGES_KEPT = 256
+_PAGES_KEPT = 64
 
 #: Runs of set bits, ascending: as (first, last + 1), or, of many, first and number.
 BitRuns = tuple[tuple[int, int], ...] | Extents

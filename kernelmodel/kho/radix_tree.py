@@ -40,6 +40,9 @@ _ROOT_LEVEL = KHO_TREE_MAX_DEPTH - 1
 _KEYS_END = 1 << KHO_ORDER_0_LOG2 + 1
 _BITMAP_BITS = 1 << BITMAP_LOG2
 _BITMAP_MASK = _BITMAP_BITS - 1
+#: From so many bits on, bytes are moved instead of reckoning with them as a number.
+_MANY_BITS = 512
+_ONES, _ZEROES = b"\xff" * PAGE_SIZE, bytes(PAGE_SIZE)
 _TABLE_MASK = (1 << KHO_TABLE_SIZE_LOG2) - 1
 
 
@@ -155,17 +158,7 @@ class KhoRadixTree:
                     self._leaves[key >> BITMAP_LOG2] = leaf
             if leaf:
                 page = self.memory.writable(leaf >> PAGE_SHIFT)
-                first, last = bit >> 3, (bit + take + 7) >> 3
-                bits = int.from_bytes(page[first:last], "little")
-                mask = ((1 << take) - 1) << (bit & 7)
-                if bits & mask:
-                    self.nr_keys -= (bits & mask).bit_count()
-                if present:
-                    self.nr_keys += take
-                    bits |= mask
-                else:
-                    bits &= ~mask
-                page[first:last] = bits.to_bytes(last - first, "little")
+                self.nr_keys += _put_bits(page, bit, take, present)
             key += take
             done += take
         return done
@@ -252,3 +245,19 @@ class KhoRadixTree:
         for level, pa, prefix in self.walk():
             if level == 0:
                 yield from leaf_runs(bit_runs(self.memory.read(pa, PAGE_SIZE)), prefix)
+
+
+def _put_bits(page: bytearray, bit: int, nr: int, present: bool) -> int:
+    """Set or clear `nr` bits of a bitmap from `bit` on; how many more are set now than before."""
+    first, last = bit >> 3, bit + nr + 7 >> 3
+    if nr >= _MANY_BITS and not (bit | nr) & 7:  # whole bytes, as large runs mostly are
+        held = page[first:last]
+        page[first:last] = (_ONES if present else _ZEROES)[: last - first]
+        before = 0 if _ZEROES.startswith(held) else int.from_bytes(held, "little").bit_count()
+        return nr - before if present else -before
+    bits = int.from_bytes(page[first:last], "little")
+    mask = (1 << nr) - 1 << (bit & 7)
+    before = (bits & mask).bit_count() if bits else 0
+    bits = bits | mask if present else bits & ~mask
+    page[first:last] = bits.to_bytes(last - first, "little")
+    return nr - before if present else -before

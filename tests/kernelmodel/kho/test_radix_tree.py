@@ -45,8 +45,14 @@ ORDERS = st.sampled_from([0, 1, 2, 9, 10, 18])
 RUNS = st.builds(
     lambda order, start, nr: (start << order, order, nr),
     ORDERS,
-    st.one_of(st.integers(0, 70_000), st.integers((1 << 24) - 40, 1 << 24)),
-    st.one_of(st.integers(1, 5), st.integers(1, 40_000)),
+    st.one_of(
+        st.integers(0, 70_000),
+        st.integers((1 << 24) - 40, 1 << 24),
+        st.integers(0, 9_000).map(lambda n: 8 * n),
+    ),
+    st.one_of(
+        st.integers(1, 5), st.integers(1, 40_000), st.integers(1, 5_000).map(lambda n: 8 * n)
+    ),
 )
 CHANGES = st.lists(st.tuples(st.booleans(), RUNS), max_size=8)
 
@@ -68,6 +74,7 @@ def test_runs_are_what_single_keys_would_be(
             tree.del_run(pfn, order, nr)
             expected -= keys
         assert tree.has(pfn, order) == present
+        assert tree.nr_keys == len(expected)
     found = [(run.order, run.pfn + (n << run.order)) for run in tree.runs() for n in range(run.nr)]
     assert len(found) == len(set(found))
     assert set(found) == expected
