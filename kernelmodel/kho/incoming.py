@@ -108,26 +108,32 @@ def deserialize(kernel: Kernel, tree: IncomingTree, tags: PageTags) -> None:
     Raises:
         KernelPanic: an entry lies where there is no memory.
     """
-    is_ram, memblock, charge = kernel.memory.is_ram, kernel.memblock, kernel.charge
+    is_ram, memblock = kernel.memory.is_ram, kernel.memblock
     reserved: list[tuple[int, int]] = []
     scattered: list[Extents] = []
-    for run in tree.batches():
-        if isinstance(run, KeyRuns):
-            _check_pages(kernel, run.pages)
-            scattered.append(run.pages)
-            tags.put_pages(run.pages)
-            kernel.charge_each("kho_reserve_preserved", run.pages.counts)
-            kernel.charge_each("kho_init_preserved_page", run.pages.counts)
-            continue
-        pfn, order, nr = run
-        base, size = pfn << PAGE_SHIFT, nr << order + PAGE_SHIFT
-        if not is_ram(base, size):
-            # nobody looks before the struct pages of an entry are written
-            raise KernelPanic(f"unable to handle page fault: no memory map for {pfn:#x}")
-        reserved.append((base, base + size))
-        tags.put(pfn, order, nr)
-        charge("kho_reserve_preserved", nr)
-        charge("kho_init_preserved_page", nr << order)
+    blocks, pages = list[int](), list[int]()  # of each run
+    try:
+        for run in tree.batches():
+            if isinstance(run, KeyRuns):
+                _check_pages(kernel, run.pages)
+                scattered.append(run.pages)
+                tags.put_pages(run.pages)
+                kernel.charge_each("kho_reserve_preserved", run.pages.counts)
+                kernel.charge_each("kho_init_preserved_page", run.pages.counts)
+                continue
+            pfn, order, nr = run
+            base, size = pfn << PAGE_SHIFT, nr << order + PAGE_SHIFT
+            if not is_ram(base, size):
+                # nobody looks before the struct pages of an entry are written
+                raise KernelPanic(f"unable to handle page fault: no memory map for {pfn:#x}")
+            reserved.append((base, base + size))
+            tags.put(pfn, order, nr)
+            blocks.append(nr)
+            pages.append(nr << order)
+    finally:
+        if blocks:
+            kernel.charge_each("kho_reserve_preserved", blocks)
+            kernel.charge_each("kho_init_preserved_page", pages)
     for base, end in RangeSet(reserved):  # joined
         memblock.reserve_noinit(base, end - base)
     if scattered:

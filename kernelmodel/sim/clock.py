@@ -211,15 +211,19 @@ class Clock:
         if lane.work_ns > before_ns:
             lane.lock_ops += ((before_ns, lock, True), (lane.work_ns, lock, False))
 
-    def charge_each(self, op: str, units: NDArray[np.int64]) -> None:
-        """As `charge` for each of these numbers of units in turn."""
+    def charge_each(self, op: str, units: NDArray[np.int64] | list[int]) -> None:
+        """As `charge` for each of these numbers of units in turn; there is one at least."""
         plain = self._plain.get(op)
         if plain is None:
-            for each in units.tolist():
+            for each in units if isinstance(units, list) else units.tolist():
                 self.charge(op, each)
             return
-        numbers, times = np.unique(units, return_counts=True)
-        ns = int((times * (plain[0] + (numbers * plain[1] + 500) // 1000)).sum())
+        base_ns, per_unit_ps = plain
+        if isinstance(units, list):
+            ns = sum([base_ns + (each * per_unit_ps + 500) // 1000 for each in units])
+        else:
+            numbers, times = np.unique(units, return_counts=True)
+            ns = int((times * (base_ns + (numbers * per_unit_ps + 500) // 1000)).sum())
         if self.running is not None:
             self.running.work_ns += ns
             return
