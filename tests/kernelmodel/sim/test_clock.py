@@ -10,22 +10,8 @@ from hypothesis import strategies as st
 
 from kernelmodel.errors import IoError, ModelBug
 from kernelmodel.sim.clock import Clock
-from kernelmodel.sim.cost import CostModel, CostRow, Spread
+from tests.kernelmodel.sim.clocks import make_clock
 from tests.kernelmodel.sim.lane_reference import BODIES, Body, tick_by_tick
-
-ROWS = {
-    "ns": CostRow("ns", 0, 1000, "ns", "estimate", "a nanosecond each", "", "boot"),
-    "call": CostRow("call", 100, 41_291, "key", "estimate", "test", "", "boot"),
-    "third": CostRow("third", 0, 333, "page", "estimate", "test"),
-    "lucky": CostRow("lucky", 1000, 0, "go", "estimate", "test", "wide", "vmm"),
-}
-SPREADS = {"wide": Spread("wide", ((0, 500), (500, 1000), (1000, 9000)), "estimate", "test")}
-COST = CostModel(ROWS, SPREADS)
-
-
-def make_clock(cpus: int = 4, seed: int = 7, path: tuple[str | int, ...] = ("host", "a")) -> Clock:
-    return Clock(COST, cpus, seed, path)
-
 
 MISUSES: dict[str, Callable[[Clock], object]] = {
     "no cost row for 'thirds'; close: third": lambda c: c.charge("thirds"),
@@ -312,25 +298,3 @@ def test_a_spread_keeps_its_median_and_its_ends() -> None:
     assert 500 <= draws[0] < 510
     assert 900 < draws[1000] < 1300
     assert 8800 < draws[-1] <= 9000
-
-
-@settings(deadline=None)
-@given(st.lists(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 9)), max_size=5)))
-def test_a_locked_charge_is_a_charge_in_a_block_under_the_lock(
-    lanes: list[list[tuple[str, int]]],
-) -> None:
-    ends: list[list[int]] = []
-    for at_once in (False, True):
-        clock = make_clock()
-        with clock.phase("p") as phase:
-            for number, charges in enumerate(lanes):
-                with clock.lane(str(number)):
-                    for lock, ns in charges:
-                        if at_once:
-                            clock.charge_locked(lock, "ns", ns)
-                            continue
-                        with clock.lock(lock):
-                            clock.charge("ns", ns)
-            clock.charge_locked("a", "ns", 3)
-        ends.append([phase.duration_ns, *map(phase.lane_end_ns, phase.lanes)])
-    assert ends[0] == ends[1]

@@ -19,7 +19,8 @@ def charged_ops() -> Iterator[tuple[str, str]]:
                 match node:
                     case (
                         ast.Call(
-                            func=ast.Attribute(attr="charge") | ast.Name(id="charge"),
+                            func=ast.Attribute(attr="charge" | "charge_each")
+                            | ast.Name(id="charge"),
                             args=[ops, *_],
                         )
                         | ast.Call(
