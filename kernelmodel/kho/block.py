@@ -132,13 +132,12 @@ class KhoBlockSet:
         Raises:
             InvalidArgument, NoSpace: see the module's text.
         """
-        memory = self._kho.kernel.memory
         self.incoming = True
         if head_pa == 0:
             return
         at = head_pa
         while at:
-            following, count = _header_at(memory.read(at, _HEADER))
+            following, count = _header_at(self._bytes_at(at, _HEADER))
             if following and at == head_pa:  # or there is nothing that could be a cycle
                 self._check_cycle(head_pa)
             try:
@@ -149,7 +148,7 @@ class KhoBlockSet:
             except KernelError:
                 self.destroy()
                 while at:
-                    following = memory.u64(at)
+                    following = self._kho.kernel.memory.u64(at)
                     self._kho.restore_free(at)
                     at = following
                 raise
@@ -170,11 +169,16 @@ class KhoBlockSet:
                 break
         raise InvalidArgument("block chain never ends")
 
-    def entries(self) -> Iterator[bytes]:
+    def entries(self) -> Iterator[bytes | bytearray]:
         """All entries in order, each block's count as it says."""
         return chain.from_iterable(map(self._entries_of, self.blocks))
 
-    def _entries_of(self, block: int) -> list[bytes]:
-        page, size = self._kho.kernel.memory.read(block, PAGE_SIZE), self.entry_size
+    def _entries_of(self, block: int) -> list[bytes | bytearray]:
+        page, size = self._bytes_at(block, PAGE_SIZE), self.entry_size
         count = _header_at(page)[1]
         return [page[at : at + size] for at in range(_HEADER, _HEADER + count * size, size)]
+
+    def _bytes_at(self, at: int, size: int) -> bytes | bytearray:
+        """So many bytes at least; a broken chain leads anywhere, not only to where pages begin."""
+        memory = self._kho.kernel.memory
+        return memory.read(at, size) if at % PAGE_SIZE else memory.page(at >> PAGE_SHIFT)
