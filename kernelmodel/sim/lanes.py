@@ -170,48 +170,47 @@ def _schedule(programs: list[list[_LockOp]], now_ns: int, free_cpus: int) -> lis
     """When each lane ends; None for the lanes caught in a deadlock.
 
     A lane's program is what it does to locks, and ("", False) when all its work is done. Lanes are
-    known by their index; `ready` and `waiting` are ordered (ns, lane), `acting` (ns, turn, lane):
-    within an instant, who was given a CPU acts in the next turn.
+    known by their index; all heaps are ordered (ns, lane).
     """
     count = len(programs)
     ends: list[int | None] = [None] * count
     done_ns = [0] * count  # of a lane's work
     next_op = [0] * count  # in a lane's program
-    enough = count <= free_cpus  # then nobody is ever ready and without a CPU
-    acting = [(now_ns, 0, index) for index in range(min(count, free_cpus))]  # idle until then
-    ready = [(now_ns, index) for index in range(len(acting), count)]  # since, without a CPU
+    ready = [(now_ns, index) for index in range(count)]  # ready since
+    acting = ready[:free_cpus]  # on a CPU, with nothing to do until then
+    ready = ready[free_cpus:]  # without a CPU
     free_cpus -= len(acting)
     waiting: dict[str, list[tuple[int, int]]] = {}  # by lock that is held: asked at
     while acting:
-        now_ns, turn, index = acting[0]
-        program, at = programs[index], next_op[index]
-        while True:  # carry on until the lane works, waits or ends
-            at_ns, lock, takes = program[at]
-            if at_ns > done_ns[index]:
-                heapreplace(acting, (now_ns + at_ns - done_ns[index], 0, index))
-                done_ns[index] = at_ns
-                break
-            at += 1
-            if not lock or (takes and lock in waiting):
-                heappop(acting)
-                free_cpus += 1
-                if lock:
+        now_ns = acting[0][0]
+        while acting and acting[0][0] == now_ns:
+            index = acting[0][1]
+            program, at = programs[index], next_op[index]
+            while True:  # carry on until the lane works, waits or ends
+                at_ns, lock, takes = program[at]
+                if at_ns > done_ns[index]:
+                    heapreplace(acting, (now_ns + at_ns - done_ns[index], index))
+                    done_ns[index] = at_ns
+                    break
+                at += 1
+                if takes and lock not in waiting:
+                    waiting[lock] = []
+                elif takes:
                     heappush(waiting[lock], (now_ns, index))
-                else:
+                    heappop(acting)
+                    free_cpus += 1
+                    break
+                elif not lock:
                     ends[index] = now_ns
-                break
-            if takes:
-                waiting[lock] = []
-            elif not waiting[lock]:
-                del waiting[lock]
-            elif enough:
-                free_cpus -= 1
-                heappush(acting, (now_ns, turn + 1, heappop(waiting[lock])[1]))
-            else:
-                heappush(ready, (now_ns, heappop(waiting[lock])[1]))
-        next_op[index] = at
-        # When the turn is over:
-        while ready and free_cpus and not (acting and acting[0][:2] == (now_ns, turn)):
+                    heappop(acting)
+                    free_cpus += 1
+                    break
+                elif waiting[lock]:
+                    heappush(ready, (now_ns, heappop(waiting[lock])[1]))
+                else:
+                    del waiting[lock]
+            next_op[index] = at
+        while ready and free_cpus:
             free_cpus -= 1
-            heappush(acting, (now_ns, turn + 1, heappop(ready)[1]))
+            heappush(acting, (now_ns, heappop(ready)[1]))
     return ends
