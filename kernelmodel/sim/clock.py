@@ -201,13 +201,13 @@ class Clock:
 
     def charge_locked(self, lock: str, op: str, units: int = 1) -> None:
         """As `charge` in a block under `lock` of which it is all."""
-        lane = self.running
-        if lane is None or lock in lane.held or lock in self._main_locks:
+        lane, row = self.running, self._plain.get(op)
+        if not lane or not row or units < 0 or lock in lane.held or lock in self._main_locks:
             with self.lock(lock):
                 self.charge(op, units)
             return
         before_ns = lane.work_ns
-        self.charge(op, units)
+        lane.work_ns += row[0] + (units * row[1] + 500) // 1000
         if lane.work_ns > before_ns:
             lane.lock_ops += ((before_ns, lock, True), (lane.work_ns, lock, False))
 
