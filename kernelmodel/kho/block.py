@@ -113,13 +113,15 @@ class KhoBlockSet:
         Raises:
             NoSpace: the set has not grown for so many; nothing is written.
         """
-        if len(entries) > len(self.blocks) * self.capacity:
-            raise NoSpace("no block for this entry", index=len(entries) - 1)
-        memory, first = self._kho.kernel.memory, 0
-        for block in self.blocks[: -(-len(entries) // self.capacity)]:
-            part = entries[first : first + self.capacity]
-            memory.write(block + 8, _U64.pack(len(part)) + b"".join(part))
-            first += self.capacity
+        nr, capacity = len(entries), self.capacity
+        if nr > len(self.blocks) * capacity:
+            raise NoSpace("no block for this entry", index=nr - 1)
+        write, first = self._kho.kernel.memory.write, 0
+        for block in self.blocks[: -(-nr // capacity)]:
+            count = min(capacity, nr - first)
+            part = b"".join(entries[first : first + count])
+            write(block + 8, _U64.pack(count) + part)
+            first += count
 
     def clear(self) -> None:
         """Empty every block; the chain stays."""

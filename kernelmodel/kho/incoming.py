@@ -109,9 +109,8 @@ def deserialize(kernel: Kernel, tree: IncomingTree, tags: PageTags) -> None:
         KernelPanic: an entry lies where there is no memory.
     """
     is_ram, memblock = kernel.memory.is_ram, kernel.memblock
-    reserved: list[tuple[int, int]] = []
+    found: list[tuple[int, int, int]] = []
     scattered: list[Extents] = []
-    blocks, pages = list[int](), list[int]()  # of each run
     try:
         for run in tree.batches():
             if isinstance(run, KeyRuns):
@@ -122,20 +121,17 @@ def deserialize(kernel: Kernel, tree: IncomingTree, tags: PageTags) -> None:
                 kernel.charge_each("kho_init_preserved_page", run.pages.counts)
                 continue
             pfn, order, nr = run
-            base, size = pfn << PAGE_SHIFT, nr << order + PAGE_SHIFT
-            if not is_ram(base, size):
+            if not is_ram(pfn << PAGE_SHIFT, nr << order + PAGE_SHIFT):
                 # nobody looks before the struct pages of an entry are written
                 raise KernelPanic(f"unable to handle page fault: no memory map for {pfn:#x}")
-            reserved.append((base, base + size))
             tags.put(pfn, order, nr)
-            blocks.append(nr)
-            pages.append(nr << order)
+            found.append(run)
     finally:
-        if blocks:
-            kernel.charge_each("kho_reserve_preserved", blocks)
-            kernel.charge_each("kho_init_preserved_page", pages)
-    for base, end in RangeSet(reserved):  # joined
-        memblock.reserve_noinit(base, end - base)
+        if found:
+            kernel.charge_each("kho_reserve_preserved", [nr for _, _, nr in found])
+            kernel.charge_each("kho_init_preserved_page", [nr << order for _, order, nr in found])
+    for pfn, end in RangeSet([(pfn, pfn + (nr << order)) for pfn, order, nr in found]):  # joined
+        memblock.reserve_noinit(pfn << PAGE_SHIFT, end - pfn << PAGE_SHIFT)
     if scattered:
         memblock.reserve_noinit_pages(
             Extents(

@@ -201,13 +201,15 @@ class Clock:
 
     def charge_locked(self, lock: str, op: str, units: int = 1) -> None:
         """As `charge` in a block under `lock` of which it is all."""
-        lane, row = self.running, self._plain.get(op)
-        if not lane or not row or units < 0 or lock in lane.held or lock in self._main_locks:
+        lane, plain = self.running, self._plain
+        held = self._main_locks if lane is None else lane.held + self._main_locks
+        if lane is None or op not in plain or units < 0 or lock in held:
             with self.lock(lock):
                 self.charge(op, units)
             return
         before_ns = lane.work_ns
-        lane.work_ns += row[0] + (units * row[1] + 500) // 1000
+        base_ns, per_unit_ps = plain[op]
+        lane.work_ns += base_ns + (units * per_unit_ps + 500) // 1000
         if lane.work_ns > before_ns:
             lane.lock_ops += ((before_ns, lock, True), (lane.work_ns, lock, False))
 
