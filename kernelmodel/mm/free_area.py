@@ -247,14 +247,11 @@ class FreeArea:
                 pfn = start & -size
                 if pfn in blocks:
                     return start
-                if len(blocks) * size <= end - pfn:
-                    for pfn in blocks:
-                        if start < pfn < end:
-                            return pfn
-                else:
-                    while (pfn := pfn + size) < end:
-                        if pfn in blocks:
-                            return pfn
+                if end - pfn > size:  # others could lie in the range
+                    found = blocks if len(blocks) * size <= end - pfn else range(pfn, end, size)
+                    for other in found:
+                        if start < other < end and other in blocks:
+                            return other
             size <<= 1
         return None
 

@@ -225,7 +225,7 @@ class PageAllocator:
         # No smaller block is free, so only one that is as large could hold this one.
         mask = -size
         for blocks in low[order:] if order else low:
-            if pfn & mask in blocks:
+            if blocks and pfn & mask in blocks:
                 raise ModelBug(f"double free of page frame {pfn:#x}, order {order}")
             mask <<= 1
         if pfn >> MAX_PAGE_ORDER in area.top:

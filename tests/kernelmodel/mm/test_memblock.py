@@ -149,6 +149,22 @@ def test_marks_split_regions_and_merge_again() -> None:
     assert [tuple(region) for region in memblock.reserved] == [(GIB, 2 * GIB, NUMA_NO_NODE, 0x30)]
 
 
+@given(st.lists(st.tuples(SPAN, st.sampled_from([0, 0x10, 0x20])), max_size=9), SPAN)
+def test_a_range_is_reserved_and_marked_at_once_as_in_two_steps(
+    taken: list[tuple[tuple[int, int], int]], span: tuple[int, int]
+) -> None:
+    once, twice = two_nodes(), two_nodes()
+    for memblock in (once, twice):
+        for (page, nr), flags in taken:
+            memblock.reserve(page * PAGE, nr * PAGE, flags=flags)
+    base, size = span[0] * PAGE, span[1] * PAGE
+    once.reserve_noinit(base, size)
+    twice.reserve(base, size)
+    twice.mark_noinit(base, size)
+    assert list(once.reserved) == list(twice.reserved)
+    validate_memblock(once)
+
+
 def test_a_reserved_range_can_be_given_its_node() -> None:
     memblock = two_nodes()
     memblock.reserve(GIB, 2 * PAGE, flags=MemblockFlags.RSRV_KERN)

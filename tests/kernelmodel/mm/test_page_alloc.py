@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from kernelmodel.errors import ModelBug, NoMemory
+from kernelmodel.mm.extents import Extents
 from kernelmodel.mm.mmzone import MAX_ORDER_NR_PAGES, MAX_PAGE_ORDER, FreeArea
 from kernelmodel.mm.page_alloc import PageAllocator, validate_page_alloc
 from kernelmodel.mm.ranges import RangeSet
@@ -117,6 +119,20 @@ def test_many_blocks_leave_the_free_lists_that_single_calls_leave(
     singles = [pfn for pfn in (one.take_one(order) for _ in range(n)) if pfn is not None]
     assert [pfn + (at << order) for pfn, count in runs for at in range(count)] == singles
     assert missing == n - len(singles)
+    assert [list(blocks) for blocks in many.low] == [list(blocks) for blocks in one.low]
+    assert many.top == one.top
+
+
+@given(st.lists(st.tuples(st.integers(0, 9000), st.integers(1, 2500)), max_size=12))
+def test_many_runs_leave_the_free_lists_that_single_ones_leave(
+    holes: list[tuple[int, int]],
+) -> None:
+    runs = RangeSet((start, start + nr) for start, nr in holes).gaps(3, 12_000)
+    one, many = FreeArea(), FreeArea()
+    for start, end in runs:
+        one.put(start, end)
+    starts, ends = np.array(runs, dtype=np.int64).reshape(-1, 2).T
+    many.put_many(Extents(starts, ends - starts))
     assert [list(blocks) for blocks in many.low] == [list(blocks) for blocks in one.low]
     assert many.top == one.top
 
