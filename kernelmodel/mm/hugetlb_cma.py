@@ -127,14 +127,18 @@ class HugetlbCma:
     def nr_available(self, allocator: PageAllocator, order: int, nid: int) -> int:
         """Gigantic pages that a node's area could give."""
         start, nr = self.areas.get(nid, (0, 0))
-        areas = (zone.areas[MigrateType.CMA] for zone in allocator.zones(nid))
-        return sum(area.nr_contig(order, start, start + nr) for area in areas)
+        return sum(
+            area.nr_contig(order, start, start + nr)
+            for zone in allocator.zones(nid)
+            for area in zone.areas[MigrateType.CMA :]
+        )
 
     def take(self, allocator: PageAllocator, order: int, n: int, nid: int) -> list[tuple[int, int]]:
         """Up to `n` gigantic pages of a node's area, as runs. C: hugetlb_cma_alloc_folio()."""
         start, nr = self.areas.get(nid, (0, 0))
         runs: list[tuple[int, int]] = []
         for zone in allocator.zones(nid):
-            left = n - sum(count for _, count in runs)
-            runs += zone.areas[MigrateType.CMA].take_contig(order, left, start, start + nr)
+            for area in zone.areas[MigrateType.CMA :]:
+                left = n - sum(count for _, count in runs)
+                runs += area.take_contig(order, left, start, start + nr)
         return runs

@@ -83,12 +83,20 @@ class Zone:
         self.protected = 0
         #: Pages whose pageblocks are MIGRATE_CMA.
         self.cma = RangeSet()
-        self.areas = (FreeArea(), FreeArea())
+        #: What is free, by migrate type; that of CMA once the zone has such pages.
+        self.areas = [FreeArea()]
 
     @property
     def nr_free_pages(self) -> int:
         """Free pages, CMA included."""
-        return self.areas[0].nr_free_pages + self.areas[1].nr_free_pages
+        return sum([area.nr_free_pages for area in self.areas])
+
+    def set_cma(self, start: int, end: int) -> FreeArea:
+        """Make these pages CMA; where they are kept when they are free."""
+        self.cma.add(start, end)
+        if len(self.areas) == 1:
+            self.areas.append(FreeArea())
+        return self.areas[MigrateType.CMA]
 
     def buddyinfo(self) -> str:
         """The zone's line in /proc/buddyinfo."""
@@ -162,7 +170,7 @@ def validate_zone(zone: Zone) -> None:
     """
     seen = RangeSet()
     total = 0
-    for kind, area in zip(MigrateType, zone.areas, strict=True):
+    for kind, area in zip(MigrateType, zone.areas, strict=False):
         validate_free_area(area)
         for start, end in area.ranges():
             cma = zone.cma.contains(start, end)

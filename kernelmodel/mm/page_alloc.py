@@ -42,8 +42,6 @@ __all__ = ["LOWMEM_RESERVE_RATIO", "PageAllocator", "validate_page_alloc"]
 
 #: A low zone keeps 1/256 of what lies in the zones above it. C: sysctl_lowmem_reserve_ratio.
 LOWMEM_RESERVE_RATIO: Final = 256
-#: Migrate types to try, by whether the page may be moved.
-_KINDS: Final = {False: (MigrateType.OTHER,), True: (MigrateType.OTHER, MigrateType.CMA)}
 
 
 class _Zonelists(dict[tuple[int, bool], list[Zone]]):
@@ -94,11 +92,9 @@ class PageAllocator:
                 self._zones.insert(at, self._zones[at])
                 self._areas.insert(at, self._areas[at])
         for at, start, end in self._stretches(start_pfn, start_pfn + nr_pages):
-            zone = self._zones[at]
             if self._areas[at].within(start, end):
                 raise ModelBug(f"CMA range {start:#x}-{end:#x} has free pages already")
-            zone.cma.add(start, end)
-            self._areas[at] = zone.areas[MigrateType.CMA]
+            self._areas[at] = self._zones[at].set_cma(start, end)
 
     def free_range(self, start_pfn: int, nr_pages: int) -> None:
         """Hand over memory that the allocator never had. C: memblock_free_pages()."""
@@ -140,8 +136,8 @@ class PageAllocator:
         for zone in self._zonelists[nid, thisnode]:
             if zone.protected and zone.nr_free_pages - (1 << order) < zone.protected:
                 continue
-            for kind in _KINDS[movable]:
-                pfn = zone.areas[kind].take_one(order)
+            for area in zone.areas if movable else zone.areas[:1]:
+                pfn = area.take_one(order)
                 if pfn is not None:
                     return pfn
         raise NoMemory("no free block", order=order, nid=nid)
@@ -169,11 +165,11 @@ class PageAllocator:
         """As `alloc_bulk`, but keeps what there is; returns (runs, blocks missing)."""
         runs: list[tuple[int, int]] = []
         for zone in self._zonelists[nid, thisnode]:
-            for kind in _KINDS[movable]:
+            for area in zone.areas if movable else zone.areas[:1]:
                 most = n
                 if zone.protected:
                     most = min(n, max(0, zone.nr_free_pages - zone.protected) >> order)
-                n -= most - zone.areas[kind].take_many(order, most, runs)
+                n -= most - area.take_many(order, most, runs)
                 if not n:
                     return runs, 0
         return runs, n
@@ -260,7 +256,8 @@ class PageAllocator:
 
     def nr_free_cma_pages(self, nid: int | None = None) -> int:
         """Free pages in CMA blocks. C: NR_FREE_CMA_PAGES."""
-        return sum(zone.areas[MigrateType.CMA].nr_free_pages for zone in self.zones(nid))
+        areas = [area for zone in self.zones(nid) for area in zone.areas[MigrateType.CMA :]]
+        return sum(area.nr_free_pages for area in areas)
 
     def managed_pages(self, nid: int | None = None) -> int:
         """Pages that the allocator was ever given (MemTotal)."""
