@@ -92,3 +92,10 @@ def test_a_random_failing_script_is_a_function_of_its_number() -> None:
     assert all("fail " in text for text in scripts)
     for text in scripts:
         assert list(play(Script.parse(text)))
+
+
+def test_what_fails_fits_under_a_debugger() -> None:
+    scripts = [Script.parse(random_failing_script(91003, index)) for index in range(60)]
+    machines = {script.node_bytes for script in scripts}
+    assert max(max(nodes) for nodes in machines) == 3 * GIB
+    assert {len(nodes) for nodes in machines} == {1}
