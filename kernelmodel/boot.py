@@ -122,6 +122,12 @@ def _alloc_vmemmap(kernel: Kernel, size: int, nid: int) -> None:
     """
     piece = GIB
     size = -(-size // _VMEMMAP_PIECE) * _VMEMMAP_PIECE
+    whole = size // GIB * GIB
+    if whole > GIB:  # all of them at once, if that ends where the first would
+        first = kernel.memblock.find_in_range(GIB, _VMEMMAP_PIECE, nid=nid)
+        at_once = kernel.memblock.find_in_range(whole, _VMEMMAP_PIECE, nid=nid)
+        if first is not None and at_once is not None and at_once + whole == first + GIB:
+            piece = whole
     while size:
         piece = min(piece, size)
         try:
