@@ -15,7 +15,7 @@ C: kernel/liveupdate/kho_block.c, 7.3.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 
 from kernelmodel.abi.kexec_handover import KhoBlockHeaderSer
@@ -175,9 +175,14 @@ class KhoBlockSet:
         """All entries in order, each block's count as it says."""
         return chain.from_iterable(map(self._entries_of, self.blocks))
 
-    def _entries_of(self, block: int) -> list[bytes | bytearray]:
+    def _entries_of(self, block: int) -> Iterable[bytes | bytearray]:
         page, size = self._bytes_at(block, PAGE_SIZE), self.entry_size
         count = _header_at(page)[1]
+        if count > self.capacity:
+            # A page that was not preserved can be written to after `restore`. Nobody looks at the
+            # count again, so entries are read, behind the page too, until one is wrong.
+            read = self._kho.kernel.memory.read
+            return (read(block + _HEADER + nr * size, size) for nr in range(count))
         return [page[at : at + size] for at in range(_HEADER, _HEADER + count * size, size)]
 
     def _bytes_at(self, at: int, size: int) -> bytes | bytearray:

@@ -80,6 +80,20 @@ def test_entries_cross_in_order_and_the_blocks_are_freed() -> None:
     assert list(empty.entries()) == []
 
 
+def test_a_count_that_changes_after_restore_leads_behind_the_page() -> None:
+    kernel = power_on()
+    block_set = chain(kernel, CAPACITY)
+    fresh = reboot(kernel)
+    incoming = KhoBlockSet(fresh.kho, ENTRY)
+    incoming.restore(block_set.head_pa)
+    assert 16 + CAPACITY * ENTRY == PAGE_SIZE
+    fresh.memory.write(block_set.head_pa + PAGE_SIZE, b"b" * ENTRY)
+    fresh.memory.write_u64(block_set.head_pa + 8, CAPACITY + 1)
+    assert list(incoming.entries())[CAPACITY - 1 :] == [bytes([CAPACITY]) * ENTRY, b"b" * ENTRY]
+    fresh.memory.write_u64(block_set.head_pa + 8, 1 << 60)
+    assert next(iter(incoming.entries())) == b"\1" * ENTRY
+
+
 def test_a_block_before_the_last_may_be_half_full() -> None:
     kernel = power_on()
     block_set = chain(kernel, 60)
