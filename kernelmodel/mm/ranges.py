@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 __all__ = ["RangeMap", "RangeSet"]
 
 V = TypeVar("V")
+
+#: What a set that holds nothing has for lists, as most sets of a host do for all their life; the
+#: first range brings lists of its own.
+_NOTHING: Final[list[int]] = []
 
 
 class RangeSet:
@@ -22,10 +26,10 @@ class RangeSet:
     __slots__ = ("_ends", "_starts")
 
     def __init__(self, ranges: Iterable[tuple[int, int]] = ()) -> None:
-        self._starts: list[int] = []
-        self._ends: list[int] = []
-        for start, end in ranges:
-            self.add(start, end)
+        self._starts = self._ends = _NOTHING
+        if ranges:
+            for start, end in ranges:
+                self.add(start, end)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return iter(list(zip(self._starts, self._ends, strict=True)))
@@ -66,7 +70,10 @@ class RangeSet:
         if start >= end:
             return
         starts, ends = self._starts, self._ends
-        if not ends or start > ends[-1]:  # behind all others, as what is added in order
+        if not ends:
+            self._starts, self._ends = [start], [end]
+            return
+        if start > ends[-1]:  # behind all others, as what is added in order
             starts.append(start)
             ends.append(end)
             return
