@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from typing import Protocol
 
 __all__ = ["PAGE_SIZE", "Content", "GuestContent", "Piece"]
@@ -27,7 +26,6 @@ class Content(Protocol):
 Piece = tuple[int, int, Content | None, int]
 
 
-@dataclass(frozen=True, slots=True)
 class GuestContent:
     """What a guest keeps in its RAM: a seeded function of (VM, page, version).
 
@@ -35,8 +33,22 @@ class GuestContent:
     version. The bytes are those of SHAKE-128 over the three, so no page equals another.
     """
 
-    vm: str
-    version: int
+    __slots__ = ("_key", "version", "vm")
+
+    def __init__(self, vm: str, version: int) -> None:
+        self.vm = vm
+        self.version = version
+        # asked for at every look at the guest's memory
+        self._key = f"guest\0{vm}\0{version}".encode()
+
+    def __eq__(self, other: object) -> bool:
+        return self._key == other._key if isinstance(other, GuestContent) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __repr__(self) -> str:
+        return f"GuestContent({self.vm!r}, {self.version})"
 
     def page(self, index: int) -> bytes:
         """The bytes of guest page `index` in this version."""
@@ -45,4 +57,4 @@ class GuestContent:
 
     def key(self) -> bytes:
         """VM and version."""
-        return f"guest\0{self.vm}\0{self.version}".encode()
+        return self._key

@@ -17,7 +17,7 @@ __all__ = ["FolioRun", "FolioRuns", "single_folio_runs"]
 _KEY: Final = struct.Struct("<QQQQQQ")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # a value, if not frozen: that is too slow to make
 class FolioRun:
     """`nr` entries: pfn, pfn + step, … at index, index + index_step, …, all with `flags`."""
 

@@ -90,7 +90,7 @@ class PlainFolios:
             self.kernel.kho.unpreserve_folios(run.pfn, order, run.nr)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # nobody changes one, but to freeze it is slow
 class PreservedFolios:
     """The folios of one file, preserved: what its handler keeps to undo that.
 
