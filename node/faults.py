@@ -24,7 +24,7 @@ from kernelmodel.abi.folio_runs import single_folio_runs
 from kernelmodel.abi.layout import cstring
 from kernelmodel.errors import ERRNO_CLASSES, KernelPanic, ModelBug, kernel_error
 from kernelmodel.handlers.folio_table import PreservedFolios
-from kernelmodel.kernel import Kernel
+from kernelmodel.kernel import FailFunction, Kernel, no_failures
 from kernelmodel.luo.handler import LuoFile
 from kernelmodel.memory import PAGE_SHIFT
 from node.api import FaultSpec
@@ -113,10 +113,12 @@ class Faults:
                     self._rules.remove(rule)
             yield rule.spec
 
+    def hook(self) -> FailFunction:
+        """What a kernel is to call from here on; a rule that is armed later is not in it yet."""
+        return self.fail_function if self._rules else no_failures
+
     def fail_function(self, function: str, **context: object) -> None:
         """What a kernel calls at its named functions. See `kernelmodel.kernel.FailFunction`."""
-        if not self._rules:  # nearly every host
-            return
         if function == "start_kernel":
             if self.strike("next-kernel-panics"):
                 raise KernelPanic("injected: panic while booting")

@@ -319,7 +319,7 @@ class Host:
         if self.state not in (HostState.UP, HostState.KEXEC_LOADED):
             raise HostStateError("HOST_DOWN", f"{self.name} is {self.state}")
         target = self.known_release(release)
-        self.kernel.fail_function = self.faults.fail_function
+        self.kernel.fail_function = self.faults.hook()
         call, words = self._the_agent().task.kexec_file_load, cmdline or self._cmdline
         self._ask("kexec_file_load", {"release": release}, call, target, words)
         self.loaded = target
@@ -330,7 +330,7 @@ class Host:
         if self.state not in (HostState.UP, HostState.KEXEC_LOADED):
             raise HostStateError("HOST_DOWN", f"{self.name} is {self.state}")
         kernel = self.kernel
-        kernel.fail_function = self.faults.fail_function
+        kernel.fail_function = self.faults.hook()
         try:
             with self.clock.phase("freeze"):
                 return self._ask("freeze", {}, kexec.kernel_kexec, kernel)
@@ -363,7 +363,7 @@ class Host:
                 firmware,
                 self.clock,
                 config=self.config,
-                fail_function=self.faults.fail_function,
+                fail_function=self.faults.hook(),
             )
             self._kernel.fail_function = no_failures
             with self.clock.phase("userspace"):
