@@ -160,6 +160,20 @@ class Kernel:
         self.memory.clear_page(pfn)
         return pfn << PAGE_SHIFT
 
+    def take_apart(self) -> None:
+        """End of a kernel that is gone: it forgets everything.
+
+        It is a web of references, which otherwise the garbage collector alone would free, at a
+        price. And whoever asks it for something that did not cross in memory gets no answer.
+        """
+        parts = [getattr(self, name) for name in self.__slots__]
+        for part in (*parts, self):
+            if part is self or getattr(part, "kernel", None) is self:
+                for kind in type(part).__mro__:
+                    for name in getattr(kind, "__slots__", ()):
+                        if hasattr(part, name):
+                            delattr(part, name)
+
     def free_page(self, pa: int) -> None:
         """Give such a page back. C: free_page()."""
         self.page_alloc.free_pages(pa >> PAGE_SHIFT, 0)

@@ -300,7 +300,7 @@ class Host:
             raise
         except KernelPanic as panic:
             self.emit(what, panic=str(panic), **fields)
-            self._drop_kernel()
+            self.drop_kernel()
             self.panic_message, self.hung = str(panic), False
             self._advance(HostState.PANICKED, str(panic))
             message = f"{self.name} panicked in {what}: {panic}"
@@ -356,14 +356,10 @@ class Host:
         try:
             with self.clock.phase("kexec"):
                 release, firmware = kexec.jump(self.kernel, image)
-            self._drop_kernel()
+            self.drop_kernel()
+            fail = self.faults.hook()
             self._kernel = boot(
-                self.machine,
-                release,
-                firmware,
-                self.clock,
-                config=self.config,
-                fail_function=self.faults.hook(),
+                self.machine, release, firmware, self.clock, config=self.config, fail_function=fail
             )
             self._kernel.fail_function = no_failures
             with self.clock.phase("userspace"):
@@ -384,7 +380,7 @@ class Host:
 
     def _die(self, panic: KernelPanic, start_ns: int, boot_timeout_ns: int) -> None:
         """The booting kernel is gone. A hang is noticed when the watchdog's time is up."""
-        self._drop_kernel()
+        self.drop_kernel()
         deadline = start_ns + boot_timeout_ns
         self.hung = isinstance(panic, faults.BootHang) or self.clock.now_ns > deadline
         if self.hung:
@@ -399,7 +395,7 @@ class Host:
         """A reset through firmware: nothing in memory survives, VMs are stopped."""
         target = self.known_release(release)
         self._advance(HostState.COLD_BOOTING, f"cold reboot into {release}")
-        self._drop_kernel()
+        self.drop_kernel()
         with self.clock.phase("firmware"):
             self.clock.charge("watchdog_reset")
             self.clock.charge("firmware_post")
@@ -408,7 +404,7 @@ class Host:
         try:
             self._power_on(target)
         except KernelPanic as panic:
-            self._drop_kernel()
+            self.drop_kernel()
             self.panic_message, self.hung = str(panic), False
             self._advance(HostState.PANICKED, str(panic))
             return
@@ -432,10 +428,11 @@ class Host:
             self.kernel.printk(f"luod: cannot open /dev/liveupdate: {error}")
             self.emit("agent", errno=error.name)
 
-    def _drop_kernel(self) -> None:
-        self._kernel = None
-        self.agent = None
-        self.loaded = None
+    def drop_kernel(self) -> None:
+        """Whatever runs is gone, and nobody can ask it anything any more."""
+        if self._kernel is not None:
+            self._kernel.take_apart()
+        self._kernel = self.agent = self.loaded = None
         for vm in self.vms.values():
             vm.forget()
 

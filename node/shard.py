@@ -62,7 +62,7 @@ class Shard:
         host = self._hosts.pop(name, None) or self._built(name)
         self._hosts[name] = host  # the last in order: the first is dropped first
         if len(self._hosts) > LIVE_HOSTS:
-            del self._hosts[next(iter(self._hosts))]
+            self._hosts.pop(next(iter(self._hosts))).drop_kernel()
         return host
 
     def _built(self, name: str) -> Host:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import subprocess
@@ -220,6 +221,21 @@ def test_a_host_that_was_dropped_comes_back_the_same(monkeypatch: pytest.MonkeyP
     forgetful = Shard(config)
     assert lives(forgetful) == expected
     assert list(forgetful._hosts) == ["h3"]
+
+
+def test_kernels_that_are_gone_leave_the_garbage_collector_nothing_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shard_module, "LIVE_HOSTS", 1)
+    shard = Shard(shard_config("h1", "h2", "h3"))
+    shard.update(commands("h1", "h2", "h3"))
+    gc.collect()
+    gc.disable()
+    try:
+        shard.update(commands("h1", "h2", "h3", "h1", seq=2))
+        assert gc.collect() < 4 * 50  # of the thousands that two kernels a host consist of
+    finally:
+        gc.enable()
 
 
 def test_a_host_of_another_shard_is_our_mistake() -> None:
