@@ -130,7 +130,10 @@ class PhysicalMemory:
         pfn, offset, size = pa >> PAGE_SHIFT, pa & (PAGE_SIZE - 1), len(data)
         if offset + size <= PAGE_SIZE:
             if size:
-                self.writable(pfn)[offset : offset + size] = data
+                page = self._pages.get(pfn)
+                if type(page) is not bytearray:
+                    page = self.writable(pfn)
+                page[offset : offset + size] = data
             return
         at = 0
         while at < size:
@@ -171,7 +174,10 @@ class PhysicalMemory:
         if offset > PAGE_SIZE - 8:
             self.write(pa, value.to_bytes(8, "little"))
         else:
-            _put_u64(self.writable(pa >> PAGE_SHIFT), offset, value)
+            page = self._pages.get(pa >> PAGE_SHIFT)
+            if type(page) is not bytearray:
+                page = self.writable(pa >> PAGE_SHIFT)
+            _put_u64(page, offset, value)
 
     def fill(self, pfn: int, nr_pages: int, content: Content, first: int = 0) -> None:
         """Let frames pfn … hold `content`, beginning with its page `first`."""
