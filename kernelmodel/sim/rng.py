@@ -18,6 +18,8 @@ The bytes hashed are a type tag, a length and the value for each element of the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
 from hashlib import blake2b
 from random import Random
 
@@ -46,6 +48,12 @@ def draw(key: bytes, name: str, index: int, bound: int) -> int:
 
     Reduced from 64 bits by multiplication: a bias of at most bound / 2**64.
     """
-    message = f"{index} {name}".encode()
-    digest = blake2b(message, digest_size=8, key=key).digest()
-    return int.from_bytes(digest, "big") * bound >> 64
+    hasher = _keyed(key)()
+    hasher.update(f"{index} {name}".encode())
+    return int.from_bytes(hasher.digest(), "big") * bound >> 64
+
+
+@lru_cache(maxsize=1024)
+def _keyed(key: bytes) -> Callable[[], blake2b]:
+    """Makes a hash with this key, by copying: faster than another one with a key."""
+    return blake2b(digest_size=8, key=key).copy
