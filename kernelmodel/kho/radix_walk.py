@@ -74,9 +74,11 @@ class IncomingTree:
     @property
     def is_as_it_was(self) -> bool:
         """Whether all of its pages still hold what was read from them."""
-        page = self._memory.page
+        memory = self._memory
         for (_, pa), subtree in self._subtrees.items():
-            if page(pa >> PAGE_SHIFT) != subtree[0]:
+            # broken entries lead anywhere, not only to where pages begin
+            now = memory.read(pa, PAGE_SIZE) if pa % PAGE_SIZE else memory.page(pa >> PAGE_SHIFT)
+            if now != subtree[0]:
                 return False
         return True
 

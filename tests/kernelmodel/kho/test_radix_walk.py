@@ -52,6 +52,20 @@ def test_keys_behind_the_end_of_memory_are_told_once_and_last() -> None:
     assert [(run.order, run.pfn >= END_PFN) for run in others] == [(0, True)]
 
 
+def test_a_page_that_is_not_aligned_is_noticed_to_have_changed_by_its_own_bytes() -> None:
+    ram = memory()
+    tree = tree_in(ram)
+    tree.add_run(7, 0)
+    # a table points eight bytes into a page of zeroes: its last slot is in the page behind
+    table = next(pa for level, pa in tree.nodes() if level == 1)
+    slots = [slot for slot in range(table, table + PAGE_SIZE, 8) if ram.u64(slot)]
+    ram.write_u64(slots[0], (0x2000 << PAGE_SHIFT) + 8)
+    found = walk(ram)
+    ram.write_u64(0x2001 << PAGE_SHIFT, 1)
+    assert not found.is_as_it_was
+    assert list(walk(ram).runs()) != list(found.runs())
+
+
 def test_a_tree_that_was_written_to_since_is_noticed_at_any_level() -> None:
     ram = memory()
     tree = tree_in(ram)
