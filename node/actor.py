@@ -114,10 +114,10 @@ class ShardActor:
 
 
 def _collect_seldom() -> None:
-    """Let the garbage collector look after every ten host updates or so, not several times each.
+    """Let the garbage collector look every few hosts, not many times in each update.
 
-    A kernel is a web of references that only the collector can free: some 5,000 objects a host
-    update. What this process has loaded by now stays for good and need not be looked at again.
+    It finds next to nothing: kernels that are gone have been taken apart. What this process has
+    loaded by now stays for good and need not be looked at again.
     """
     gc.collect()
     gc.freeze()
