@@ -19,6 +19,10 @@ __all__ = ["ask_in_parts"]
 
 #: Messages that a shard has at once.
 _AHEAD: Final = 2
+#: A shard's share of a wave comes in so many messages at least, if that leaves each so many
+#: commands: little is left to deal with when the last one is answered and nobody computes.
+_PARTS: Final = 4
+_FEW: Final = 8
 
 
 async def ask_in_parts(
@@ -27,12 +31,13 @@ async def ask_in_parts(
     size: int,
     take: Callable[[list[UpdateCommand], list[UpdateResult]], None],
 ) -> None:
-    """Have a shard carry out commands, `size` to a message; `take` each message's results.
+    """Have a shard carry out commands, `size` to a message or fewer; `take` each one's results.
 
     Raises:
         HostUnreachable: the shard cannot be kept alive. What is not answered then is dropped, as
             it is when this is cancelled or `take` fails.
     """
+    size = min(size, max(_FEW, -(-len(commands) // _PARTS)))
     parts = deque(list(commands[at : at + size]) for at in range(0, len(commands), size))
     asked: deque[tuple[list[UpdateCommand], asyncio.Future[list[UpdateResult]]]] = deque()
     try:
