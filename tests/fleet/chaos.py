@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 QUICK = {
     "health_check_initial_delay_ms": 3_000,
     "health_check_period_ms": 100,
-    "health_check_timeout_ms": 30_000,
+    "health_check_timeout_ms": 10_000,
     "health_check_failure_threshold": 5,
 }
 
@@ -65,15 +65,29 @@ def ray_nodes(*cpus: int, head_cpus: int = 0) -> Iterator[Cluster]:
                 os.environ[name] = value
 
 
-def mend(cluster: Cluster) -> None:
-    """Wait for nodes that are on their way; replace those that died before they were there."""
+def mend(cluster: Cluster, nodes: int = 2) -> None:
+    """Have so many nodes beside the head: wait for what is on its way, replace what came to grief."""
+    import ray
+
     while True:
         for node in [node for node in cluster.worker_nodes if node.dead_processes()]:
             cluster.remove_node(node, allow_graceful=False)
-            cluster.add_node(wait=False, **node_args(1))
-        with suppress(TimeoutError):
-            cluster.wait_for_nodes(timeout=2)
+        while len(cluster.worker_nodes) < nodes:
+            add_node(cluster)
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        if alive.issuperset(node.node_id for node in cluster.worker_nodes):
             return
+        with suppress(TimeoutError):
+            cluster.wait_for_nodes(timeout=1)
+
+
+def add_node(cluster: Cluster) -> None:
+    """A node that comes when it comes: Ray gives up on one that has not started in half a minute."""
+    try:
+        cluster.add_node(wait=False, **node_args(1))
+    except Exception as late:
+        if "timed out during startup" not in str(late):
+            raise
 
 
 def node_args(cpus: int) -> dict[str, Any]:
@@ -204,7 +218,7 @@ class StruckRay(RayBackend):
         """
         (node,) = [n for n in self.cluster.worker_nodes if n.node_id == node_id]
         self.cluster.remove_node(node, allow_graceful=False)
-        self.cluster.add_node(wait=False, **node_args(1))
+        add_node(self.cluster)
         self.deaths += 1
 
 
