@@ -66,23 +66,28 @@ def ray_nodes(*cpus: int, head_cpus: int = 0) -> Iterator[Cluster]:
 
 
 def mend(cluster: Cluster, nodes: int = 2) -> None:
-    """Have so many nodes beside the head: wait for what is on its way, replace what came to grief."""
-    import ray
-
+    """Have so many nodes beside the head: wait for those on their way, replace dead ones."""
     while True:
         for node in [node for node in cluster.worker_nodes if node.dead_processes()]:
             cluster.remove_node(node, allow_graceful=False)
         while len(cluster.worker_nodes) < nodes:
             add_node(cluster)
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        if alive.issuperset(node.node_id for node in cluster.worker_nodes):
+        if alive_nodes().issuperset(node.node_id for node in cluster.worker_nodes):
             return
         with suppress(TimeoutError):
             cluster.wait_for_nodes(timeout=1)
 
 
+def alive_nodes() -> set[str]:
+    """Nodes that the cluster counts on."""
+    import ray
+
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return {str(node["NodeID"]) for node in nodes if node["Alive"]}
+
+
 def add_node(cluster: Cluster) -> None:
-    """A node that comes when it comes: Ray gives up on one that has not started in half a minute."""
+    """A node that comes when it comes: Ray gives up on one that takes half a minute."""
     try:
         cluster.add_node(wait=False, **node_args(1))
     except Exception as late:
