@@ -143,11 +143,6 @@ class Experiment:
         return len(self.results) + self._books.to_come
 
     @property
-    def is_running(self) -> bool:
-        """Whether the rollout has begun and not ended."""
-        return self._is_running
-
-    @property
     def is_replaying(self) -> bool:
         """Whether it has yet to come to where the run that it resumes broke off."""
         return bool(self._old_results or self._old_requests)

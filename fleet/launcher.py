@@ -296,7 +296,7 @@ def _check_listens(address: str | None) -> None:
     if not port.isdecimal() or "/" in host:
         return  # "auto", "local" and ray://… are for Ray to resolve
     try:
-        socket.create_connection((host, int(port)), timeout=5).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
     except (OSError, OverflowError) as error:
         raise HostUnreachable(f"no Ray cluster listens at {address}: {error}") from error
 

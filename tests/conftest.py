@@ -55,8 +55,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that start a Ray come first.
 
-    In a process that has run some thousand tests one in twenty of Ray's servers is gone before its
-    first line, and Ray waits half a minute for it; in a young one that was not seen.
+    In a process that has run a thousand tests a server of Ray now and then never came up, and Ray
+    waits half a minute for it; in a young process that was not seen. Nobody knows why.
     """
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
 

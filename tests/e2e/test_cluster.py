@@ -14,6 +14,7 @@ from fleet.experiment import Experiment, journal_header, run_rollout
 from fleet.journal import Journal
 from fleet.launcher import LocalBackend, RayBackend
 from fleet.scenario import load_scenario
+from tests.fleet.chaos import node_of, ray_nodes
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
@@ -22,38 +23,11 @@ pytestmark = pytest.mark.ray
 
 SMALL = load_scenario(Path(__file__).parents[2] / "examples/small.toml")
 
-#: Ray takes a quarter of a minute to notice that a node is gone, unless told to be quick.
-QUICK = {
-    "health_check_initial_delay_ms": 0,
-    "health_check_period_ms": 200,
-    "health_check_timeout_ms": 500,
-    "health_check_failure_threshold": 3,
-}
-
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch, no_ray: None) -> Iterator[Cluster]:
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
-    from ray.cluster_utils import Cluster
-
-    node: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 << 20}
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={**node, "include_dashboard": False, "_system_config": QUICK},
-    )
-    cluster.add_node(**node)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()  # type: ignore[no-untyped-call]
-
-
-def node_of(_: object) -> str:
-    """Which node this runs on; to be called in an actor."""
-    import ray
-
-    return str(ray.get_runtime_context().get_node_id())
+def cluster(no_ray: None) -> Iterator[Cluster]:
+    with ray_nodes(1, head_cpus=1) as nodes:
+        yield nodes
 
 
 def test_actors_spread_over_the_nodes_and_outlive_one(cluster: Cluster) -> None:
