@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import subprocess
 import sys
 import tempfile
 import time
@@ -20,7 +21,7 @@ import msgspec
 from benchmarks import simpy_rollout
 from fleet.experiment import Experiment, journal_header
 from fleet.journal import Journal
-from fleet.launcher import Backend, LocalBackend, RayBackend
+from fleet.launcher import LocalBackend, RayBackend
 from fleet.outputs import write_outputs
 from fleet.scenario import Scenario, load_scenario
 from node.api import (
@@ -139,23 +140,37 @@ def _rss_now() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / MIB
 
 
-def _scenario(hosts: int) -> Scenario:
+def _overrides(hosts: int) -> list[str]:
     racks = max(1, hosts // 40)
-    overrides = [f"fleet.host_class.0.count={hosts}", f"fleet.host_class.0.racks={racks}"]
-    return load_scenario(SCALE, overrides)
+    return [f"fleet.host_class.0.count={hosts}", f"fleet.host_class.0.racks={racks}"]
 
 
-def _run(hosts: int, backend: Backend, actors: int | None, *, outputs: bool = True) -> float:
-    """Wall seconds of a whole run, results and all."""
+def _scenario(hosts: int) -> Scenario:
+    return load_scenario(SCALE, _overrides(hosts))
+
+
+def _command(hosts: int) -> float:
+    """Wall seconds of `lufleet run` on two actors, Ray started, stopped and results written."""
+    command = [sys.executable, "-m", "fleet.cli", "run", str(SCALE), "--actors", "2"]
+    for override in _overrides(hosts):
+        command += ["--set", override]
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.monotonic()
+        subprocess.run([*command, "--out", folder], check=True, stdout=subprocess.DEVNULL)
+        return time.monotonic() - began
+
+
+def _run_in_process(hosts: int, *, outputs: bool) -> float:
+    """Wall seconds of a whole run without Ray."""
     began = time.monotonic()
-    scenario = _scenario(hosts)
+    scenario, backend = _scenario(hosts), LocalBackend()
 
     async def go() -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "journal.sqlite" if outputs else None
             header = journal_header(scenario, records_events=False)
             with Journal.create(path, header) as journal:
-                experiment = Experiment(scenario, backend, journal, actors=actors)
+                experiment = Experiment(scenario, backend, journal, actors=1)
                 try:
                     await experiment.open()
                     record = await experiment.run()
@@ -235,7 +250,7 @@ def _store_cost() -> float:
     """Per cent that journal, event store and report add to a run."""
     times: dict[bool, list[float]] = {False: [], True: []}
     for outputs in (False, True) * 4:
-        times[outputs].append(_run(300, LocalBackend(), 1, outputs=outputs))
+        times[outputs].append(_run_in_process(300, outputs=outputs))
     return (min(times[True]) / min(times[False]) - 1) * 100
 
 
@@ -248,9 +263,9 @@ ROWS: dict[str, Callable[[], float]] = {
     "memory-4KiB": lambda: _small_pages_mib(lambda: _shard(1, 64 * GIB, Backing.MEMFD)),
     "update-4KiB-scattered": _scattered_update,
     "memory-4KiB-scattered": lambda: _small_pages_mib(_scattered_shard),
-    "run-1000": lambda: _run(1_000, RayBackend(), 2),
-    "run-20000": lambda: _run(20_000, RayBackend(), 2),
-    "run-100000": lambda: _run(100_000, RayBackend(), 2),
+    "run-1000": lambda: _command(1_000),
+    "run-20000": lambda: _command(20_000),
+    "run-100000": lambda: _command(100_000),
     "idle-host": _idle_kib,
     "flatness": _flatness,
     "two-actors": _two_actors,
