@@ -30,7 +30,7 @@ from node.servicer import HOST_SERVICE, add_to
 from node.shard import Shard
 from node.watchers import EventQueue, Watchers
 
-__all__ = ["ShardActor"]
+__all__ = ["ShardActor", "collect_seldom"]
 
 _T = TypeVar("_T")
 
@@ -44,7 +44,7 @@ class ShardActor:
     """
 
     def __init__(self, config: ShardConfig, own_address: Callable[[], str] | None = None) -> None:
-        _collect_seldom()
+        collect_seldom()
         self._config = config
         self._address = own_address() if own_address is not None else "127.0.0.1"
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shard")
@@ -113,7 +113,7 @@ class ShardActor:
         return work(self._shard)
 
 
-def _collect_seldom() -> None:
+def collect_seldom() -> None:
     """Let the garbage collector look every few hosts, not many times in each update.
 
     It finds next to nothing: kernels that are gone have been taken apart. What this process has
