@@ -313,13 +313,25 @@ class Kho:
         kernel.charge("kho_restore_page", 1 << order)
         return order
 
-    def restore_free(self, pa: int) -> None:
-        """Restore a block and give it to the page allocator. C: kho_restore_free()."""
-        order = self.restore_folio(pa)
+    def restore_free(self, pa: int, *, page_only: bool = False) -> bool:
+        """Restore a block and give it to the page allocator; False if none is there.
+
+        With `page_only`, what an entry has beyond one page is lost. C: kho_restore_free(),
+        kho_restore_page() and free_page().
+        """
+        kernel, pfn = self.kernel, pa >> PAGE_SHIFT
+        order = self.tags.take_entry(pfn)
         if order is None:
-            return
-        self.kernel.charge("kho_unpreserve_free")
-        self.kernel.page_alloc.free_pages(pa >> PAGE_SHIFT, order)
+            kernel.warn_on(f"restoring {pa:#x}, which is not preserved")
+            return False
+        kernel.charge("kho_restore_page", 1 << order)
+        kernel.charge("kho_unpreserve_free")
+        if page_only and order:
+            kernel.page_alloc.adjust_managed(pfn + 1, (1 << order) - 1)
+            self.leaked.add(pfn + 1, pfn + (1 << order))
+            order = 0
+        kernel.page_alloc.free_pages(pfn, order, new=True)
+        return True
 
     # What was handed over, for those who look.
 

@@ -161,22 +161,10 @@ def _restore_chunks(kho: Kho, ser: KhoVmalloc, order: int, extents: list[tuple[i
             if restored != blocks:
                 return -1
             total += blocks << order
-        if not _restore_free_page(kho, chunk):
+        if not kho.restore_free(chunk, page_only=True):
             return -1
         chunk = _U64.unpack_from(page)[0]
     return total
-
-
-def _restore_free_page(kho: Kho, pa: int) -> bool:
-    """Restore a chunk's page and free it; of a larger entry the rest is lost."""
-    order, pfn = kho.restore_folio(pa), pa >> PAGE_SHIFT
-    if order is None:
-        return False
-    kho.kernel.charge("kho_unpreserve_free")
-    kho.kernel.page_alloc.free_pages(pfn, 0)
-    if order:
-        kho.leaked.add(pfn + 1, pfn + (1 << order))
-    return True
 
 
 def _chunk_runs(page: bytes, order: int, most: int) -> list[tuple[int, int]]:

@@ -11,6 +11,8 @@ Unhappy path: freeing what is free is a ModelBug.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from operator import contains
 from typing import Final
 
 import numpy as np
@@ -32,6 +34,8 @@ PAGE_SHIFT: Final = 12
 PAGE_SIZE: Final = 1 << PAGE_SHIFT
 MAX_PAGE_ORDER: Final = 10
 MAX_ORDER_NR_PAGES: Final = 1 << MAX_PAGE_ORDER
+#: What is left of a page frame's number to begin the block of each smaller order that it lies in.
+_HEADS: Final = tuple(-1 << order for order in range(MAX_PAGE_ORDER))
 #: Beyond every page frame and block number.
 _LAST: Final = 1 << 60
 #: Runs of blocks: (first page frame, number of blocks).
@@ -171,28 +175,28 @@ class FreeArea:
 
     def _put_edge(self, at: int, stop: int) -> None:
         """Free [at, stop), which holds no block of the largest order, as the fewest blocks."""
-        size = 1
-        for order, blocks in enumerate(self.low):  # larger and larger, while they fit
-            if at & size:
-                if at + size > stop:
-                    break
-                if at ^ size in blocks:
-                    self.put_one(at, order)
-                else:
-                    blocks[at] = None
-                at += size
-                if at == stop:
-                    return
-            size <<= 1
-        left = stop - at
-        for order in range(left.bit_length() - 1, -1, -1):  # then what is left, smaller and smaller
-            size = 1 << order
-            if left & size:
-                if at ^ size in self.low[order]:
-                    self.put_one(at, order)
-                else:
-                    self.low[order][at] = None
-                at += size
+        low, base = self.low, at & -MAX_ORDER_NR_PAGES
+        blocks = _fewest_blocks(at - base, stop - base)
+        if any(map(contains, low, map((at - 1).__and__, _HEADS))) or any(
+            map(contains, low, map(stop.__and__, _HEADS))
+        ):  # with a page beside them free there may be buddies
+            for first, order in blocks:
+                self.put_one(base + first, order)
+        else:
+            for first, order in blocks:
+                low[order][base + first] = None
+
+    def put_page(self, pfn: int) -> None:
+        """Free one page.
+
+        Raises:
+            ModelBug: it is free already.
+        """
+        if pfn >> MAX_PAGE_ORDER in self.top or any(
+            map(contains, self.low, map(pfn.__and__, _HEADS))
+        ):
+            raise ModelBug(f"double free of page frame {pfn:#x}")
+        self.put_one(pfn, 0)
 
     def put_many(self, pages: Extents) -> None:
         """As `put` for each of these runs, which ascend; no page beside one of them is free."""
@@ -218,14 +222,15 @@ class FreeArea:
 
     def put_one(self, pfn: int, order: int) -> None:
         """Free one block and merge it with its buddies. C: __free_one_page()."""
-        while order < MAX_PAGE_ORDER:
-            buddy = pfn ^ (1 << order)
-            if buddy not in self.low[order]:
-                self.low[order][pfn] = None
+        size = 1 << order
+        for blocks in self.low[order:]:
+            buddy = pfn ^ size
+            if buddy not in blocks:
+                blocks[pfn] = None
                 return
-            del self.low[order][buddy]
+            del blocks[buddy]
             pfn &= buddy
-            order += 1
+            size <<= 1
         self.top.add(pfn >> MAX_PAGE_ORDER, (pfn >> MAX_PAGE_ORDER) + 1)
 
     def ranges(self) -> Iterator[tuple[int, int]]:
@@ -244,14 +249,13 @@ class FreeArea:
         size = 1
         for blocks in self.low:
             if blocks:
-                pfn = start & -size
-                if pfn in blocks:
-                    return start
-                if end - pfn > size:  # others could lie in the range
-                    found = blocks if len(blocks) * size <= end - pfn else range(pfn, end, size)
-                    for other in found:
-                        if start < other < end and other in blocks:
-                            return other
+                heads = range(start & -size, end, size)
+                if len(heads) < len(blocks):
+                    found = filter(blocks.__contains__, heads)
+                else:
+                    found = filter(heads.__contains__, blocks)
+                for pfn in found:
+                    return max(start, pfn)
             size <<= 1
         return None
 
@@ -275,6 +279,19 @@ class FreeArea:
                 ]
             size <<= 1
         return parts
+
+
+@lru_cache(maxsize=4096)  # boots and tables of a fleet's hosts are alike
+def _fewest_blocks(at: int, stop: int) -> tuple[tuple[int, int], ...]:
+    """[at, stop) of a block of the largest order as the fewest (first page, order), ascending."""
+    blocks: list[tuple[int, int]] = []
+    while at < stop:
+        order = (stop - at).bit_length() - 1
+        if at:
+            order = min(order, (at & -at).bit_length() - 1)
+        blocks.append((at, order))
+        at += 1 << order
+    return tuple(blocks)
 
 
 def validate_free_area(area: FreeArea) -> None:

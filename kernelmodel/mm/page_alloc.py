@@ -30,6 +30,7 @@ from kernelmodel.errors import ModelBug, NoMemory
 from kernelmodel.mm.mmzone import (
     MAX_ORDER_NR_PAGES,
     MAX_PAGE_ORDER,
+    FreeArea,
     MigrateType,
     Node,
     Zone,
@@ -57,7 +58,7 @@ class PageAllocator:
     `memory` gives every (start_pfn, nr_pages, nid) that exists; nothing is free to begin with.
     """
 
-    __slots__ = ("_areas", "_ends", "_starts", "_zonelists", "_zones", "nodes")
+    __slots__ = ("_held", "_starts", "_zonelists", "nodes")
 
     def __init__(self, memory: Iterable[tuple[int, int, int]]) -> None:
         layout = layout_of(tuple(memory))
@@ -69,10 +70,13 @@ class PageAllocator:
         for at, nid in enumerate(self.nodes):
             self._zonelists[nid, True] = own[at]
             self._zonelists[nid, False] = [zone for zones in own[at:] + own[:at] for zone in zones]
-        # Stretches of existing page frames of one zone and migrate type, ascending.
-        self._starts, self._ends = list(layout.starts), list(layout.ends)
-        self._zones = [self.nodes[nid].zones[at] for nid, at in layout.zone_of]
-        self._areas = [zone.areas[MigrateType.OTHER] for zone in self._zones]
+        # Stretches of existing page frames of one zone and migrate type, ascending: where each
+        # starts; where it ends, its zone, and what keeps its pages when they are free.
+        self._starts = list(layout.starts)
+        self._held: list[tuple[int, Zone, FreeArea]] = []
+        for end, (nid, at) in zip(layout.ends, layout.zone_of, strict=True):
+            zone = self.nodes[nid].zones[at]
+            self._held.append((end, zone, zone.areas[MigrateType.OTHER]))
 
     # Setting up.
 
@@ -84,23 +88,22 @@ class PageAllocator:
         """
         if start_pfn % MAX_ORDER_NR_PAGES or nr_pages % MAX_ORDER_NR_PAGES:
             raise ModelBug(f"CMA range {start_pfn:#x}+{nr_pages:#x} cuts a largest-order block")
-        for cut in (start_pfn, start_pfn + nr_pages):
-            at = bisect_right(self._starts, cut) - 1
-            if self._starts[at] < cut < self._ends[at]:
-                self._starts.insert(at + 1, cut)
-                self._ends.insert(at, cut)
-                self._zones.insert(at, self._zones[at])
-                self._areas.insert(at, self._areas[at])
-        for at, start, end in self._stretches(start_pfn, start_pfn + nr_pages):
-            if self._areas[at].within(start, end):
+        for start, end, zone, area in self._stretches(start_pfn, start_pfn + nr_pages):
+            at = bisect_right(self._starts, start) - 1
+            stop = self._held[at][0]
+            if area.free_page_in(start, end) is not None:
                 raise ModelBug(f"CMA range {start:#x}-{end:#x} has free pages already")
-            self._areas[at] = self._zones[at].set_cma(start, end)
+            cuts = [self._starts[at], start, end, stop]
+            kept = [(start, zone, area), (end, zone, zone.set_cma(start, end)), (stop, zone, area)]
+            parts = [n for n in range(3) if cuts[n] < cuts[n + 1]]
+            self._starts[at : at + 1] = [cuts[n] for n in parts]
+            self._held[at : at + 1] = [kept[n] for n in parts]
 
     def free_range(self, start_pfn: int, nr_pages: int) -> None:
         """Hand over memory that the allocator never had. C: memblock_free_pages()."""
-        for at, start, end in self._stretches(start_pfn, start_pfn + nr_pages):
-            self._zones[at].managed += end - start
-            self._areas[at].put_new(start, end)
+        for start, end, zone, area in self._stretches(start_pfn, start_pfn + nr_pages):
+            zone.managed += end - start
+            area.put_new(start, end)
 
     def adjust_managed(self, start_pfn: int, nr_pages: int) -> None:
         """Count pages as the allocator's own that are in use: no boot ever freed them to it.
@@ -109,11 +112,12 @@ class PageAllocator:
         any other later. C: adjust_managed_page_count().
         """
         at = bisect_right(self._starts, start_pfn) - 1
-        if at >= 0 and start_pfn + nr_pages <= self._ends[at]:  # in one zone, as nearly always
-            self._zones[at].managed += nr_pages
+        end, zone, _ = self._held[at]
+        if at >= 0 and start_pfn + nr_pages <= end:  # in one zone, as nearly always
+            zone.managed += nr_pages
             return
-        for at, start, end in self._stretches(start_pfn, start_pfn + nr_pages):
-            self._zones[at].managed += end - start
+        for start, stop, zone, _ in self._stretches(start_pfn, start_pfn + nr_pages):
+            zone.managed += stop - start
 
     def setup_lowmem_reserve(self) -> None:
         """Protect low zones from those who need none. C: setup_per_zone_lowmem_reserve()."""
@@ -136,10 +140,11 @@ class PageAllocator:
         for zone in self._zonelists[nid, thisnode]:
             if zone.protected and zone.nr_free_pages - (1 << order) < zone.protected:
                 continue
-            for area in zone.areas if movable else zone.areas[:1]:
-                pfn = area.take_one(order)
-                if pfn is not None:
-                    return pfn
+            pfn = zone.areas[0].take_one(order)
+            if pfn is None and movable and len(zone.areas) > 1:
+                pfn = zone.areas[MigrateType.CMA].take_one(order)
+            if pfn is not None:
+                return pfn
         raise NoMemory("no free block", order=order, nid=nid)
 
     def alloc_bulk(
@@ -202,34 +207,22 @@ class PageAllocator:
 
     # Freeing.
 
-    def free_pages(self, pfn: int, order: int) -> None:
-        """Give one block back. C: __free_pages().
+    def free_pages(self, pfn: int, order: int, *, new: bool = False) -> None:
+        """Give one block back, or a `new` one, as `adjust_managed` counts it. C: __free_pages().
 
         Raises:
             ModelBug: a page of it is free already, or does not exist.
         """
-        size = 1 << order
         at = bisect_right(self._starts, pfn) - 1
-        if at < 0 or pfn + size > self._ends[at] or pfn % size or order >= MAX_PAGE_ORDER:
-            self.free_run(pfn, size)
+        end, zone, area = self._held[at]
+        if order or at < 0 or pfn >= end:
+            if new:
+                self.adjust_managed(pfn, 1 << order)
+            self.free_run(pfn, 1 << order)
             return
-        area = self._areas[at]
-        low = area.low
-        if order and any(low[:order]):
-            self.free_run(pfn, size)
-            return
-        # No smaller block is free, so only one that is as large could hold this one.
-        mask = -size
-        for blocks in low[order:] if order else low:
-            if blocks and pfn & mask in blocks:
-                raise ModelBug(f"double free of page frame {pfn:#x}, order {order}")
-            mask <<= 1
-        if pfn >> MAX_PAGE_ORDER in area.top:
-            raise ModelBug(f"double free of page frame {pfn:#x}, order {order}")
-        if pfn ^ size in low[order]:
-            area.put_one(pfn, order)
-        else:
-            low[order][pfn] = None
+        if new:
+            zone.managed += 1
+        area.put_page(pfn)
 
     def free_run(self, pfn: int, nr_pages: int) -> None:
         """Give a run of pages back, however they were allocated.
@@ -237,12 +230,8 @@ class PageAllocator:
         Raises:
             ModelBug: a page is free already, or does not exist.
         """
-        at = bisect_right(self._starts, pfn) - 1
-        if at >= 0 and nr_pages > 0 and pfn + nr_pages <= self._ends[at]:  # as nearly always
-            self._areas[at].put(pfn, pfn + nr_pages)
-            return
-        for at, start, end in self._stretches(pfn, pfn + nr_pages):
-            self._areas[at].put(start, end)
+        for start, end, _, area in self._stretches(pfn, pfn + nr_pages):
+            area.put(start, end)
 
     # Looking.
 
@@ -286,15 +275,15 @@ class PageAllocator:
     def is_free(self, pfn: int, nr_pages: int = 1) -> bool:
         """Whether all of these page frames are free."""
         return all(
-            sum(high - low for low, high in self._areas[at].within(start, end)) == end - start
-            for at, start, end in self._stretches(pfn, pfn + nr_pages)
+            sum(high - low for low, high in area.within(start, end)) == end - start
+            for start, end, _, area in self._stretches(pfn, pfn + nr_pages)
         )
 
     def any_free(self, pfn: int, nr_pages: int = 1) -> bool:
         """Whether any of these page frames is free."""
         return any(
-            self._areas[at].free_page_in(start, end) is not None
-            for at, start, end in self._stretches(pfn, pfn + nr_pages)
+            area.free_page_in(start, end) is not None
+            for start, end, _, area in self._stretches(pfn, pfn + nr_pages)
         )
 
     def free_ranges(self) -> RangeSet:
@@ -318,21 +307,21 @@ class PageAllocator:
             if nid in (None, node.nid):
                 yield from node.zones
 
-    def _stretches(self, start: int, end: int) -> list[tuple[int, int, int]]:
-        """Cut a range of page frames where zone or migrate type change: (index, start, end).
+    def _stretches(self, start: int, end: int) -> list[tuple[int, int, Zone, FreeArea]]:
+        """Cut a range of page frames where zone or migrate type change.
 
         Raises:
             ModelBug: part of it does not exist.
         """
+        parts: list[tuple[int, int, Zone, FreeArea]] = []
         at = bisect_right(self._starts, start) - 1
-        if at >= 0 and start < end <= self._ends[at]:  # one, as nearly always
-            return [(at, start, end)]
-        parts: list[tuple[int, int, int]] = []
         while start < end:
-            if not 0 <= at < len(self._ends) or not self._starts[at] <= start < self._ends[at]:
+            if not 0 <= at < len(self._held) or not self._starts[at] <= start < self._held[at][0]:
                 raise ModelBug(f"page frame {start:#x} and others before {end:#x} do not exist")
-            stop = min(end, self._ends[at])
-            parts.append((at, start, stop))
+            stop, zone, area = self._held[at]
+            if end <= stop:  # nearly always
+                return [*parts, (start, end, zone, area)]
+            parts.append((start, stop, zone, area))
             at, start = at + 1, stop
         return parts
 
