@@ -15,13 +15,16 @@ import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from urllib.request import urlopen
 
 import msgspec
 
 from benchmarks import simpy_rollout
+from fleet.api import RunRecord
 from fleet.experiment import Experiment, journal_header
+from fleet.exporter import MetricsServer
 from fleet.journal import Journal
-from fleet.launcher import LocalBackend, RayBackend
+from fleet.launcher import Backend, LocalBackend, RayBackend
 from fleet.outputs import write_outputs
 from fleet.scenario import Scenario, load_scenario
 from node.actor import collect_seldom
@@ -43,6 +46,7 @@ MIB, GIB = 1 << 20, 1 << 30
 SCALE = Path(__file__).parents[1] / "examples" / "scale.toml"
 #: Enough for the interpreter to have fitted its bytecode to what it sees, as in any long run.
 _ROUNDS = 60
+_SCRAPE_SECONDS = 1.0
 HOST = HostSpec("h", {"rack": "r"}, (320 * GIB, 320 * GIB), 96, "7.3.2+hugetlb")
 
 
@@ -164,26 +168,44 @@ def _command(hosts: int) -> float:
 
 
 def _run_in_process(hosts: int, *, outputs: bool) -> float:
-    """Wall seconds of a whole run without Ray."""
+    """Wall seconds of a run without Ray; with outputs, metrics are scraped every second as well."""
     began = time.monotonic()
-    scenario, backend = _scenario(hosts), LocalBackend()
-
-    async def go() -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "journal.sqlite" if outputs else None
-            header = journal_header(scenario, records_events=False)
-            with Journal.create(path, header) as journal:
-                experiment = Experiment(scenario, backend, journal, actors=1)
-                try:
-                    await experiment.open()
-                    record = await experiment.run()
-                finally:
-                    await backend.close()
+    scenario = _scenario(hosts)
+    with tempfile.TemporaryDirectory() as folder:
+        header = journal_header(scenario, records_events=False)
+        path = Path(folder) / "journal.sqlite" if outputs else None
+        with Journal.create(path, header) as journal:
+            backend = LocalBackend()
+            experiment = Experiment(scenario, backend, journal, actors=1)
             if outputs:
+                with MetricsServer(lambda: experiment.snapshot, "127.0.0.1", 0) as metrics:
+                    record = asyncio.run(_scraped(experiment, backend, metrics.port))
                 write_outputs(record, Path(folder))
-
-    asyncio.run(go())
+            else:
+                asyncio.run(_to_its_end(experiment, backend))
     return time.monotonic() - began
+
+
+async def _to_its_end(experiment: Experiment, backend: Backend) -> RunRecord:
+    try:
+        await experiment.open()
+        return await experiment.run()
+    finally:
+        await backend.close()
+
+
+async def _scraped(experiment: Experiment, backend: Backend, port: int) -> RunRecord:
+    running = asyncio.ensure_future(_to_its_end(experiment, backend))
+    while not running.done():
+        for page in ("metrics", "metrics/hosts"):
+            await asyncio.to_thread(_get, f"http://127.0.0.1:{port}/{page}")
+        await asyncio.wait({running}, timeout=_SCRAPE_SECONDS)
+    return await running
+
+
+def _get(url: str) -> bytes:
+    with urlopen(url) as reply:
+        return bytes(reply.read())
 
 
 def _idle_kib() -> float:
@@ -251,10 +273,10 @@ def _warm_rate(hosts: int, actors: int) -> float:
 
 
 def _store_cost() -> float:
-    """Per cent that journal, event store and report add to a run."""
+    """Per cent that journal, event store, report and metrics add to a run of 1,000 hosts."""
     times: dict[bool, list[float]] = {False: [], True: []}
-    for outputs in (False, True) * 4:
-        times[outputs].append(_run_in_process(300, outputs=outputs))
+    for outputs in (False, True) * 3:
+        times[outputs].append(_run_in_process(1_000, outputs=outputs))
     return (min(times[True]) / min(times[False]) - 1) * 100
 
 

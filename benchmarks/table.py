@@ -56,7 +56,7 @@ ROWS = (
     Row("idle-host", "an idle host with 10 VMs", "KiB", 40),
     Row("flatness", "an update late in a run, over an early one", "x", 1.1),
     Row("two-actors", "two actors over one: throughput", "x", 1.6, at_least=True),
-    Row("store", "journal, event store and report: added", "%", 15),
+    Row("store", "journal, event store, report and metrics: added", "%", 15),
 )
 
 
