@@ -143,7 +143,10 @@ class PhysicalMemory:
             pfn, offset = pfn + 1, 0
 
     def writable(self, pfn: int) -> bytearray:
-        """The 4096 bytes of one frame, to be changed in place at once: do not keep them."""
+        """The 4096 bytes of one frame, to be changed in place.
+
+        They are the frame's until it is cleared or filled: only its owner may keep them.
+        """
         pages = self._pages
         if pfn in pages and type(page := pages[pfn]) is bytearray:
             return page

@@ -105,6 +105,9 @@ def _validate_kho(kernel: Kernel) -> None:
     """The tree holds what its users believe to have preserved, and nothing else."""
     kho = kernel.kho
     runs = kho.outgoing_runs()
+    found = sum(run.nr for run in runs)
+    if found != kho.preserved_keys:
+        raise ModelBug(f"{kho.preserved_keys} keys are set, the tree in memory has {found}")
     _disjoint("preserved entries", ((run.pfn, run.end_pfn) for run in runs))
     for run in runs:
         if not kernel.page_alloc.pfn_valid(run.pfn, run.end_pfn - run.pfn):

@@ -258,11 +258,7 @@ class Kho:
         """
         kernel = self.kernel
         kernel.fail_function("kho_alloc_preserve")
-        if size == 0:
-            raise InvalidArgument("size 0")
-        order = 0 if size <= PAGE_SIZE else (size - 1).bit_length() - PAGE_SHIFT
-        if order > MAX_PAGE_ORDER:
-            raise TooBig("above the largest order", size=size)
+        order = 0 if 0 < size <= PAGE_SIZE else _order_of(size)
         pfn = kernel.page_alloc.alloc_pages(order)
         if order:
             kernel.memory.zero(pfn, 1 << order)
@@ -304,12 +300,12 @@ class Kho:
 
         C: kho_restore_page(), kho_restore_folio().
         """
-        kernel = self.kernel
-        order = self.tags.take_entry(pa >> PAGE_SHIFT)
+        kernel, pfn = self.kernel, pa >> PAGE_SHIFT
+        order = self.tags.take_entry(pfn)
         if order is None:
             kernel.warn_on(f"restoring {pa:#x}, which is not preserved")
             return None
-        kernel.page_alloc.adjust_managed(pa >> PAGE_SHIFT, 1 << order)
+        kernel.page_alloc.adjust_managed(pfn, 1 << order)
         kernel.charge("kho_restore_page", 1 << order)
         return order
 
@@ -352,3 +348,13 @@ class Kho:
     def outgoing_nodes(self) -> list[tuple[int, int]]:
         """Pages of the outgoing tree as (level, address)."""
         return self._tree.nodes() if self._tree is not None else []
+
+
+def _order_of(size: int) -> int:
+    """Of the smallest block that holds so many bytes. Raises: InvalidArgument, TooBig."""
+    if size == 0:
+        raise InvalidArgument("size 0")
+    order = (size - 1).bit_length() - PAGE_SHIFT
+    if order > MAX_PAGE_ORDER:
+        raise TooBig("above the largest order", size=size)
+    return order

@@ -55,12 +55,11 @@ class KhoRadixTree:
     """The tree whose root page lies at `root_pa`.
 
     `alloc_page` yields the physical address of a zeroed page for a new node (or raises
-    `NoMemory`), `free_page` takes one back; a tree that is only read has neither. `nr_keys` counts
-    the keys that were set by this object: adding one twice or taking away what is not there is
-    silent, and changes nothing.
+    `NoMemory`), `free_page` takes one back; a tree that is only read has neither. Adding a key
+    twice or taking away what is not there is silent, and changes nothing.
     """
 
-    __slots__ = ("_alloc_page", "_free_page", "_leaves", "_tables", "memory", "nr_keys", "root_pa")
+    __slots__ = ("_alloc_page", "_bitmaps", "_free_page", "_tables", "memory", "root_pa")
 
     def __init__(
         self,
@@ -71,13 +70,18 @@ class KhoRadixTree:
     ) -> None:
         self.memory = memory
         self.root_pa = root_pa
-        self.nr_keys = 0
         self._alloc_page = alloc_page
         self._free_page = free_page
-        #: Bitmap pages that were walked to and the tables above them, by the key's upper bits.
-        #: Nodes are pages that nobody but this tree writes to, and none leaves it before all do.
-        self._leaves: dict[int, int] = {}
+        #: Bitmaps that were walked to, where they lie in memory, and the addresses of the tables
+        #: above them, by the key's upper bits. Nodes are pages that nobody but this tree writes
+        #: to, and none leaves it before all do.
+        self._bitmaps: dict[int, bytearray] = {}
         self._tables: dict[int, int] = {}
+
+    @property
+    def nr_keys(self) -> int:
+        """Keys that were set by this object."""
+        return sum(int.from_bytes(page, "little").bit_count() for page in self._bitmaps.values())
 
     def add_run(self, pfn: int, order: int, nr: int = 1) -> None:
         """Set the keys of `nr` consecutive blocks. C: kho_radix_add_page().
@@ -88,20 +92,22 @@ class KhoRadixTree:
                 had taken back those that were done.
         """
         key = 1 << (KHO_ORDER_0_LOG2 - order) | pfn >> order
-        leaf = self._leaves.get(key >> BITMAP_LOG2)
-        if nr == 1 and leaf is not None:  # as most often
-            page = self.memory.writable(leaf >> PAGE_SHIFT)
-            at, bit = (key & _BITMAP_MASK) >> 3, 1 << (key & 7)
-            if not page[at] & bit:
-                page[at] |= bit
-                self.nr_keys += 1
+        page = self._bitmaps.get(key >> BITMAP_LOG2)
+        if nr == 1 and page is not None:  # as most often
+            page[(key & _BITMAP_MASK) >> 3] |= 1 << (key & 7)
             return
-        if key + nr > _KEYS_END:
+        at, end = key, key + nr
+        if end > _KEYS_END:
             raise OutOfRange("key is too wide", pfn=pfn, order=order)
-        done = self._change(key, nr, True)
-        if done < nr:
-            self._change(key, done, False)
-            raise NoMemory("no page for a node of the radix tree", pfn=pfn)
+        try:
+            while at < end:
+                bit = at & _BITMAP_MASK
+                take = min(end - at, _BITMAP_BITS - bit)
+                _put_bits(self._bitmap(at), bit, take, True)
+                at += take
+        except NoMemory:
+            self._clear(key, at)
+            raise NoMemory("no page for a node of the radix tree", pfn=pfn) from None
 
     def add_pages(self, pages: Extents) -> None:
         """Set the keys of many runs of pages (order 0), nodes made in the order of the runs.
@@ -115,21 +121,30 @@ class KhoRadixTree:
         first_at = np.full(int(numbers.max()) - low + 1, -1, dtype=np.int64)
         first_at[numbers[::-1] - low] = np.arange(len(numbers))[::-1]  # what is written last stays
         touched = np.flatnonzero(first_at >= 0)
-        leaves = {
-            number: self._leaf(encode_key(number << BITMAP_LOG2, 0), create=True)
+        bitmaps = {
+            number: self._bitmap(encode_key(number << BITMAP_LOG2, 0))
             for number in (touched[np.argsort(first_at[touched])] + low).tolist()
         }
         for number, at in by_tile(frames):
             flags = np.zeros(_BITMAP_BITS, dtype=np.bool_)
             flags[frames[at] & _BITMAP_MASK] = True
-            before = int.from_bytes(self.memory.read(leaves[number], PAGE_SIZE), "little")
-            after = before | int.from_bytes(np.packbits(flags, bitorder="little"), "little")
-            self.nr_keys += after.bit_count() - before.bit_count()
-            self.memory.write(leaves[number], after.to_bytes(PAGE_SIZE, "little"))
+            page = bitmaps[number]
+            bits = int.from_bytes(page, "little")
+            bits |= int.from_bytes(np.packbits(flags, bitorder="little"), "little")
+            page[:] = bits.to_bytes(PAGE_SIZE, "little")
 
     def del_run(self, pfn: int, order: int, nr: int = 1) -> None:
         """Clear the keys of `nr` consecutive blocks; nodes stay. C: kho_radix_del_page()."""
-        self._change(encode_key(pfn, order), nr, False)
+        key = encode_key(pfn, order)
+        self._clear(key, key + nr)
+
+    def _clear(self, key: int, end: int) -> None:
+        while key < end:
+            bit = key & _BITMAP_MASK
+            take = min(end - key, _BITMAP_BITS - bit)
+            if key >> BITMAP_LOG2 in self._bitmaps or self._leaf(key, create=False):
+                _put_bits(self._bitmap(key), bit, take, False)
+            key += take
 
     def has(self, pfn: int, order: int) -> bool:
         """Whether the key of this block is set."""
@@ -140,61 +155,56 @@ class KhoRadixTree:
         bit = key & _BITMAP_MASK
         return bool(self.memory.read(leaf + (bit >> 3), 1)[0] >> (bit & 7) & 1)
 
-    def _change(self, key: int, nr: int, present: bool) -> int:
-        """Set or clear `nr` keys; how many were done before a node could not be had."""
-        done = 0
-        while done < nr:
-            bit = key & _BITMAP_MASK
-            take = nr - done
-            if bit + take > _BITMAP_BITS:
-                take = _BITMAP_BITS - bit
-            leaf = self._leaves.get(key >> BITMAP_LOG2)
-            if leaf is None:
-                try:
-                    leaf = self._leaf(key, create=present)
-                except NoMemory:
-                    break
-                if leaf:
-                    self._leaves[key >> BITMAP_LOG2] = leaf
-            if leaf:
-                page = self.memory.writable(leaf >> PAGE_SHIFT)
-                self.nr_keys += _put_bits(page, bit, take, present)
-            key += take
-            done += take
-        return done
+    def _bitmap(self, key: int) -> bytearray:
+        """The bitmap of a key, made if there is none. Raises: NoMemory; no node is new then."""
+        page = self._bitmaps.get(key >> BITMAP_LOG2)
+        if page is None:
+            leaf = self._leaf(key, create=True)
+            page = self._bitmaps[key >> BITMAP_LOG2] = self.memory.writable(leaf >> PAGE_SHIFT)
+        return page
 
     def _leaf(self, key: int, *, create: bool) -> int:
-        """The bitmap page of a key, 0 if there is none. Raises: NoMemory; no node is new then."""
-        table = self._tables.get(key >> TABLE_SHIFTS[2])
-        node, top = (self.root_pa, _ROOT_LEVEL) if table is None else (table, 1)
-        anchor = 0
-        new: list[int] = []
-        for level in range(top, 0, -1):
+        """The bitmap page of a key, 0 if there is none. Raises: as `_bitmap`."""
+        memory = self.memory
+        node, level = self._tables.get(key >> TABLE_SHIFTS[2], 0), 1
+        if not node:
+            node, level = self.root_pa, _ROOT_LEVEL
+        while level:
             if level == 1:
-                table = node
+                self._tables[key >> TABLE_SHIFTS[2]] = node
             slot = node + 8 * (key >> TABLE_SHIFTS[level] & _TABLE_MASK)
-            node = self.memory.u64(slot)
-            if node == 0:
-                if not create or self._alloc_page is None:
-                    return 0
-                try:
-                    node = self._alloc_page()
-                except NoMemory:
-                    if anchor and self._free_page is not None:
-                        self.memory.write_u64(anchor, 0)
-                        for page in new:
-                            self._free_page(page)
-                    raise
-                anchor = anchor or slot
-                new.append(node)
-                self.memory.write_u64(slot, node)
-        if table is not None:
-            self._tables[key >> TABLE_SHIFTS[2]] = table
+            node = memory.u64(slot)
+            if not node:
+                return self._grow(key, level, slot) if create else 0
+            level -= 1
         return node
+
+    def _grow(self, key: int, level: int, slot: int) -> int:
+        """New nodes for a key, down from a free slot of a table of `level`; the bitmap page."""
+        if self._alloc_page is None:
+            raise NoMemory("a tree that is only read does not grow")
+        write_u64, anchor = self.memory.write_u64, slot
+        new: list[int] = []
+        try:
+            while level:
+                node = self._alloc_page()
+                new.append(node)
+                write_u64(slot, node)
+                level -= 1
+                slot = node + 8 * (key >> TABLE_SHIFTS[level] & _TABLE_MASK)
+        except NoMemory:
+            if new and self._free_page is not None:
+                write_u64(anchor, 0)
+                for page in new:
+                    self._free_page(page)
+            raise
+        if len(new) > 1:
+            self._tables[key >> TABLE_SHIFTS[2]] = new[-2]
+        return new[-1]
 
     def destroy(self) -> None:
         """Free all nodes, the root among them. C: kho_radix_destroy_tree()."""
-        self._leaves.clear()
+        self._bitmaps.clear()
         self._tables.clear()
         if self._free_page is not None:
             for _, pa in self.nodes():
@@ -211,10 +221,13 @@ class KhoRadixTree:
 
     def _walk(self, level: int, pa: int, prefix: int, found: list[tuple[int, int, int]]) -> None:
         found.append((level, pa, prefix))
-        if level:
-            shift = TABLE_SHIFTS[level]
-            for index, child in table_entries(self.memory.read(pa, PAGE_SIZE)):
-                self._walk(level - 1, child, prefix | index << shift, found)
+        shift = TABLE_SHIFTS[level]
+        level -= 1
+        for index, child in table_entries(self.memory.read(pa, PAGE_SIZE)):
+            if level:
+                self._walk(level, child, prefix | index << shift, found)
+            else:
+                found.append((0, child, prefix | index << shift))
 
     def nodes(self) -> list[tuple[int, int]]:
         """All node pages as (level, physical address), parents first, ascending by key."""
@@ -247,17 +260,11 @@ class KhoRadixTree:
                 yield from leaf_runs(bit_runs(self.memory.read(pa, PAGE_SIZE)), prefix)
 
 
-def _put_bits(page: bytearray, bit: int, nr: int, present: bool) -> int:
-    """Set or clear `nr` bits of a bitmap from `bit` on; how many more are set now than before."""
+def _put_bits(page: bytearray, bit: int, nr: int, present: bool) -> None:
+    """Set or clear `nr` bits of a bitmap from `bit` on."""
     first, last = bit >> 3, bit + nr + 7 >> 3
     if nr >= _MANY_BITS and not (bit | nr) & 7:  # whole bytes, as large runs mostly are
-        held = page[first:last]
         page[first:last] = (_ONES if present else _ZEROES)[: last - first]
-        before = 0 if _ZEROES.startswith(held) else int.from_bytes(held, "little").bit_count()
-        return nr - before if present else -before
-    bits = int.from_bytes(page[first:last], "little")
-    mask = (1 << nr) - 1 << (bit & 7)
-    before = (bits & mask).bit_count() if bits else 0
-    bits = bits | mask if present else bits & ~mask
-    page[first:last] = bits.to_bytes(last - first, "little")
-    return nr - before if present else -before
+        return
+    bits, mask = int.from_bytes(page[first:last], "little"), (1 << nr) - 1 << (bit & 7)
+    page[first:last] = (bits | mask if present else bits & ~mask).to_bytes(last - first, "little")

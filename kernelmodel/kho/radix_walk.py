@@ -16,6 +16,8 @@ C: kernel/liveupdate/kexec_handover.c (kho_radix_walk_tree), 7.3.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import reduce
+from operator import itemgetter, or_
 from typing import Final
 
 from kernelmodel.abi.kexec_handover import (
@@ -40,6 +42,7 @@ __all__ = ["IncomingTree"]
 
 #: Pages looked at, a third of a microsecond each: a minute and a half.
 _VISITS_MAX: Final = 1 << 28
+_HANG: Final = "hang: the walk of the radix tree of preserved memory does not end"
 _ROOT_LEVEL: Final = KHO_TREE_MAX_DEPTH - 1
 _ZERO_PAGE: Final = bytes(PAGE_SIZE)
 #: By level: what hangs below a page whose first key is smaller than that is of several orders.
@@ -51,6 +54,9 @@ _ONE_ORDER_FROM: Final = tuple(
 #: What hangs below one page at one level: the page's bytes, of a table its slots (index, address),
 #: of a bitmap its runs of bits, the pages that a walk from here looks at, whether there are keys.
 _Subtree = tuple[bytes, tuple[tuple[int, int], ...], BitRuns, int, bool]
+_PAGE: Final = itemgetter(0)
+#: Of what a subtree is found by: (level, address).
+_ADDRESS: Final = itemgetter(1)
 
 
 class IncomingTree:
@@ -65,50 +71,76 @@ class IncomingTree:
         self._root_pa = root_pa
         self._end_pfn = end_pfn
         self._subtrees: dict[tuple[int, int], _Subtree] = {}
-        self._visits = 0
-        self._runs: list[KeyBatch] | None = None
+        #: Pages that were walked to again.
+        self._again = 0
+        self._runs: list[KeyBatch] = []
         #: The first key of those that are behind the end of memory.
         self._outside: int | None = None
-        self._survey(_ROOT_LEVEL, root_pa)
+        self._visit(_ROOT_LEVEL, root_pa, 0, True)
+        self._frames = [pa >> PAGE_SHIFT for _, pa in self._subtrees]
 
     @property
     def is_as_it_was(self) -> bool:
         """Whether all of its pages still hold what was read from them."""
-        memory = self._memory
-        for (_, pa), subtree in self._subtrees.items():
-            # broken entries lead anywhere, not only to where pages begin
-            now = memory.read(pa, PAGE_SIZE) if pa % PAGE_SIZE else memory.page(pa >> PAGE_SHIFT)
-            if now != subtree[0]:
-                return False
-        return True
+        # broken entries lead anywhere, not only to where pages begin: those are not looked for
+        if reduce(or_, map(_ADDRESS, self._subtrees)) % PAGE_SIZE:
+            return False
+        now = list(map(self._memory.page, self._frames))
+        return now == list(map(_PAGE, self._subtrees.values()))
 
-    def _survey(self, level: int, pa: int) -> _Subtree:
+    def _visit(self, level: int, pa: int, prefix: int, inside: bool) -> _Subtree:
+        """Walk what hangs at a page, and note its keys unless all before them are outside."""
         known = self._subtrees.get((level, pa))
-        self._visits += 1 if known is None else known[3]
-        if self._visits > _VISITS_MAX:
-            raise KernelPanic("hang: the walk of the radix tree of preserved memory does not end")
         if known is not None:
+            self._again += known[3]
+            if len(self._subtrees) + self._again > _VISITS_MAX:
+                raise KernelPanic(_HANG)
+            if inside:
+                self._note(level, pa, prefix)
             return known
         page = self._memory.read(pa, PAGE_SIZE)
+        begins_inside = inside and (prefix < _ONE_ORDER_FROM[level] or self._is_inside(prefix))
         entries: tuple[tuple[int, int], ...] = ()
         bits: BitRuns = ()
         visits, keys = 1, False
-        if page == _ZERO_PAGE:
-            pass
-        elif level == 0:
-            bits, keys = bit_runs(page), True
+        if level == 0:
+            bits, keys = bit_runs(page), page != _ZERO_PAGE
+            if begins_inside:
+                self._runs += leaf_runs(bits, prefix)
         else:
-            entries = table_entries(page)
-            for _, child in entries:
-                below = self._survey(level - 1, child)
+            entries, shift = table_entries(page), TABLE_SHIFTS[level]
+            for index, child in entries:
+                below = self._visit(level - 1, child, prefix | index << shift, begins_inside)
                 visits += below[3]
                 keys = keys or below[4]
+        if keys and inside and not begins_inside and self._outside is None:
+            self._outside = prefix
         tree = self._subtrees[level, pa] = page, entries, bits, visits, keys
         return tree
 
+    def _is_inside(self, prefix: int) -> bool:
+        """Whether the first key of a page whose keys are of one order is in memory."""
+        top = prefix.bit_length() - 1
+        order = KHO_ORDER_0_LOG2 - top
+        return order >= 0 and (prefix ^ 1 << top) << order < self._end_pfn
+
+    def _note(self, level: int, pa: int, prefix: int) -> None:
+        """Note the keys of a page that was walked already, which is reached by another key."""
+        _, entries, bits, _, keys = self._subtrees[level, pa]
+        if not keys:
+            return
+        if prefix >= _ONE_ORDER_FROM[level] and not self._is_inside(prefix):
+            self._outside = prefix if self._outside is None else self._outside
+        elif level == 0:
+            self._runs += leaf_runs(bits, prefix)
+        else:
+            shift = TABLE_SHIFTS[level]
+            for index, child in entries:
+                self._note(level - 1, child, prefix | index << shift)
+
     def node_frames(self) -> list[int]:
         """Frames of the tree's pages, each at least once."""
-        return [pa >> PAGE_SHIFT for _, pa in self._subtrees]
+        return self._frames
 
     def runs(self) -> Iterator[KeyRun]:
         """All keys in memory, ascending, and one of those that are wholly behind its end."""
@@ -116,30 +148,9 @@ class IncomingTree:
 
     def batches(self) -> Iterable[KeyBatch]:
         """As `runs`, and those of a bitmap with many pages at once."""
-        if self._runs is None:
-            self._runs = []
-            self._walk(_ROOT_LEVEL, self._root_pa, 0, self._runs)
         return self._runs if self._outside is None else self._and_outside(self._runs, self._outside)
 
     @staticmethod
     def _and_outside(runs: list[KeyBatch], outside: int) -> Iterator[KeyBatch]:
         yield from runs
         yield (*decode_key(outside), 1)  # one without an order faults when it is its turn
-
-    def _walk(self, level: int, pa: int, prefix: int, runs: list[KeyBatch]) -> None:
-        """Add the keys below this page, whose first is `prefix`, unless all are outside."""
-        _, entries, bits, _, has_keys = self._subtrees[level, pa]
-        if not has_keys:
-            return
-        if prefix >= _ONE_ORDER_FROM[level]:
-            top = prefix.bit_length() - 1
-            order = KHO_ORDER_0_LOG2 - top
-            if order < 0 or (prefix ^ 1 << top) << order >= self._end_pfn:
-                self._outside = prefix if self._outside is None else self._outside
-                return
-        if level == 0:
-            runs += leaf_runs(bits, prefix)
-            return
-        shift = TABLE_SHIFTS[level]
-        for index, child in entries:
-            self._walk(level - 1, child, prefix | index << shift, runs)

@@ -26,7 +26,6 @@ from kernelmodel.kho.radix_walk import IncomingTree
 from kernelmodel.memory import GIB, PAGE_SHIFT, PAGE_SIZE
 from kernelmodel.mm.memblock import NUMA_NO_NODE, Memblock
 from kernelmodel.mm.mmzone import MAX_ORDER_NR_PAGES
-from kernelmodel.mm.ranges import RangeSet
 
 if TYPE_CHECKING:
     from kernelmodel.kernel import Kernel
@@ -182,32 +181,37 @@ def extend_scratch(memblock: Memblock, tree: IncomingTree) -> int:
     Raises:
         NoMemory: no pages to note the gigabytes in; nothing is marked then.
     """
-    busy = RangeSet()
+    top = -(-memblock.memory.regions[-1][1] // GIB)
+    busy = bytearray(top)  # a flag for each gigabyte
     keys = 0
     for run in tree.batches():
         if isinstance(run, KeyRuns):  # of one bitmap, which is an eighth of a gigabyte
             keys += run.pages.total
-            gigabyte = int(run.pages.pfns[0]) >> _GIB_PFN_SHIFT
-            busy.add(gigabyte, gigabyte + 1)
-            continue
-        pfn, order, nr = run
-        keys += nr
-        busy.add(pfn >> _GIB_PFN_SHIFT, (pfn + (nr << order) - 1 >> _GIB_PFN_SHIFT) + 1)
-    for pfn in tree.node_frames():
-        busy.add(pfn >> _GIB_PFN_SHIFT, (pfn >> _GIB_PFN_SHIFT) + 1)
-    top = -(-memblock.memory.regions[-1][1] // GIB)
-    _alloc_busy_tree(memblock, busy.within(0, top))
-    for first, last in busy.gaps(0, top):
-        memblock.mark_kho_scratch(first * GIB, (last - first) * GIB)
+            first = int(run.pages.pfns[0]) >> _GIB_PFN_SHIFT
+            end = first + 1
+        else:
+            pfn, order, nr = run
+            keys += nr
+            first = pfn >> _GIB_PFN_SHIFT
+            end = (pfn + (nr << order) - 1 >> _GIB_PFN_SHIFT) + 1
+        busy[first:end] = b"\1" * (min(end, top) - first)
+    for gigabyte in {pfn >> _GIB_PFN_SHIFT for pfn in tree.node_frames()}:
+        if gigabyte < top:  # or firmware does not know of that memory
+            busy[gigabyte] = 1
+    _alloc_busy_tree(memblock, busy)
+    first = busy.find(0)
+    while first >= 0:
+        end = busy.find(1, first)
+        end = top if end < 0 else end
+        memblock.mark_kho_scratch(first * GIB, (end - first) * GIB)
+        first = busy.find(0, end)
     return keys
 
 
-def _alloc_busy_tree(memblock: Memblock, busy: Iterable[tuple[int, int]]) -> None:
+def _alloc_busy_tree(memblock: Memblock, busy: bytearray) -> None:
     """The kernel notes them in a tree of its own, from scratch, and frees that afterwards."""
-    leaves = RangeSet()
-    for first, end in busy:
-        leaves.add(first // _BUSY_PER_LEAF, (end - 1) // _BUSY_PER_LEAF + 1)
-    wanted = _BUSY_LEVELS - 1 + leaves.total
+    leaves = [1 in busy[at : at + _BUSY_PER_LEAF] for at in range(0, len(busy), _BUSY_PER_LEAF)]
+    wanted = _BUSY_LEVELS - 1 + sum(leaves)
     if memblock.find_in_range(wanted * PAGE_SIZE, PAGE_SIZE) is not None:
         return  # there is room for all of them, and nothing is left of what is taken and given back
     pages: list[int] = []

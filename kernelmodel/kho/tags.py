@@ -28,7 +28,7 @@ __all__ = ["PageTags"]
 class PageTags:
     """Tags of entries that nobody has restored yet; entries come and go in runs of one order."""
 
-    __slots__ = ("_by_order", "_scattered", "_share", "untagged")
+    __slots__ = ("_alone", "_by_order", "_scattered", "untagged")
 
     def __init__(self) -> None:
         #: Frames of entries that lost their tag to one they overlap: reserved for ever.
@@ -37,8 +37,8 @@ class PageTags:
         self._by_order: dict[int, RangeSet] = {}
         #: Entries of order 0 that came as scattered pages, if any did.
         self._scattered: FrameSet | None = None
-        #: Whether entries of different orders may have pages in common. Hardly ever.
-        self._share = False
+        #: Whether no entries of different orders have pages in common, and none is scattered.
+        self._alone = True
 
     def __iter__(self) -> Iterator[tuple[int, int, int]]:
         """Adjacent entries as page frames (first, end, order), large orders first."""
@@ -58,16 +58,13 @@ class PageTags:
     def put(self, pfn: int, order: int, nr: int = 1) -> None:
         """Tag `nr` adjacent entries; a tag that one of their first pages had before is gone."""
         end = pfn + (nr << order)
-        entries = self._by_order.get(order)
-        if entries is None:
-            entries = self._by_order[order] = RangeSet()
-        entries.add(pfn >> order, end >> order)
-        for other in self._by_order:
+        if order not in self._by_order:
+            self._by_order[order] = RangeSet()
+        for other, entries in self._by_order.items():
             if other == order:
-                continue
-            entries = self._by_order[other]
-            if entries.overlaps(pfn >> other, -(-end >> other)):
-                self._share = True
+                entries.add(pfn >> order, end >> order)
+            elif entries.overlaps(pfn >> other, -(-end >> other)):
+                self._alone = False
                 if other > order:  # smaller ones come later
                     self._lose(other, entries, -(-pfn >> other), -(-end >> other))
 
@@ -76,6 +73,7 @@ class PageTags:
         frames = pages.frames()
         if self._scattered is None:
             self._scattered = FrameSet()
+            self._alone = False
         self._scattered.add(frames)
         first, last = int(frames.min()), int(frames.max())
         for order, entries in self._by_order.items():
@@ -159,27 +157,25 @@ class PageTags:
 
     def take_entry(self, pfn: int) -> int | None:
         """Clear the tag of this page as `take` does; its order, None if it has none."""
-        if self._share or self._scattered is not None:
-            found = self.order(pfn)
-            if found is not None:
-                self.take(pfn, found, 1)
-            return found
-        for order in self._by_order:
-            number = pfn >> order
-            if number << order == pfn and self._by_order[order].take(number, number + 1):
-                return order
-        return None
+        if self._alone:  # nearly always
+            for order, entries in reversed(self._by_order.items()):
+                number = pfn >> order
+                if number << order == pfn and entries.take(number, number + 1):
+                    return order
+            return None
+        found = self.order(pfn)
+        if found is not None:
+            self.take(pfn, found, 1)
+        return found
 
     def take(self, pfn: int, order: int, most: int) -> int:
         """Clear the tags of as many entries as `count` says, and of all that share their pages.
 
         Returns how many those are.
         """
-        if not self._share and self._scattered is None and most > 0:  # nearly always
-            entries, first = self._by_order.get(order), pfn >> order
-            if entries is None or first << order != pfn:
-                return 0
-            if entries.take(first, first + most):
+        if self._alone and most > 0 and order in self._by_order:  # nearly always
+            first = pfn >> order
+            if first << order == pfn and self._by_order[order].take(first, first + most):
                 return most
         nr = self.count(pfn, order, most)
         if not nr:

@@ -34,9 +34,15 @@ from kernelmodel.mm.vmalloc import VmallocArea, VmFlags
 
 __all__ = ["preserve_vmalloc", "restore_vmalloc", "unpreserve_vmalloc"]
 
-#: Flags of an area that can be handed over.
-_ALLOC: Final = int(VmFlags.ALLOC)
-_HUGE_VMAP: Final = int(VmFlags.ALLOW_HUGE_VMAP)
+#: Flags of an area that can be handed over, as they are handed over.
+_KEPT: Final = {
+    0: 0,
+    int(VmFlags.ALLOC): KHO_VMALLOC_ALLOC,
+    int(VmFlags.ALLOW_HUGE_VMAP): KHO_VMALLOC_HUGE_VMAP,
+    int(VmFlags.ALLOC | VmFlags.ALLOW_HUGE_VMAP): KHO_VMALLOC_ALLOC | KHO_VMALLOC_HUGE_VMAP,
+}
+_AREA_FLAGS: Final = {kept: flags for flags, kept in _KEPT.items()}
+_KNOWN_FLAGS: Final = KHO_VMALLOC_ALLOC | KHO_VMALLOC_HUGE_VMAP
 #: Up to so many entries of a chunk, Python's own integers are faster than arrays.
 _FEW: Final = 16
 _CHUNK: Final = struct.Struct(f"<{1 + KHO_VMALLOC_PHYS_PER_CHUNK}Q")
@@ -54,34 +60,34 @@ def preserve_vmalloc(kho: Kho, area: VmallocArea) -> KhoVmalloc:
     """
     kernel = kho.kernel
     kernel.fail_function("kho_preserve_vmalloc")
-    flags = int(area.flags)
-    if flags & ~(_ALLOC | _HUGE_VMAP):
+    kept = _KEPT.get(area.flags)
+    if kept is None:
         raise NotSupported("not just allocated memory", flags=area.flags)
     order, total = area.order, area.nr_pages
     kernel.charge("kho_preserve_vmalloc", total)
+    write = kernel.memory.write
     first = chunk = _alloc_chunk(kho)
-    done: list[tuple[int, int]] = []
     slot = 0
+    done: list[tuple[int, int]] = []
     try:
         for start, nr_pages in area.extents:
-            pfn, end = start, start + nr_pages
-            while pfn < end:
-                take = min(end - pfn >> order, KHO_VMALLOC_PHYS_PER_CHUNK - slot)
+            pfn, blocks = start, nr_pages >> order
+            while blocks:
+                take = min(blocks, KHO_VMALLOC_PHYS_PER_CHUNK - slot)
                 kho.preserve_folios(pfn, order, take)
                 done.append((pfn, take))
-                kernel.memory.write(chunk + 8 * (1 + slot), _entries(pfn, order, take))
-                pfn, slot = pfn + (take << order), slot + take
+                write(chunk + 8 + 8 * slot, _entries(pfn, order, take))
+                slot += take
                 if slot == KHO_VMALLOC_PHYS_PER_CHUNK:
                     following = _alloc_chunk(kho)
                     kernel.memory.write_u64(chunk, following)
                     chunk, slot = following, 0
+                pfn, blocks = pfn + (take << order), blocks - take
     except KernelError:
         for pfn, blocks in done:
             kho.unpreserve_folios(pfn, order, blocks)
         _drop_chunks(kho, first)
         raise
-    kept = KHO_VMALLOC_ALLOC if flags & _ALLOC else 0
-    kept |= KHO_VMALLOC_HUGE_VMAP if flags & _HUGE_VMAP else 0
     return KhoVmalloc(first, total, kept, order)
 
 
@@ -136,9 +142,7 @@ def restore_vmalloc(kho: Kho, ser: KhoVmalloc) -> VmallocArea | None:
         for pfn, nr_pages in extents:
             kho.leaked.add(pfn, pfn + nr_pages)
         return None
-    flags = _ALLOC if ser.flags & KHO_VMALLOC_ALLOC else 0
-    flags |= _HUGE_VMAP if ser.flags & KHO_VMALLOC_HUGE_VMAP else 0
-    return VmallocArea(tuple(extents), order, flags)
+    return VmallocArea(tuple(extents), order, _AREA_FLAGS[ser.flags & _KNOWN_FLAGS])
 
 
 def _restore_chunks(kho: Kho, ser: KhoVmalloc, order: int, extents: list[tuple[int, int]]) -> int:
@@ -146,20 +150,21 @@ def _restore_chunks(kho: Kho, ser: KhoVmalloc, order: int, extents: list[tuple[i
 
     A chunk is read before anybody knows whether it was preserved.
     """
+    kernel, left, chunk = kho.kernel, ser.total_pages >> order, ser.first
     total = 0
-    chunk = ser.first
     while chunk:
-        page = kho.kernel.memory.read(chunk, PAGE_SIZE)
-        for pfn, blocks in _chunk_runs(page, order, ser.total_pages - total >> order):
-            fit = min(blocks, ser.total_pages - total >> order)
+        page = kernel.memory.read(chunk, PAGE_SIZE)
+        for pfn, blocks in _chunk_runs(page, order, left):
+            fit = min(blocks, left)
             restored = kho.restore_folios(pfn, order, fit)
             if restored:
                 extents.append((pfn, restored << order))
             if restored != fit:
                 missing = pfn + (restored << order)
-                kho.kernel.warn_on(f"vmalloc page {missing:#x} is not preserved")
+                kernel.warn_on(f"vmalloc page {missing:#x} is not preserved")
             if restored != blocks:
                 return -1
+            left -= blocks
             total += blocks << order
         if not kho.restore_free(chunk, page_only=True):
             return -1
@@ -181,15 +186,13 @@ def _chunk_runs(page: bytes, order: int, most: int) -> list[tuple[int, int]]:
         ended = _NONE if blocks < KHO_VMALLOC_PHYS_PER_CHUNK else b""
         if page.startswith(_entries(pa >> PAGE_SHIFT, order, blocks) + ended, 8):
             return [(pa >> PAGE_SHIFT, blocks)]
-    runs: list[tuple[int, int]] = []
-    following = -1
-    for entry in _CHUNK.unpack(page)[1:]:
-        if not entry:
-            break
-        pfn = entry >> PAGE_SHIFT
-        if pfn == following:
-            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-        else:
-            runs.append((pfn, 1))
-        following = pfn + (1 << order)
-    return runs
+    listed = np.frombuffer(page, dtype="<u8", offset=8)
+    if not listed.all():
+        listed = listed[: int(listed.argmin())]
+    pfns = listed >> PAGE_SHIFT
+    if not len(pfns):
+        return []
+    cuts = (np.flatnonzero(pfns[1:] != pfns[:-1] + (1 << order)) + 1).tolist()
+    first = [0, *cuts]
+    ends = [*cuts, len(pfns)]
+    return [(pfn, end - at) for pfn, at, end in zip(pfns[first].tolist(), first, ends, strict=True)]

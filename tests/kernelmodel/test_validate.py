@@ -10,6 +10,7 @@ import pytest
 from kernelmodel.errors import ModelBug
 from kernelmodel.kernel import Kernel
 from kernelmodel.luo.handler import LuoFile
+from kernelmodel.memory import PAGE_SHIFT
 from kernelmodel.mm.memfd import MFD_HUGE_SHIFT, MFD_HUGETLB, HugetlbMemfdInode
 from kernelmodel.mm.shmem import ShmemInode
 from kernelmodel.syscalls import Task
@@ -157,8 +158,9 @@ def leave_data_in_an_flb(host: Host) -> None:
     flb.outgoing_data = 4096
 
 
-def miscount_keys(host: Host) -> None:
-    host.kernel.kho.outgoing_tree.nr_keys += 1  # type: ignore[union-attr]
+def clear_a_bitmap(host: Host) -> None:
+    *_, (_, pa) = host.kernel.kho.outgoing_nodes()
+    host.kernel.memory.clear_page(pa >> PAGE_SHIFT)
 
 
 def miscount_an_flb(host: Host) -> None:
@@ -220,6 +222,7 @@ def count_managed_pages_twice(host: Host) -> None:
         (forget_who_has_the_device, "open 1 times"),
         (freeze_a_file_for_nobody, "no session holds"),
         (hand_over_another_flb_table, "another table of FLBs"),
+        (clear_a_bitmap, "keys are set, the tree in memory has"),
         (hand_over_sessions_too_early, "before they are serialised"),
         (link_an_flb_to_nobody, "not those of the handlers"),
         (leave_data_in_an_flb, "data and no users"),
