@@ -15,9 +15,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import resource
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from inspect import isawaitable
 from typing import Any, TypeVar
 
@@ -30,7 +30,7 @@ from node.servicer import HOST_SERVICE, add_to
 from node.shard import Shard
 from node.watchers import EventQueue, Watchers
 
-__all__ = ["ShardActor", "collect_seldom"]
+__all__ = ["ShardActor", "collecting_seldom"]
 
 _T = TypeVar("_T")
 
@@ -44,7 +44,8 @@ class ShardActor:
     """
 
     def __init__(self, config: ShardConfig, own_address: Callable[[], str] | None = None) -> None:
-        collect_seldom()
+        self._collecting = ExitStack()
+        self._collecting.enter_context(collecting_seldom())
         self._config = config
         self._address = own_address() if own_address is not None else "127.0.0.1"
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shard")
@@ -92,6 +93,7 @@ class ShardActor:
             server, _ = await self._server
             await server.stop(None)
         self._thread.shutdown()
+        self._collecting.close()
 
     async def _serve(self) -> tuple[Server, int]:
         """The running server; the first call of any method starts it."""
@@ -113,15 +115,22 @@ class ShardActor:
         return work(self._shard)
 
 
-def collect_seldom() -> None:
+@contextmanager
+def collecting_seldom() -> Iterator[None]:
     """Let the garbage collector look every few hosts, not many times in each update.
 
     It finds next to nothing: kernels that are gone have been taken apart. What this process has
-    loaded by now stays for good and need not be looked at again.
+    loaded by now stays and need not be looked at again.
     """
+    before = gc.get_threshold()
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 10, 10)
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*before)
 
 
 class _OwnHosts:

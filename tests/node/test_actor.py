@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -124,3 +125,15 @@ def test_a_watcher_hears_what_an_update_does() -> None:
     heard = with_actor(client, record_events=True)
     assert "jump" in heard
     assert heard.index("update") < heard.index("jump")
+
+
+def test_closed_it_leaves_the_garbage_collector_as_it_was() -> None:
+    async def client(actor: ShardActor, stub: Stub) -> tuple[int, int]:
+        del actor, stub
+        return gc.get_freeze_count(), gc.get_threshold()[0]
+
+    before = gc.get_freeze_count(), gc.get_threshold()
+    frozen, threshold = with_actor(client)
+    assert frozen > before[0]
+    assert threshold > before[1][0]
+    assert (gc.get_freeze_count(), gc.get_threshold()) == before
