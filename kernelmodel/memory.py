@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import os
 import struct
-from bisect import bisect_left, insort
-from collections.abc import Iterable
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from kernelmodel.errors import KernelPanic
 from kernelmodel.fingerprint import content_digest
 from kernelmodel.mm.extents import FEW_RUNS, Extents, Frames
 from kernelmodel.mm.frame_set import FrameSet
-from kernelmodel.mm.ranges import RangeMap, RangeSet
+from kernelmodel.mm.ranges import RangeSet
 from kernelmodel.scattered import ScatteredFrames
 
 __all__ = [
@@ -44,9 +45,13 @@ MIB = 1 << 20
 GIB = 1 << 30
 
 _ZERO_PAGE = bytes(PAGE_SIZE)
+_IN_PAGE = PAGE_SIZE - 1
 _put_u64, _u64_at = struct.Struct("<Q").pack_into, struct.Struct("<Q").unpack_from
 #: Pages that are read from a file, or written to it, at a time.
 _STRIDE = 256
+
+
+_frames_of: Callable[[Piece], int] = itemgetter(1)
 
 
 def _length(pair: tuple[int, int]) -> int:
@@ -74,17 +79,20 @@ class PhysicalMemory:
     hence a `KernelPanic`.
     """
 
-    __slots__ = ("_frames", "_high", "_installed", "_low", "_pages", "_runs", "_scattered")
+    __slots__ = ("_bounds", "_high", "_installed", "_low", "_pages", "_pieces", "_scattered")
 
     def __init__(self, ranges: tuple[MemoryRange, ...]) -> None:
         self._installed = RangeSet((r.base >> PAGE_SHIFT, r.end >> PAGE_SHIFT) for r in ranges)
         # Most of it: what lies between these frames need not be looked for.
         self._low, self._high = max(self._installed, key=_length, default=(0, 0))
-        # Frames that hold plain bytes, and their numbers in ascending order.
-        self._pages: dict[int, bytes | bytearray] = {}
-        self._frames: list[int] = []
-        self._runs: RangeMap[tuple[Content, int]] = RangeMap()
-        # Pages of content that lie scattered, if ever there were any. No frame is in two of these.
+        # All that is not zero, ascending: runs of content, and single frames of plain bytes.
+        self._pieces: list[Piece] = []
+        # First frame of each piece and the one behind its last: start, end, start, end, ... The
+        # number of bounds that are not above a frame is odd if it is in a piece, in number // 2.
+        self._bounds: list[int] = []
+        # The plain bytes, by frame.
+        self._pages: dict[int, bytearray] = {}
+        # Pages of content that lie scattered, if ever there were any; none of them is in a piece.
         self._scattered: ScatteredFrames | None = None
 
     def is_ram(self, pa: int, size: int = 1) -> bool:
@@ -100,12 +108,14 @@ class PhysicalMemory:
 
     def page(self, pfn: int) -> bytes | bytearray:
         """The 4096 bytes of one frame."""
-        if pfn in self._pages:
-            return self._pages[pfn]
-        run = self._runs.get(pfn)
-        if run is not None:
-            content, base = run[2]
-            return content.page(pfn - base)
+        page = self._pages.get(pfn)
+        if page is not None:
+            return page
+        at = bisect_right(self._bounds, pfn)
+        if at & 1:
+            start, _, content, first = self._pieces[at >> 1]
+            assert content is not None  # as it is no plain page
+            return content.page(first + pfn - start)
         if self._scattered is not None and (cell := self._scattered.get(pfn)) is not None:
             return cell[0].page(cell[1])
         self._check(pfn, pfn + 1)
@@ -113,9 +123,9 @@ class PhysicalMemory:
 
     def read(self, pa: int, size: int) -> bytes:
         """`size` bytes from physical address `pa`."""
-        pfn, offset = pa >> PAGE_SHIFT, pa & (PAGE_SIZE - 1)
+        pfn, offset = pa >> PAGE_SHIFT, pa & _IN_PAGE
         if offset + size <= PAGE_SIZE:
-            page = self._pages[pfn] if pfn in self._pages else self.page(pfn)
+            page = self._pages.get(pfn) or self.page(pfn)
             return bytes(page if size == PAGE_SIZE else page[offset : offset + size])
         parts = []
         while size > 0:
@@ -127,70 +137,50 @@ class PhysicalMemory:
 
     def write(self, pa: int, data: bytes | bytearray) -> None:
         """Put `data` at physical address `pa`."""
-        pfn, offset, size = pa >> PAGE_SHIFT, pa & (PAGE_SIZE - 1), len(data)
-        if offset + size <= PAGE_SIZE:
-            if size:
-                page = self._pages.get(pfn)
-                if type(page) is not bytearray:
-                    page = self.writable(pfn)
-                page[offset : offset + size] = data
+        offset = pa & _IN_PAGE
+        end = offset + len(data)
+        if end <= PAGE_SIZE and (page := self._pages.get(pa >> PAGE_SHIFT)):
+            page[offset:end] = data
             return
-        at = 0
-        while at < size:
-            part = data[at : at + PAGE_SIZE - offset]
-            self.writable(pfn)[offset : offset + len(part)] = part
-            at += len(part)
-            pfn, offset = pfn + 1, 0
+        while data:
+            part = data[: PAGE_SIZE - offset]
+            self.writable(pa >> PAGE_SHIFT)[offset : offset + len(part)] = part
+            pa, data, offset = pa + len(part), data[len(part) :], 0
 
     def writable(self, pfn: int) -> bytearray:
         """The 4096 bytes of one frame, to be changed in place.
 
         They are the frame's until it is cleared or filled: only its owner may keep them.
         """
-        pages = self._pages
-        if pfn in pages and type(page := pages[pfn]) is bytearray:
-            return page
-        fresh = bytearray(self.page(pfn))
-        if pfn not in pages:
-            self._hold(pfn)
-        pages[pfn] = fresh
-        return fresh
-
-    def _hold(self, pfn: int) -> None:
-        """A frame that held none is given plain bytes."""
-        self._runs.clear(pfn, pfn + 1)
-        if self._scattered is not None:
-            self._scattered.clear(pfn, 1)
-        insort(self._frames, pfn)
+        page = self._pages.get(pfn)
+        if page is None:
+            page = bytearray(self.page(pfn))
+            self.clear_page(pfn)
+            self._pages[pfn] = page
+        return page
 
     def u64(self, pa: int) -> int:
         """The little-endian u64 at `pa`."""
-        pfn, offset = pa >> PAGE_SHIFT, pa & (PAGE_SIZE - 1)
-        if pfn not in self._pages or offset > PAGE_SIZE - 8:
+        page, offset = self._pages.get(pa >> PAGE_SHIFT), pa & _IN_PAGE
+        if page is None or offset > PAGE_SIZE - 8:
             return int.from_bytes(self.read(pa, 8), "little")
-        value: int = _u64_at(self._pages[pfn], offset)[0]
+        value: int = _u64_at(page, offset)[0]
         return value
 
     def write_u64(self, pa: int, value: int) -> None:
         """Put a little-endian u64 at `pa`."""
-        offset = pa & (PAGE_SIZE - 1)
-        if offset > PAGE_SIZE - 8:
+        page, offset = self._pages.get(pa >> PAGE_SHIFT), pa & _IN_PAGE
+        if page is None or offset > PAGE_SIZE - 8:
             self.write(pa, value.to_bytes(8, "little"))
         else:
-            page = self._pages.get(pa >> PAGE_SHIFT)
-            if type(page) is not bytearray:
-                page = self.writable(pa >> PAGE_SHIFT)
             _put_u64(page, offset, value)
 
     def fill(self, pfn: int, nr_pages: int, content: Content, first: int = 0) -> None:
         """Let frames pfn … hold `content`, beginning with its page `first`."""
-        end = pfn + nr_pages
-        if not self._low <= pfn < end <= self._high:
-            self._check(pfn, end)
-        self._drop_pages(pfn, end)
-        self._runs.put(pfn, end, (content, pfn - first))
-        if self._scattered is not None:
-            self._scattered.clear(pfn, nr_pages)
+        at = self._clear(pfn, pfn + nr_pages)
+        if nr_pages:
+            self._bounds[at:at] = (pfn, pfn + nr_pages)
+            self._pieces.insert(at >> 1, (pfn, nr_pages, content, first))
 
     def fill_scattered(self, pfns: Frames, content: Content, first: int = 0) -> None:
         """As `fill` for each of these frames in turn, with one page of `content` each."""
@@ -204,61 +194,78 @@ class PhysicalMemory:
         self._check(high - 1, high)
         wanted = FrameSet()
         wanted.add(pfns)
-        for frame in self._frames[bisect_left(self._frames, low) : bisect_left(self._frames, high)]:
-            if frame in wanted:
-                self._drop_pages(frame, frame + 1)
         here = self._scattered = self._scattered or ScatteredFrames()
-        for start, end, (content, base) in list(self._runs.within(low, high)):
-            holes = [run for batch in wanted.runs(start, end) for run in batch]
-            if len(holes) > FEW_RUNS:  # it is no run any more
-                self._runs.clear(start, end)
-                here.put(np.arange(start, end), content, np.arange(start, end) - base)
+        for start, frames, content, first in self._pieces_within(low, high):
+            holes = [run for batch in wanted.runs(start, start + frames) for run in batch]
+            if content is not None and len(holes) > FEW_RUNS:  # it is no run any more
+                self._clear(start, start + frames)
+                here.put(np.arange(start, start + frames), content, np.arange(frames) + first)
             else:
                 for pfn, nr_pages in holes:
-                    self._runs.clear(pfn, pfn + nr_pages)
+                    self._clear(pfn, pfn + nr_pages)
         here.clear_frames(pfns)
         return here
 
     def zero(self, pfn: int, nr_pages: int) -> None:
         """Clear whole frames."""
-        end = pfn + nr_pages
-        if not self._low <= pfn < end <= self._high:
-            self._check(pfn, end)
-        self._drop_pages(pfn, end)
-        self._runs.clear(pfn, end)
-        if self._scattered is not None:
-            self._scattered.clear(pfn, nr_pages)
+        self._clear(pfn, pfn + nr_pages)
 
     def clear_page(self, pfn: int) -> None:
         """Clear one frame, which is going to be written. C: clear_page()."""
-        pages = self._pages
-        if pfn not in pages:
-            if not self._low <= pfn < self._high:
-                self._check(pfn, pfn + 1)
-            self._hold(pfn)
-        pages[pfn] = bytearray(PAGE_SIZE)
+        if pfn not in self._pages:
+            at = bisect_right(self._bounds, pfn)
+            if at & 1 or not self._low <= pfn < self._high or self._scattered is not None:
+                at = self._clear(pfn, pfn + 1)
+            self._bounds[at:at] = (pfn, pfn + 1)
+            self._pieces.insert(at >> 1, (pfn, 1, None, 0))
+        self._pages[pfn] = bytearray(PAGE_SIZE)
 
-    def _drop_pages(self, pfn: int, end: int) -> None:
-        frames = self._frames
-        first = bisect_left(frames, pfn)
-        if first == len(frames) or frames[first] >= end:
-            return
-        last = bisect_left(frames, end, first)
-        for frame in frames[first:last]:
-            del self._pages[frame]
-        del frames[first:last]
+    def _clear(self, pfn: int, end: int) -> int:
+        """Let frames [pfn, end) hold zeroes; where among the bounds theirs would be."""
+        if not self._low <= pfn < end <= self._high:
+            self._check(pfn, end)
+        at, last = bisect_right(self._bounds, pfn), bisect_left(self._bounds, end)
+        if at != last or at & 1:
+            at = self._cut_out(pfn, end, at, last)
+        if self._scattered is not None:
+            self._scattered.clear(pfn, end - pfn)
+        return at
+
+    def _cut_out(self, pfn: int, end: int, at: int, last: int) -> int:
+        """Take out what pieces hold of these frames: `at` bounds are up to pfn, `last` below end.
+
+        Returns what `_clear` does.
+        """
+        met = self._pieces[at >> 1 : last + 1 >> 1]
+        here = at & -2
+        left: list[Piece] = []
+        bounds: list[int] = []
+        if at & 1 and met[0][0] < pfn:
+            start, _, content, first = met[0]
+            left.append((start, pfn - start, content, first))
+            bounds += (start, pfn)
+            here += 2
+        if last & 1 and self._bounds[last] > end:
+            start, frames, content, first = met[-1]
+            left.append((end, start + frames - end, content, first + end - start))
+            bounds += (end, start + frames)
+        for start, _, content, _ in met:
+            if content is None:
+                del self._pages[start]
+        self._pieces[at >> 1 : last + 1 >> 1] = left
+        self._bounds[at & -2 : last + 1 & -2] = bounds
+        return here
 
     def copy(self, source: int, target: int, nr_pages: int) -> None:
         """Copy whole frames; the two ranges do not overlap."""
         pieces = self.segments(source, nr_pages)
-        self.zero(target, nr_pages)
+        self._clear(target, target + nr_pages)
         for pfn, frames, content, first in pieces:
             at = target + pfn - source
             if content is not None:
-                self._runs.put(at, at + frames, (content, at - first))
+                self.fill(at, frames, content, first)
             elif pfn in self._pages:
-                self._hold(at)
-                self._pages[at] = bytes(self._pages[pfn])
+                self.write(at << PAGE_SHIFT, self._pages[pfn])
 
     def segments(self, pfn: int, nr_pages: int) -> list[Piece]:
         """What frames [pfn, pfn + nr_pages) hold, ascending, in as few pieces as there are.
@@ -267,33 +274,32 @@ class PhysicalMemory:
         that hold plain bytes or nothing, which come one by one and in runs of zeroes.
         """
         end = pfn + nr_pages
-        if not self._low <= pfn < end <= self._high:
-            self._check(pfn, end)
+        pieces = self._pieces_within(pfn, end)
+        if sum(map(_frames_of, pieces)) == nr_pages:
+            return pieces
+        self._check(pfn, end)
         whole: list[Piece] = []
         at = pfn
-        for low, high, (content, base) in self._runs.within(pfn, end):
-            if at < low:
-                whole += self._outside_runs(at, low)
-            whole.append((low, high - low, content, low - base))
-            at = high
+        for piece in pieces:
+            if at < piece[0]:
+                whole.append((at, piece[0] - at, None, 0))
+            whole.append(piece)
+            at = piece[0] + piece[1]
         if at < end:
-            whole += self._outside_runs(at, end)
-        return whole
+            whole.append((at, end - at, None, 0))
+        return whole if self._scattered is None else self._scattered.among(whole, self._pages)
 
-    def _outside_runs(self, pfn: int, end: int) -> list[Piece]:
-        """As `segments`, for frames of which none is in a run."""
-        frames = self._frames
-        first = bisect_left(frames, pfn)
-        pieces: list[Piece] = []
-        at = pfn
-        for frame in frames[first : bisect_left(frames, end, first)]:
-            if at < frame:
-                pieces.append((at, frame - at, None, 0))
-            pieces.append((frame, 1, None, 0))
-            at = frame + 1
-        if at < end:
-            pieces.append((at, end - at, None, 0))
-        return pieces if self._scattered is None else self._scattered.among(pieces, self._pages)
+    def _pieces_within(self, pfn: int, end: int) -> list[Piece]:
+        """The pieces that meet [pfn, end), cut to it, ascending."""
+        first, last = bisect_right(self._bounds, pfn), bisect_left(self._bounds, end)
+        pieces = self._pieces[first >> 1 : last + 1 >> 1]
+        if first & 1 and pieces[0][0] < pfn:
+            start, frames, content, page = pieces[0]
+            pieces[0] = (pfn, start + frames - pfn, content, page + pfn - start)
+        if last & 1 and self._bounds[last] > end:
+            start, _, content, page = pieces[-1]
+            pieces[-1] = (start, end - start, content, page)
+        return pieces
 
     def content_digest(self, extents: Iterable[tuple[int, int] | Extents]) -> bytes:
         """A fingerprint of what the frames of `extents` (pfn, nr_pages) hold, in that order.
@@ -308,13 +314,10 @@ class PhysicalMemory:
         top = max((end for _, end in self._installed), default=0) << PAGE_SHIFT
         with path.open("wb") as out:
             os.truncate(out.fileno(), top)
-            for pfn in self._frames:
-                os.pwrite(out.fileno(), self._pages[pfn], pfn << PAGE_SHIFT)
-            for low, high, (content, base) in self._runs:
-                for start in range(low, high, _STRIDE):
-                    numbers = range(start - base, min(high, start + _STRIDE) - base)
-                    pages = b"".join(map(content.page, numbers))
-                    os.pwrite(out.fileno(), pages, start << PAGE_SHIFT)
+            for pfn, frames, _, _ in self._pieces:
+                for start in range(pfn, pfn + frames, _STRIDE):
+                    numbers = range(start, min(pfn + frames, start + _STRIDE))
+                    os.pwrite(out.fileno(), b"".join(map(self.page, numbers)), start << PAGE_SHIFT)
             if self._scattered is not None:
                 for pfn, frames, content, first in self._scattered.pieces(0, top >> PAGE_SHIFT):
                     pages = b"".join(map(content.page, range(first, first + frames)))
@@ -342,5 +345,4 @@ class PhysicalMemory:
         for at in range(0, len(data), PAGE_SIZE):
             page = data[at : at + PAGE_SIZE]
             if page != _ZERO_PAGE and self.is_ram((pfn << PAGE_SHIFT) + at):
-                self._pages[pfn + (at >> PAGE_SHIFT)] = page.ljust(PAGE_SIZE, b"\0")
-                self._frames.append(pfn + (at >> PAGE_SHIFT))  # a file is read upwards
+                self.write((pfn << PAGE_SHIFT) + at, page)

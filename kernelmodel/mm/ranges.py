@@ -1,53 +1,51 @@
 """Sets and maps of integer ranges: the cheap form of everything that comes in runs.
 
 A host of 512 GiB has 134 million page frames, but what happens to them happens in runs. A
-`RangeSet` holds disjoint half-open ranges in two sorted lists; a `RangeMap` adds a value to
-each. Look-ups cost a bisection; a change costs a bisection and a move of list entries.
+`RangeSet` holds the bounds of disjoint half-open ranges in one sorted list; a `RangeMap` gives
+each range a value. Look-ups cost a bisection; a change costs two and a move of list entries.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
-from typing import Final, Generic, TypeVar
+from typing import Generic, TypeVar
 
 __all__ = ["RangeMap", "RangeSet"]
 
 V = TypeVar("V")
 
-#: What a set that holds nothing has for lists, as most sets of a host do for all their life; the
-#: first range brings lists of its own.
-_NOTHING: Final[list[int]] = []
-
 
 class RangeSet:
-    """A set of integers as sorted, disjoint, non-adjacent half-open ranges."""
+    """A set of integers as sorted, disjoint, non-adjacent half-open ranges.
 
-    __slots__ = ("_ends", "_starts")
+    `_bounds` is start, end, start, end, ... of the ranges, ascending. The number of bounds that are
+    not above an integer is odd if it lies in a range and even if it does not; so much for the
+    parities below.
+    """
+
+    __slots__ = ("_bounds",)
 
     def __init__(self, ranges: Iterable[tuple[int, int]] = ()) -> None:
-        self._starts = self._ends = _NOTHING
-        if ranges:
-            for start, end in ranges:
-                self.add(start, end)
+        self._bounds: list[int] = []
+        for start, end in ranges:
+            self.add(start, end)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        return iter(list(zip(self._starts, self._ends, strict=True)))
+        return zip(self._bounds[::2], self._bounds[1::2], strict=True)
 
     def __reversed__(self) -> Iterator[tuple[int, int]]:
-        return iter(list(zip(reversed(self._starts), reversed(self._ends), strict=True)))
+        return zip(self._bounds[-2::-2], self._bounds[::-2], strict=True)
 
     def __len__(self) -> int:
         """Number of ranges (not of integers: see `total`)."""
-        return len(self._starts)
+        return len(self._bounds) // 2
 
     def __bool__(self) -> bool:
-        return bool(self._starts)
+        return bool(self._bounds)
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, RangeSet):
-            return NotImplemented
-        return self._starts == other._starts and self._ends == other._ends
+        return self._bounds == other._bounds if isinstance(other, RangeSet) else NotImplemented
 
     __hash__ = None  # type: ignore[assignment]  # mutable
 
@@ -57,111 +55,73 @@ class RangeSet:
     @property
     def total(self) -> int:
         """Number of integers in the set."""
-        return sum(self._ends) - sum(self._starts)
+        return sum(self._bounds[1::2]) - sum(self._bounds[::2])
 
     def copy(self) -> RangeSet:
         """An independent copy."""
         other = RangeSet()
-        other._starts, other._ends = self._starts.copy(), self._ends.copy()
+        other._bounds = self._bounds.copy()
         return other
 
     def add(self, start: int, end: int) -> None:
         """Add [start, end)."""
-        if start >= end:
-            return
-        starts, ends = self._starts, self._ends
-        if not ends:
-            self._starts, self._ends = [start], [end]
-            return
-        if start > ends[-1]:  # behind all others, as what is added in order
-            starts.append(start)
-            ends.append(end)
-            return
-        if start >= starts[-1] and end > ends[-1]:  # the last one goes on
-            ends[-1] = end
-            return
-        first = bisect_left(ends, start)
-        last = bisect_right(starts, end, first)
-        if first < last:
-            start = min(start, starts[first])
-            end = max(end, ends[last - 1])
-        starts[first:last] = [start]
-        ends[first:last] = [end]
+        if start < end:
+            bounds = self._bounds
+            first, last = bisect_left(bounds, start), bisect_right(bounds, end)
+            # a bound inside a range that is there, or at its edge, is none of the new one's
+            bounds[first:last] = (start, end)[first & 1 : 2 - (last & 1)]
 
     def remove(self, start: int, end: int) -> None:
         """Remove [start, end), whatever of it is there."""
-        starts, ends = self._starts, self._ends
-        if not ends or start >= ends[-1] or end <= starts[0] or start >= end:
-            return
-        first = bisect_right(ends, start)
-        if starts[first] >= end:
-            return
-        last = bisect_left(starts, end, first)
-        left, right = starts[first], ends[last - 1]
-        starts[first:last] = ([left] if left < start else []) + ([end] if right > end else [])
-        ends[first:last] = ([start] if left < start else []) + ([right] if right > end else [])
+        if start < end:
+            bounds = self._bounds
+            first, last = bisect_left(bounds, start), bisect_right(bounds, end)
+            # what is left of a range before it ends at its start, what is left behind begins at end
+            bounds[first:last] = (start, end)[1 - (first & 1) : 1 + (last & 1)]
 
     def take(self, start: int, end: int) -> bool:
         """Remove [start, end), at least one integer, if all of it is there; whether it was."""
-        starts, ends = self._starts, self._ends
-        at = bisect_right(starts, start) - 1
-        if at < 0 or ends[at] < end:
+        bounds = self._bounds
+        at = bisect_right(bounds, start)
+        if at & 1 == 0 or bounds[at] < end:
             return False
-        if starts[at] == start:
-            if ends[at] == end:
-                del starts[at], ends[at]
-            else:
-                starts[at] = end
-            return True
-        if ends[at] > end:
-            starts.insert(at + 1, end)
-            ends.insert(at + 1, ends[at])
-        ends[at] = start
+        if bounds[at - 1] < start:
+            bounds[at : at + 1] = (start,) if bounds[at] == end else (start, end, bounds[at])
+        elif bounds[at] == end:
+            del bounds[at - 1 : at + 1]
+        else:
+            bounds[at - 1] = end
         return True
 
     def __contains__(self, value: int) -> bool:
-        starts, ends = self._starts, self._ends
-        if not starts or value < starts[0] or value >= ends[-1]:
-            return False
-        return value < ends[bisect_right(starts, value) - 1]
+        return bisect_right(self._bounds, value) & 1 == 1
 
     def contains(self, start: int, end: int) -> bool:
         """Whether all of [start, end) is in the set."""
-        starts = self._starts
-        if not starts or start < starts[0]:
-            return False
-        if start >= starts[-1]:
-            return end <= self._ends[-1]
-        return end <= self._ends[bisect_right(starts, start) - 1]
+        at = bisect_right(self._bounds, start)
+        return at & 1 == 1 and end <= self._bounds[at]
 
     def overlaps(self, start: int, end: int) -> bool:
         """Whether any of [start, end) is in the set."""
-        starts, ends = self._starts, self._ends
-        if not ends or start >= ends[-1] or end <= starts[0]:
-            return False
-        return starts[bisect_right(ends, start)] < end
+        at = bisect_right(self._bounds, start)
+        return at & 1 == 1 or (at < len(self._bounds) and self._bounds[at] < end)
 
     def lowest(self) -> tuple[int, int] | None:
         """The first range; None if there is none."""
-        return (self._starts[0], self._ends[0]) if self._starts else None
+        return (self._bounds[0], self._bounds[1]) if self._bounds else None
 
     def within(self, start: int, end: int) -> list[tuple[int, int]]:
         """The parts of the set that lie in [start, end), ascending."""
-        starts, ends = self._starts, self._ends
-        if not ends or start >= ends[-1] or end <= starts[0]:
-            return []
-        first = bisect_right(ends, start)
-        if starts[first] >= end:
-            return []
-        if starts[first] <= start and ends[first] >= end:  # inside one range, as most often
-            return [(start, end)]
-        last = bisect_left(starts, end, first)
-        parts = list(zip(starts[first:last], ends[first:last], strict=True))
-        if starts[first] < start:
-            parts[0] = (start, ends[first])
-        if ends[last - 1] > end:
-            parts[-1] = (parts[-1][0], end)
-        return parts
+        bounds = self._bounds
+        first, last = bisect_right(bounds, start), bisect_left(bounds, end)
+        if first >= last:  # inside one range or none, as most often
+            return [(start, end)] if first & 1 and start < end else []
+        inside = bounds[first:last]
+        if first & 1:
+            inside.insert(0, start)
+        if last & 1:
+            inside.append(end)
+        return list(zip(inside[::2], inside[1::2], strict=True))
 
     def gaps(self, start: int, end: int) -> list[tuple[int, int]]:
         """The parts of [start, end) that are not in the set, ascending."""

@@ -31,7 +31,6 @@ from kernelmodel.kernel import Kernel, KernelConfig
 from kernelmodel.machine import Firmware, Machine, MachineSpec
 from kernelmodel.memory import MIB, PAGE_SHIFT, PAGE_SIZE, Content, GuestContent, PhysicalMemory
 from kernelmodel.mm.memfd import MFD_ALLOW_SEALING, MFD_HUGE_SHIFT, MFD_HUGETLB, HugetlbMemfdInode
-from kernelmodel.mm.ranges import RangeMap
 from kernelmodel.releases import CATALOGUE, Release
 from kernelmodel.sim.clock import Clock
 from kernelmodel.sim.cost import CostModel
@@ -52,7 +51,7 @@ class Sound:
 
     release: Release
     pages: dict[int, bytes]
-    runs: tuple[tuple[int, int, tuple[Content, int]], ...]
+    runs: tuple[tuple[int, int, Content, int], ...]
     firmware: Firmware
     handed_over: HandedOver
     #: Tokens of the files in each session.
@@ -64,12 +63,10 @@ class Sound:
     def memory(self) -> PhysicalMemory:
         """The memory, anew."""
         memory = PhysicalMemory(SPEC.memory_map())
-        memory._pages = dict(self.pages)
-        memory._frames = sorted(self.pages)
-        runs: RangeMap[tuple[Content, int]] = RangeMap()
-        for low, high, value in self.runs:
-            runs.put(low, high, value)
-        memory._runs = runs
+        for pfn, nr_pages, content, first in self.runs:
+            memory.fill(pfn, nr_pages, content, first)
+        for pfn, page in self.pages.items():
+            memory.write(pfn * PAGE_SIZE, page)
         return memory
 
 
@@ -144,7 +141,7 @@ def sound(kind: str) -> Sound:
     return Sound(
         release,
         {pfn: bytes(page) for pfn, page in memory._pages.items()},
-        tuple(memory._runs),
+        tuple((pfn, nr, held, at) for pfn, nr, held, at in memory._pieces if held is not None),
         firmware,
         handed,
         {
