@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable, Iterable, Mapping
+from itertools import chain, repeat
 from typing import Final
 
 import numpy as np
@@ -18,7 +19,7 @@ from kernelmodel.content import PAGE_SIZE, Content, Piece
 from kernelmodel.mm.extents import Extents, ScatteredPages
 from kernelmodel.scattered import PAGE_BITS, ScatteredFrames
 
-__all__ = ["Fingerprint", "content_digest"]
+__all__ = ["Fingerprint", "content_digest", "scattered_digest"]
 
 _ZERO_PAGE: Final = bytes(PAGE_SIZE)
 _HEADER: Final = struct.Struct("<QQQ")
@@ -99,55 +100,51 @@ class Fingerprint:
 
 
 def content_digest(
-    extents: list[tuple[int, int] | Extents],
+    extents: Iterable[tuple[int, int]],
     segments: Callable[[int, int], list[Piece]],
     plain: Mapping[int, bytes | bytearray],
-    here: ScatteredFrames | None,
 ) -> bytes:
-    """`PhysicalMemory.content_digest`.
+    """`PhysicalMemory.content_digest` of extents (pfn, nr_pages).
 
-    `segments` is the memory's, `plain` its frames that hold bytes, `here` its scattered ones.
+    `segments` is the memory's, `plain` its frames that hold bytes.
     """
     parts: list[bytes | bytearray] = []
-    # The piece at hand, which what follows may continue: its key, first page, pages.
-    key, start, nr = b"", 0, 0
-    rule: Content | None = None
-    for batch in extents:
-        if isinstance(batch, Extents):
-            return _scattered_digest(extents, segments, plain, here)
-        pfn, nr_pages = batch
-        alone = nr_pages == 1 and pfn in plain
-        for frame, frames, content, first in (
-            ((pfn, 1, None, 0),) if alone else segments(pfn, nr_pages)
-        ):
+    # The last piece, which may go on: its key (None for bytes, which never do), first page, pages.
+    key: bytes | None = None
+    start = nr = 0
+    for pfn, nr_pages in extents:
+        written = range(pfn, pfn + nr_pages)
+        if pfn in plain and all(map(plain.__contains__, written)):  # as what a kernel hands over
+            pages = [*map(plain.__getitem__, written)]
+            if _ZERO_PAGE not in pages:
+                parts += chain.from_iterable(zip(repeat(_PLAIN), pages))
+                key = None
+                continue
+        for frame, frames, content, first in segments(pfn, nr_pages):
             if content is not None:
-                new = key if content is rule else content.key()
-            elif frame in plain and plain[frame] != _ZERO_PAGE:
-                if nr:
-                    parts += (_PIECE(len(key), start, nr), key)
-                    nr = 0
-                parts += (_PLAIN, plain[frame])
+                new = content.key()
+            elif frame in plain and (page := plain[frame]) != _ZERO_PAGE:
+                parts += (_PLAIN, page)
+                key = None
                 continue
             else:
                 new = b""
-            if nr and new == key and (new == b"" or first == start + nr):
+            if new == key and (first == start + nr or not new):
                 nr += frames
-                continue
-            if nr:
-                parts += (_PIECE(len(key), start, nr), key)
-            key, start, nr, rule = new, first, frames, content
-    if nr:
-        parts += (_PIECE(len(key), start, nr), key)
+                parts[-2] = _PIECE(len(new), start, nr)
+            else:
+                key, start, nr = new, first, frames
+                parts += (_PIECE(len(new), first, frames), new)
     return hashlib.blake2b(b"".join(parts), digest_size=16).digest()
 
 
-def _scattered_digest(
+def scattered_digest(
     extents: Iterable[tuple[int, int] | Extents],
     segments: Callable[[int, int], list[Piece]],
     plain: Mapping[int, bytes | bytearray],
     here: ScatteredFrames | None,
 ) -> bytes:
-    """As `content_digest`, of extents among which there are batches."""
+    """As `content_digest`, of extents among which there are batches; `here` lie scattered."""
     fingerprint = Fingerprint()
 
     def add(pfn: int, nr_pages: int) -> None:

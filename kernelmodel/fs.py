@@ -203,12 +203,11 @@ class FdTable:
         Raises:
             TooManyFiles: no number is left.
         """
-        files = self.fdt
-        if len(files) >= self.limit:
-            raise TooManyFiles("no descriptor is left", limit=self.limit)
-        fd = self._next_fd
+        files, fd = self.fdt, self._next_fd
         while fd in files:
             fd += 1
+        if fd >= self.limit:
+            raise TooManyFiles("no descriptor is left", limit=self.limit)
         self._next_fd = fd
         return fd
 

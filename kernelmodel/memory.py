@@ -21,7 +21,7 @@ import numpy as np
 
 from kernelmodel.content import PAGE_SIZE, Content, GuestContent, Piece
 from kernelmodel.errors import KernelPanic
-from kernelmodel.fingerprint import content_digest
+from kernelmodel.fingerprint import content_digest, scattered_digest
 from kernelmodel.mm.extents import FEW_RUNS, Extents, Frames
 from kernelmodel.mm.frame_set import FrameSet
 from kernelmodel.mm.ranges import RangeSet
@@ -307,7 +307,9 @@ class PhysicalMemory:
         It depends on content and order alone, not on where in memory the frames are or how the
         extents are cut: runs count as their rule and page numbers, other frames as their bytes.
         """
-        return content_digest(list(extents), self.segments, self._pages, self._scattered)
+        if Extents in map(type, those := list(extents)):
+            return scattered_digest(those, self.segments, self._pages, self._scattered)
+        return content_digest(those, self.segments, self._pages)  # type: ignore[arg-type]
 
     def save(self, path: Path) -> None:
         """Write every byte to a sparse file whose offsets are physical addresses."""

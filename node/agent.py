@@ -15,7 +15,7 @@ __all__ = ["Agent"]
 class Agent:
     """One life of the agent: it ends with its kernel."""
 
-    __slots__ = ("_opened", "device", "incoming", "outgoing", "task")
+    __slots__ = ("device", "incoming", "outgoing", "task")
 
     def __init__(self, kernel: Kernel) -> None:
         """Open the device.
@@ -28,8 +28,6 @@ class Agent:
         #: Descriptors of open sessions by name; outgoing and incoming may share a name.
         self.outgoing: dict[str, int] = {}
         self.incoming: dict[str, int] = {}
-        #: Which of the two a descriptor is in, and its name there.
-        self._opened: dict[int, tuple[dict[str, int], str]] = {}
 
     def session(self, name: str) -> int | None:
         """The descriptor of an open session, the outgoing one first."""
@@ -41,13 +39,11 @@ class Agent:
 
     def create(self, name: str) -> None:
         """CREATE_SESSION."""
-        fd = self.outgoing[name] = self.task.create_session(self.device, name)
-        self._opened[fd] = self.outgoing, name
+        self.outgoing[name] = self.task.create_session(self.device, name)
 
     def retrieve(self, name: str) -> None:
         """RETRIEVE_SESSION."""
-        fd = self.incoming[name] = self.task.retrieve_session(self.device, name)
-        self._opened[fd] = self.incoming, name
+        self.incoming[name] = self.task.retrieve_session(self.device, name)
 
     def preserve(self, session: int, vmm: Task, fd: int, token: int) -> None:
         """PRESERVE_FD of a VMM's descriptor, passed over for the call."""
@@ -61,14 +57,7 @@ class Agent:
         """RETRIEVE_FD, passed on to a VMM; the descriptor's number there."""
         return self.task.hand_over_fd(self.task.retrieve_fd(session, token), vmm)
 
-    def finish(self, session: int) -> None:
-        """FINISH."""
-        self.task.finish_session(session)
-
-    def close(self, session: int) -> None:
-        """close(2) of a session's descriptor."""
-        if session in self._opened:
-            sessions, name = self._opened[session]
-            del self._opened[session]
-            sessions.pop(name, None)
-        self.task.close(session)
+    def close(self, name: str) -> None:
+        """close(2) of the descriptor of an open session, the outgoing one first."""
+        sessions = self.outgoing if name in self.outgoing else self.incoming
+        self.task.close(sessions.pop(name))

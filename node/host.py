@@ -183,27 +183,29 @@ class Host:
         """Phases since the last call, each recorded as an event now."""
         taken = self.phases[:]
         self.phases.clear()
+        append, now_ns = self.trace.append, self.clock.now_ns
         for phase in taken:
-            self.emit("phase", name=phase.name, start=phase.start_ns, ns=phase.duration_ns)
+            fields: _Fields = {"name": phase.name, "start": phase.start_ns, "ns": phase.duration_ns}
+            append(now_ns, "phase", fields)
         return taken
 
     def vm(self, name: str) -> Vm:
         """A VM of this host. Raises: HostStateError."""
-        if name not in self.vms:
-            raise HostStateError("NO_SUCH_VM", f"{self.name} has no VM {name!r}")
-        return self.vms[name]
+        try:
+            return self.vms[name]
+        except KeyError:
+            raise HostStateError("NO_SUCH_VM", f"{self.name} has no VM {name!r}") from None
 
     def _the_agent(self) -> Agent:
         if self.agent is None:
             raise HostStateError("NO_AGENT", f"{self.name}: no agent has /dev/liveupdate open")
         return self.agent
 
-    def _session(self, name: str) -> tuple[Agent, int]:
-        agent = self.agent or self._the_agent()
+    def _session(self, agent: Agent, name: str) -> int:
         fd = agent.session(name)
         if fd is None:
             raise HostStateError("NO_SUCH_SESSION", f"{self.name}: no open session {name!r}")
-        return agent, fd
+        return fd
 
     # VMs.
 
@@ -246,7 +248,8 @@ class Host:
 
     def preserve_fd(self, session: str, token: int, vm: str) -> None:
         """PRESERVE_FD of a VM's memory."""
-        (agent, fd), machine = self._session(session), self.vm(vm)
+        agent = self.agent or self._the_agent()
+        fd, machine = self._session(agent, session), self.vm(vm)
         if machine.task is None:
             raise HostStateError("VM_STOPPED", f"{vm} has no memory")
         fields: _Fields = {"session": session, "token": token, "vm": vm}
@@ -263,8 +266,9 @@ class Host:
 
     def close_session(self, name: str) -> None:
         """close(2): an outgoing session lets go of its files, an incoming one finishes."""
-        agent, fd = self._session(name)
-        self._ask("close_session", {"session": name}, agent.close, fd)
+        agent = self.agent or self._the_agent()
+        self._session(agent, name)
+        self._ask("close_session", {"session": name}, agent.close, name)
 
     def retrieve_session(self, name: str) -> None:
         """RETRIEVE_SESSION on /dev/liveupdate."""
@@ -273,7 +277,8 @@ class Host:
 
     def retrieve_fd(self, session: str, token: int, name: str) -> bool:
         """RETRIEVE_FD; the VM gets its memory back. Whether it holds what it held when paused."""
-        (agent, fd), vm = self._session(session), self.vm(name)
+        agent = self.agent or self._the_agent()
+        fd, vm = self._session(agent, session), self.vm(name)
         if vm.state is not VmState.STOPPED:
             raise HostStateError("VM_NOT_STOPPED", f"{name} is {vm.state}")
         task = Task(self.kernel, vm.vmm)
@@ -282,14 +287,16 @@ class Host:
         vm.task = task
         vm.advance(VmState.PAUSED)
         self.clock.charge("vmm_rebuild", vm.spec.vcpus)
-        intact = bool(vm.fingerprint) and vm.read_fingerprint(self.machine.memory) == vm.fingerprint
+        seen = vm.read_fingerprint(self.machine.memory)
+        intact = seen == vm.fingerprint != b""
         self.emit("retrieved", vm=name, intact=intact)
         return intact
 
     def finish_session(self, name: str) -> None:
         """FINISH."""
-        agent, fd = self._session(name)
-        self._ask("finish_session", {"session": name}, agent.finish, fd)
+        agent = self.agent or self._the_agent()
+        fd = self._session(agent, name)
+        self._ask("finish_session", {"session": name}, agent.task.finish_session, fd)
 
     def _ask(self, what: str, fields: _Fields, call: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
         """Record a call and what the kernel said to it, or that it died of it."""

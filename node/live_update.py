@@ -35,7 +35,7 @@ def update_host(host: Host, command: UpdateCommand) -> UpdateResult:
     host.take_phases()
     update = Update(host, command, host.release)
     update.vms = {
-        name: VmTimes(held=vm.state is VmState.PAUSED)
+        name: VmTimes(vm.vmm, held=vm.state is VmState.PAUSED)
         for name, vm in host.vms.items()
         if vm.state is not VmState.STOPPED
     }
@@ -81,10 +81,11 @@ def _run(update: Update) -> UpdateResult:
     if host.state is HostState.PANICKED:
         return _boot_failed(update, host.panic_message)
     update.retrieve()
-    update.count_preserved()
+    kept = update.with_outcome(VmOutcome.PRESERVED)
+    lost = update.with_outcome(VmOutcome.LOST) if len(kept) < len(update.vms) else []
+    update.count_preserved(kept)
     update.note_phases()
-    lost = update.with_outcome(VmOutcome.LOST)
-    update.resume(update.with_outcome(VmOutcome.PRESERVED))
+    update.resume(kept)
     update.finish()
     if lost and policy.restart_lost_vms:
         update.restart(lost)

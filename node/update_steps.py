@@ -11,7 +11,7 @@ cost it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from kernelmodel.errors import KernelError, ModelBug
@@ -31,11 +31,9 @@ from node.vm import MEMORY_TOKEN
 __all__ = ["Update", "VmTimes"]
 
 
-@dataclass(slots=True)
 class VmTimes:
-    """What an update costs one VM, as it becomes known."""
+    """What an update costs one VM, as it becomes known: what is not is what the class says."""
 
-    held: bool = False  # it stood still before the update: what follows is no downtime of its own
     paused_ns: int | None = None  # its pause in the attempt that went through
     failed_freeze_ns: int = 0  # downtime of attempts that did not
     resumed_ns: int | None = None
@@ -43,6 +41,10 @@ class VmTimes:
     restarted_ns: int | None = None
     outcome: VmOutcome = VmOutcome.PRESERVED
     reason: str = ""
+
+    def __init__(self, lane: str, *, held: bool) -> None:
+        self.lane = lane  # of the VM's steps: its VMM
+        self.held = held  # it stood still before the update: what follows is no downtime of its own
 
 
 @dataclass(slots=True)
@@ -72,11 +74,11 @@ class Update:
 
     # Steps.
 
-    def in_lanes(self, phase: str, names: list[str], step: Callable[[str], object]) -> Phase:
+    def in_lanes(self, phase: str, names: Iterable[str], step: Callable[[str], object]) -> Phase:
         """Let VMs take a step, each on a lane of its own; failures are the step's business."""
-        clock = self.host.clock
+        clock, vms = self.host.clock, self.vms
         with clock.phase(phase) as done:
-            clock.fork([(f"vmm:{name}", name) for name in names], step)
+            clock.fork([(vms[name].lane, name) for name in names], step)
         return done
 
     def load(self) -> None:
@@ -98,7 +100,7 @@ class Update:
             done.append(name)
 
         try:
-            phase = self.in_lanes("preserve", list(self.vms), step)
+            phase = self.in_lanes("preserve", self.vms, step)
         except KernelError:
             for name in reversed(done):
                 self.host.close_session(name)
@@ -117,17 +119,18 @@ class Update:
         """Pause all; the blackout begins when the last one stands."""
         names = [name for name, times in self.vms.items() if not times.held]
         phase = self.in_lanes("pause", names, self.host.pause_vm)
-        for name, times in self.vms.items():
-            times.paused_ns = phase.end_ns if times.held else phase.lane_end_ns(f"vmm:{name}")
-        self.blackout_start_ns = phase.end_ns
+        self.blackout_start_ns = end_ns = phase.end_ns
+        for times in self.vms.values():
+            times.paused_ns = end_ns if times.held else phase.lane_end_ns(times.lane)
 
     def resume(self, names: list[str]) -> None:
         """Let VMs run, but for those that stood still before."""
-        run = [name for name in names if not self.vms[name].held]
+        vms = self.vms
+        run = [name for name in names if not vms[name].held]
         phase = self.in_lanes("resume", run, self.host.resume_vm)
         for name in names:
-            held = self.vms[name].held
-            self.vms[name].resumed_ns = phase.end_ns if held else phase.lane_end_ns(f"vmm:{name}")
+            times = vms[name]
+            times.resumed_ns = phase.end_ns if times.held else phase.lane_end_ns(times.lane)
 
     def freeze_failed(self) -> None:
         """Undo the pause of a failed attempt; its cost stays with the VMs."""
@@ -147,7 +150,7 @@ class Update:
             for name in self.vms:
                 self.lose(name, self.host.agent_error)
         elif self.vms:
-            self.in_lanes("retrieve", list(self.vms), self._retrieve_vm)
+            self.in_lanes("retrieve", self.vms, self._retrieve_vm)
         self.blackout_end_ns = self.host.clock.now_ns
 
     def _retrieve_vm(self, name: str) -> None:
@@ -176,12 +179,12 @@ class Update:
         self.vms[name].reason = why
         self.host.emit("vm_lost", name=name, why=why)
 
-    def count_preserved(self) -> None:
-        """Pages that came back, by page size."""
-        for name in self.with_outcome(VmOutcome.PRESERVED):
-            vm = self.host.vm(name)
+    def count_preserved(self, names: list[str]) -> None:
+        """Pages that came back with these VMs, by page size."""
+        pages = self.preserved_pages
+        for vm in map(self.host.vms.__getitem__, names):
             label = vm.spec.backing.page_label
-            self.preserved_pages[label] = self.preserved_pages.get(label, 0) + vm.nr_pages
+            pages[label] = pages.get(label, 0) + vm.nr_pages
 
     def with_outcome(self, outcome: VmOutcome) -> list[str]:
         """The VMs whose outcome it is, as far as is known."""
@@ -189,7 +192,7 @@ class Update:
 
     def finish(self) -> None:
         """Finish every retrieved session and close it; pools settle."""
-        names = [view.name for view in self.host.sessions() if view.retrieved]
+        names = list(self.host.agent.incoming) if self.host.agent is not None else []
         if not names:
             return
 
@@ -221,7 +224,7 @@ class Update:
                 times.outcome = VmOutcome.LOST
                 times.reason = f"{times.reason}; cannot start again: {failed[name]}"
             else:
-                times.restarted_ns = phase.lane_end_ns(f"vmm:{name}")
+                times.restarted_ns = phase.lane_end_ns(times.lane)
 
     def cold_reboot(self, release: str, why: str) -> None:
         """Reset and restart every VM; one that was lost before stays lost."""
@@ -245,16 +248,17 @@ class Update:
 
     def note_phases(self) -> None:
         """Take over the phases of the blackout that have ended."""
-        start = self.blackout_start_ns
+        start_ns, end_ns, phases = self.blackout_start_ns, self.blackout_end_ns, self.phases
         for phase in self.host.take_phases():
+            name, ns = phase.name, phase.duration_ns
             if (
-                start is not None
-                and phase.start_ns >= start
-                and phase.name in BLACKOUT_PHASES
-                and phase.duration_ns  # without gigantic pages there is no phase of theirs
-                and (self.blackout_end_ns is None or phase.end_ns <= self.blackout_end_ns)
+                ns  # without gigantic pages there is no phase of theirs
+                and name in BLACKOUT_PHASES
+                and start_ns is not None
+                and phase.start_ns >= start_ns
+                and (end_ns is None or phase.start_ns + ns <= end_ns)
             ):
-                self.phases[phase.name] = self.phases.get(phase.name, 0) + phase.duration_ns
+                phases[name] = phases.get(name, 0) + ns
 
     # The result.
 
@@ -267,10 +271,11 @@ class Update:
             return VmResult(name, times.outcome, times.reason, 0, {})
         phases = {"failed_freeze": times.failed_freeze_ns} if times.failed_freeze_ns else {}
         if times.paused_ns is not None:
-            assert self.blackout_start_ns is not None
-            phases["pause_wait"] = self.blackout_start_ns - times.paused_ns
+            start_ns = self.blackout_start_ns
+            assert start_ns is not None
+            phases["pause_wait"] = start_ns - times.paused_ns
             phases |= self.phases
-            known_ns = self.blackout_start_ns + blackout_ns
+            known_ns = start_ns + blackout_ns
             if times.resumed_ns is not None:
                 phases["resume_wait"] = times.resumed_ns - known_ns
             elif times.restarted_ns is not None:
@@ -292,13 +297,11 @@ class Update:
         vms = tuple([self.vm_result(name, blackout_ns) for name in self.vms])
         self._check_sums(blackout_ns)
         host.emit("update_done", outcome=outcome, reason=reason, release=host.release)
+        append, now_ns = host.trace.append, host.clock.now_ns
         for vm in vms:
-            host.emit(
-                "vm_done",
-                name=vm.name,
-                outcome=vm.outcome,
-                downtime=-1 if vm.downtime_ns is None else vm.downtime_ns,
-            )
+            fields: dict[str, int | str] = {"name": vm.name, "outcome": vm.outcome}
+            fields["downtime"] = -1 if vm.downtime_ns is None else vm.downtime_ns
+            append(now_ns, "vm_done", fields)
         return UpdateResult(
             host=host.name,
             seq=self.command.seq,

@@ -27,6 +27,9 @@ MEMORY_TOKEN: Final = 1
 #: Part of its memory that a guest writes to between two looks at it: one page in …
 _DIRTY_PART: Final = 16
 
+#: Inodes of files that guests have for memory.
+_GUEST_MEMORY: Final = (HugetlbMemfdInode, ShmemInode)
+
 _MEMFD_FLAGS: Final = {
     Backing.MEMFD: 0,
     Backing.HUGETLB_2M: MFD_HUGETLB | 21 << MFD_HUGE_SHIFT,
@@ -60,17 +63,16 @@ def memory_extents(file: File) -> list[tuple[int, int]] | None:
 def _memory_batches(file: File) -> list[tuple[int, int] | Extents] | None:
     """As `memory_extents`, and many short runs at once."""
     inode = file.inode
-    extents: list[tuple[int, int] | Extents] = []
-    expected = 0
     if isinstance(inode, HugetlbMemfdInode):
-        order = inode.hugetlb.hstate.order
-        for index, pfn, nr in inode.hugetlb.folios.runs():
-            if index != expected:
-                return None
-            extents.append((pfn, nr << order))
-            expected = index + nr
-        whole = expected << order + PAGE_SHIFT == inode.hugetlb.size
-    elif isinstance(inode, ShmemInode):
+        folios = inode.hugetlb.folios
+        runs, order = folios.runs(), folios.order
+        end = runs[-1][0] + runs[-1][2] if runs else 0
+        if end != folios.total or end << order + PAGE_SHIFT != inode.hugetlb.size:
+            return None
+        return [(pfn, nr << order) for _, pfn, nr in runs]
+    if isinstance(inode, ShmemInode):
+        extents: list[tuple[int, int] | Extents] = []
+        expected = 0
         for index, end, (where, flags) in inode.pages.within(0, inode.nr_size_pages):
             if index != expected or not flags & PG_UPTODATE:
                 return None  # a page that is not up to date is cleared at its first access
@@ -79,22 +81,33 @@ def _memory_batches(file: File) -> list[tuple[int, int] | Extents] | None:
             else:
                 extents.append((index + where, end - index))
             expected = end
-        whole = expected == inode.nr_size_pages
-    else:
-        raise ModelBug("guest memory is neither a memfd nor a hugetlb memfd")
-    return extents if whole else None
+        return extents if expected == inode.nr_size_pages else None
+    raise ModelBug("guest memory is neither a memfd nor a hugetlb memfd")
 
 
 class Vm:
     """One VM on its host."""
 
-    __slots__ = ("fd", "fingerprint", "nid", "nr_pages", "spec", "state", "task", "version", "vmm")
+    __slots__ = (
+        "_small",
+        "fd",
+        "fingerprint",
+        "nid",
+        "nr_pages",
+        "spec",
+        "state",
+        "task",
+        "version",
+        "vmm",
+    )
 
     def __init__(self, spec: VmSpec, nid: int) -> None:
         self.spec = spec
         self.nid = nid
         #: Guest memory in pages of its backing.
         self.nr_pages = spec.memory_bytes // spec.backing.page_bytes
+        #: Pages of 4 KiB in one of its backing.
+        self._small = spec.backing.page_bytes >> PAGE_SHIFT
         #: Its VMM's name, which is also the name of the lane on which that runs.
         self.vmm = f"vmm:{spec.name}"
         self.state = VmState.STOPPED
@@ -152,9 +165,8 @@ class Vm:
         """Guest stores to pages (of the backing) [first, first + nr)."""
         inode = self.file.inode
         content = GuestContent(self.spec.name, self.version)
-        small = self.spec.backing.page_bytes >> PAGE_SHIFT
-        if isinstance(inode, HugetlbMemfdInode | ShmemInode):
-            inode.guest_write(first, nr, content, first * small)
+        if isinstance(inode, _GUEST_MEMORY):
+            inode.guest_write(first, nr, content, first * self._small)
 
     def run(self) -> None:
         """Let the guest do something: a stretch of its memory gets new content."""

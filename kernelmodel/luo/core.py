@@ -31,7 +31,7 @@ from kernelmodel.errors import (
 from kernelmodel.fs import File, Inode
 from kernelmodel.luo.flb import LuoFlbs
 from kernelmodel.luo.handler import FileHandler
-from kernelmodel.luo.ioctl import LiveupdateDevice, SessionOperations
+from kernelmodel.luo.ioctl import IncomingSession, LiveupdateDevice, OutgoingSession
 from kernelmodel.luo.liveupdate_test import LiveupdateTest
 from kernelmodel.luo.session import LuoSessions
 
@@ -90,8 +90,8 @@ class Luo:
         self.sessions = LuoSessions(self)
         self.flbs = LuoFlbs(self)
         self.test_flbs = LiveupdateTest(self.flbs) if kernel.config.liveupdate_test else None
-        self.outgoing_ops = SessionOperations(self, retrieved=False)
-        self.incoming_ops = SessionOperations(self, retrieved=True)
+        self.outgoing_ops = OutgoingSession(self)
+        self.incoming_ops = IncomingSession(self)
 
     # Boot.
 
