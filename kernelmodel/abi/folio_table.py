@@ -81,26 +81,27 @@ def parse_folio_table(
         for frame, frames, content, first in memory.segments(pfn, nr_pages):
             take = min(left, frames * _PER_PAGE)
             if take <= 0:
-                return runs
-            if isinstance(content, FolioTable):
+                break
+            if type(content) is FolioTable:
                 entry = first * _PER_PAGE
-                _extend(runs, content.slice(entry, entry + take))
+                runs += content.slice(entry, entry + take)
             elif content is None and frames > 1:
-                _extend(runs, [FolioRun(0, 0, take, 0, 0)])
+                runs.append(FolioRun(0, 0, take, 0, 0))
             else:
                 for page in range(-(-take // _PER_PAGE)):
                     part = min(take - page * _PER_PAGE, _PER_PAGE)
-                    _extend(runs, _parse_page(memory.page(frame + page), part))
+                    runs += _parse_page(memory.page(frame + page), part)
             left -= take
-    return runs
+    return runs if len(runs) < 2 else _joined(runs)
 
 
-def _extend(runs: list[FolioRun | FolioRuns], more: Iterable[FolioRun | FolioRuns]) -> None:
-    """Add runs, each joined to the last one where it goes on as that did."""
-    for run in more:
-        last = runs[-1] if runs else None
+def _joined(runs: Iterable[FolioRun | FolioRuns]) -> list[FolioRun | FolioRuns]:
+    """The same runs, each joined to the one before where it goes on as that did."""
+    out: list[FolioRun | FolioRuns] = []
+    for run in runs:
+        last = out[-1] if out else None
         if type(last) is not FolioRun or type(run) is not FolioRun:
-            runs.append(run)
+            out.append(run)
             continue
         step = last.step if last.nr > 1 else run.pfn - last.pfn
         index_step = last.index_step if last.nr > 1 else run.index - last.index
@@ -113,9 +114,10 @@ def _extend(runs: list[FolioRun | FolioRuns], more: Iterable[FolioRun | FolioRun
             and index_step > 0
         ):
             nr = last.nr + run.nr
-            runs[-1] = FolioRun(last.pfn, last.index, nr, step, index_step, run.flags)
+            out[-1] = FolioRun(last.pfn, last.index, nr, step, index_step, run.flags)
         else:
-            runs.append(run)
+            out.append(run)
+    return out
 
 
 def _parse_page(page: bytes | bytearray, nr: int) -> Iterator[FolioRun]:

@@ -184,10 +184,11 @@ def folio_heads(runs: Iterable[FolioRun | FolioRuns], nr_pages: int) -> list[Fol
     A run that steps otherwise (a table that was tampered with) falls into single entries.
     """
     out: list[FolioRun] = []
-    for batch in runs:
-        for run in batch if isinstance(batch, FolioRuns) else (batch,):
-            if run.nr == 1 or (run.step == nr_pages and run.index_step == 1):
-                out.append(run)
-            else:
-                out.extend(run.cut(at, at + 1) for at in range(run.nr))
+    for run in runs:
+        if isinstance(run, FolioRuns):
+            out += folio_heads(run, nr_pages)
+        elif run.nr == 1 or (run.step == nr_pages and run.index_step == 1):
+            out.append(run)
+        else:
+            out += [run.cut(at, at + 1) for at in range(run.nr)]
     return out

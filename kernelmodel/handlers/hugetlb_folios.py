@@ -65,8 +65,8 @@ class HugetlbFolios:
         """
         kernel, hugetlb = self.kernel, inode.hugetlb
         order = hugetlb.hstate.order
-        nr_folios = hugetlb.size // hugetlb.page_size
-        if hugetlb.size % hugetlb.page_size:
+        nr_folios, rest = divmod(hugetlb.size, hugetlb.page_size)
+        if rest:
             raise InvalidArgument("size is no multiple of the page size", size=hugetlb.size)
         runs = _runs(hugetlb, nr_folios)
         if sum(map(_NR, runs)) < nr_folios:
@@ -102,29 +102,25 @@ class HugetlbFolios:
         """
         if not nr_folios:
             return
-        order = hugetlb.hstate.order
-        runs = restore_folio_runs(self.kernel, table, nr_folios)
+        kernel, order, folios = self.kernel, hugetlb.hstate.order, hugetlb.folios
+        runs = restore_folio_runs(kernel, table, nr_folios)
         if runs is None:
             raise InvalidArgument("cannot restore the folio table")
-        self.kernel.fail_function("hugetlb_retrieve_folios", order=order)
+        kernel.fail_function("hugetlb_retrieve_folios", order=order)
         try:
             for run in folio_heads(runs, 1 << order):
-                self._add_run(hugetlb, run)
+                pfn, index, nr = run.pfn, run.index, run.nr
+                if folios.total and (taken := folios.within(index, index + nr)):
+                    raise Exists("two folios at one index", index=taken[0][0])
+                restored = self.design.retrieve_folios(order, pfn, nr)
+                if restored != nr:
+                    kernel.kho.leaked.add(pfn, pfn + (restored << order))
+                    raise IoError("huge page is not preserved", pfn=pfn)
+                hugetlb.add_folios(index, [(pfn, nr)])
         except KernelError:
-            self.kernel.hugetlb.lost_files.append(hugetlb)
+            kernel.hugetlb.lost_files.append(hugetlb)
             raise
-        self.kernel.clock.charge_locked(_LOCK, "hugetlb_add_to_page_cache", nr_folios)
-
-    def _add_run(self, hugetlb: HugetlbInode, run: FolioRun) -> None:
-        # the file was empty before its first run
-        if hugetlb.folios.total and (taken := hugetlb.folios.within(run.index, run.index + run.nr)):
-            raise Exists("two folios at one index", index=taken[0][0])
-        order = hugetlb.hstate.order
-        restored = self.design.retrieve_folios(order, run.pfn, run.nr)
-        if restored != run.nr:
-            self.kernel.kho.leaked.add(run.pfn, run.pfn + (restored << order))
-            raise IoError("huge page is not preserved", pfn=run.pfn)
-        hugetlb.add_folios(run.index, [(run.pfn, run.nr)])
+        kernel.clock.charge_locked(_LOCK, "hugetlb_add_to_page_cache", nr_folios)
 
     def discard(self, order: int, table: KhoVmalloc, nr_folios: int) -> None:
         """Give folios that nobody retrieved to their pool; of unknown size, they stay lost."""

@@ -18,7 +18,7 @@ from operator import attrgetter
 from typing import ClassVar, Final
 
 from kernelmodel.abi.folio_table import FolioRun
-from kernelmodel.abi.hugetlb import HUGETLB_SER_MAX_HSTATES, HugetlbSer
+from kernelmodel.abi.hugetlb import HugetlbHstateSer, HugetlbSer
 from kernelmodel.errors import KernelError, NoSpace
 from kernelmodel.hugetlb_designs.base import FlbDesign
 from kernelmodel.memory import PAGE_SHIFT
@@ -26,6 +26,12 @@ from kernelmodel.memory import PAGE_SHIFT
 __all__ = ["FlbCounts"]
 
 _NR: Final = attrgetter("nr")
+_unpack_from, _pack_into = HugetlbHstateSer.FORMAT.unpack_from, HugetlbHstateSer.FORMAT.pack_into
+#: From one hstate of the structure to the next, and where each has its order.
+_STEP: Final = HugetlbHstateSer.SIZE
+_ORDER: Final = HugetlbHstateSer.SIZE - 1
+#: Where it says how many of them are used.
+_USED: Final = HugetlbSer.SIZE - 1
 
 
 class FlbCounts(FlbDesign):
@@ -74,15 +80,15 @@ class FlbCounts(FlbDesign):
         """
         # The FLB's lock is held for no time, so nobody can wait for it.
         page = self.kernel.memory.writable(self.flb.outgoing_data >> PAGE_SHIFT)
-        *words, used = HugetlbSer.FORMAT.unpack_from(page)
-        at = 0
-        while at < used and words[2 * at + 1] != order:
-            at += 1
-        if at == HUGETLB_SER_MAX_HSTATES:
-            raise NoSpace("too many huge page sizes", order=order)
-        words[2 * at] += nr_pages
-        words[2 * at + 1] = order
-        HugetlbSer.FORMAT.pack_into(page, 0, *words, used if at < used else at + 1)
+        at, end = 0, page[_USED] * _STEP
+        while at < end and page[at + _ORDER] != order:
+            at += _STEP
+        if at == end:
+            if at == _USED:
+                raise NoSpace("too many huge page sizes", order=order)
+            page[_USED] += 1
+        counted, _ = _unpack_from(page, at)
+        _pack_into(page, at, counted + nr_pages, order)
 
     # Incoming.
 

@@ -96,19 +96,17 @@ class FreeArea:
 
     def take_one(self, order: int) -> int | None:
         """Take the newest smallest block that is large enough. C: __rmqueue_smallest()."""
-        low = self.low
-        for have in range(order, MAX_PAGE_ORDER):
-            if low[have]:
-                pfn = low[have].popitem()[0]
-                if have == order:
-                    return pfn
-                break
-        else:
+        low, have = self.low, order
+        try:
+            while not low[have]:
+                have += 1
+            pfn = low[have].popitem()[0]
+        except IndexError:  # none of a smaller order than the largest
             first = self.top.lowest()
             if first is None:
                 return None
             self.top.remove(first[0], first[0] + 1)
-            have, pfn = MAX_PAGE_ORDER, first[0] << MAX_PAGE_ORDER
+            pfn = first[0] << MAX_PAGE_ORDER
         while have > order:
             have -= 1
             low[have][pfn + (1 << have)] = None
@@ -186,18 +184,6 @@ class FreeArea:
             for first, order in blocks:
                 low[order][base + first] = None
 
-    def put_page(self, pfn: int) -> None:
-        """Free one page.
-
-        Raises:
-            ModelBug: it is free already.
-        """
-        if pfn >> MAX_PAGE_ORDER in self.top or any(
-            map(contains, self.low, map(pfn.__and__, _HEADS))
-        ):
-            raise ModelBug(f"double free of page frame {pfn:#x}")
-        self.put_one(pfn, 0)
-
     def put_many(self, pages: Extents) -> None:
         """As `put` for each of these runs, which ascend; no page beside one of them is free."""
         at, ends = pages.pfns, pages.ends
@@ -221,9 +207,16 @@ class FreeArea:
                 self.low[order] = self.low[order] | free if self.low[order] else free
 
     def put_one(self, pfn: int, order: int) -> None:
-        """Free one block and merge it with its buddies. C: __free_one_page()."""
+        """Free one block and merge it with its buddies. C: __free_one_page().
+
+        Raises:
+            ModelBug: its first page is free already.
+        """
+        low = self.low
+        if any(map(contains, low, map(pfn.__and__, _HEADS))) or pfn >> MAX_PAGE_ORDER in self.top:
+            raise ModelBug(f"double free of page frame {pfn:#x}")
         size = 1 << order
-        for blocks in self.low[order:]:
+        for blocks in low[order:]:
             buddy = pfn ^ size
             if buddy not in blocks:
                 blocks[pfn] = None
@@ -246,6 +239,8 @@ class FreeArea:
         first, last = start >> MAX_PAGE_ORDER, -(-end // MAX_ORDER_NR_PAGES)
         if self.top.overlaps(first, last):
             return max(start, self.top.within(first, last)[0][0] << MAX_PAGE_ORDER)
+        if not any(self.low):
+            return None
         size = 1
         for blocks in self.low:
             if blocks:

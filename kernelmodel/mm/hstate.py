@@ -135,15 +135,11 @@ class Hstate(HstatePool):
 
     def free_folios(self, runs: Iterable[tuple[int, int]]) -> None:
         """Take folios back from their user; surplus ones leave the pool. C: free_huge_folio()."""
-        for nid, folio, count in self.by_node(runs):
+        for nid, folio, count in [part for run in runs for part in self.by_node(*run)]:
             node = self.nodes[nid]
             node.check_in_use(folio, count)
-            self._free(
-                nid,
-                folio,
-                count,
-                self.door.remove(self.order, min(count, node.surplus), surplus=True),
-            )
+            surplus = self.door.remove(self.order, min(count, node.surplus), surplus=True)
+            self._free(nid, folio, count, surplus)
 
     def _free(self, nid: int, folio: int, n: int, surplus: int) -> None:
         """Folios off the free list: the first `surplus` leave, the others become free."""
@@ -213,9 +209,10 @@ class Hstate(HstatePool):
 
     def add_preserved(self, runs: Iterable[tuple[int, int]]) -> None:
         """Folios that come back from a handover enter the books as in use, and the pool's size."""
-        for nid, folio, count in self.by_node(runs):
-            self.own(nid, folio, count)
-            self.max_huge_pages += count
+        for pfn, n in runs:
+            for nid, folio, count in self.by_node(pfn, n):
+                self.own(nid, folio, count)
+            self.max_huge_pages += n
 
     def sysfs(self, nid: int | None = None) -> dict[str, str]:
         """The counters of `hugepages-*kB`, in all or below a node's directory, and their text."""
@@ -312,7 +309,7 @@ class Hstate(HstatePool):
             Busy: it is in use, or every free one is promised. NoMemory: its struct pages cannot
             be had; it stays, as a surplus page.
         """
-        for nid, folio, _ in self.by_node([(pfn, 1)]):
+        for nid, folio, _ in self.by_node(pfn, 1):
             node = self.nodes[nid]
             if folio not in node.free or self.available_huge_pages <= 0:
                 raise Busy("huge page is in use or promised", pfn=pfn)

@@ -247,22 +247,21 @@ class HstatePool:
             n -= take
         return runs
 
-    def by_node(self, runs: Iterable[tuple[int, int]]) -> list[tuple[int, int, int]]:
-        """Runs cut at the borders of nodes: (nid, folio number, number of folios).
+    def by_node(self, pfn: int, n: int) -> list[tuple[int, int, int]]:
+        """A run cut at the borders of nodes: (nid, folio number, number of folios).
 
         Raises:
-            ModelBug: part of a run lies on no node.
+            ModelBug: part of it lies on no node.
         """
-        order = self.order
+        order, end = self.order, pfn + (n << self.order)
         parts: list[tuple[int, int, int]] = []
-        for pfn, n in runs:
-            left = n
-            for nid, spans in self._spans:
-                for low, high in spans.within(pfn, pfn + (n << order)):
-                    parts.append((nid, low >> order, high - low >> order))
-                    left -= high - low >> order
-                if not left:
-                    break
-            if left:
-                raise ModelBug(f"{left} folios from page frame {pfn:#x} on lie on no node")
+        for nid, spans in self._spans:
+            if spans.contains(pfn, end):  # as nearly always
+                return [(nid, pfn >> order, n)]
+            parts += [
+                (nid, low >> order, high - low >> order) for low, high in spans.within(pfn, end)
+            ]
+        left = n - sum(count for _, _, count in parts)
+        if left:
+            raise ModelBug(f"{left} folios from page frame {pfn:#x} on lie on no node")
         return parts

@@ -26,12 +26,13 @@ class HugetlbFolioMap:
         #: (index, pfn, number of folios), ascending. Most files have one.
         self._runs: list[tuple[int, int, int]] = []
 
-    def put(self, start: int, runs: Iterable[tuple[int, int]]) -> None:
-        """Give the indices from `start` on, which have none, the folios of these runs."""
+    def put(self, start: int, runs: Iterable[tuple[int, int]]) -> int:
+        """Give the indices from `start` on, which have none, these folios; the first after them."""
         for pfn, n in runs:
             insort(self._runs, (start, pfn, n))
             self.total += n
             start += n
+        return start
 
     def take(self, start: int, end: int) -> tuple[Runs, RangeSet]:
         """Take out what [start, end) holds; returns the folios and their indices."""

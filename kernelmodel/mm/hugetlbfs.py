@@ -207,13 +207,9 @@ class HugetlbInode:
         Raises:
             NoMemory: a limit of the cgroup that shall pay for them.
         """
-        n = 0
-        for _, count in runs:
-            n += count
         if cgroup is not None or self._account.subpool is not None:
-            self._account.adopt(index, n, cgroup)
-        self.folios.put(index, runs)
-        self.resv.add(index, index + n)
+            self._account.adopt(index, sum(count for _, count in runs), cgroup)
+        self.resv.add(index, self.folios.put(index, runs))
 
     def mmap(
         self, start: int, nr: int, where: int | Placement = 0, *, noreserve: bool = False

@@ -22,7 +22,7 @@ Simplifications, and what a test could notice:
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from typing import Final
 
@@ -52,13 +52,17 @@ class _Zonelists(dict[tuple[int, bool], list[Zone]]):
         raise ModelBug(f"node {key[0]} does not exist")
 
 
+#: Page frames [start, end) of one zone and migrate type, and what keeps those that are free.
+_Stretch = tuple[int, int, Zone, FreeArea]
+
+
 class PageAllocator:
     """The page allocator of one kernel.
 
     `memory` gives every (start_pfn, nr_pages, nid) that exists; nothing is free to begin with.
     """
 
-    __slots__ = ("_held", "_starts", "_zonelists", "nodes")
+    __slots__ = ("_stretches", "_zonelists", "nodes")
 
     def __init__(self, memory: Iterable[tuple[int, int, int]]) -> None:
         layout = layout_of(tuple(memory))
@@ -70,13 +74,11 @@ class PageAllocator:
         for at, nid in enumerate(self.nodes):
             self._zonelists[nid, True] = own[at]
             self._zonelists[nid, False] = [zone for zones in own[at:] + own[:at] for zone in zones]
-        # Stretches of existing page frames of one zone and migrate type, ascending: where each
-        # starts; where it ends, its zone, and what keeps its pages when they are free.
-        self._starts = list(layout.starts)
-        self._held: list[tuple[int, Zone, FreeArea]] = []
-        for end, (nid, at) in zip(layout.ends, layout.zone_of, strict=True):
+        #: All page frames that exist, ascending. `(pfn + 1,)` sorts behind the stretch of `pfn`.
+        self._stretches: list[_Stretch] = []
+        for start, end, (nid, at) in zip(layout.starts, layout.ends, layout.zone_of, strict=True):
             zone = self.nodes[nid].zones[at]
-            self._held.append((end, zone, zone.areas[MigrateType.OTHER]))
+            self._stretches.append((start, end, zone, zone.areas[MigrateType.OTHER]))
 
     # Setting up.
 
@@ -88,20 +90,21 @@ class PageAllocator:
         """
         if start_pfn % MAX_ORDER_NR_PAGES or nr_pages % MAX_ORDER_NR_PAGES:
             raise ModelBug(f"CMA range {start_pfn:#x}+{nr_pages:#x} cuts a largest-order block")
-        for start, end, zone, area in self._stretches(start_pfn, start_pfn + nr_pages):
-            at = bisect_right(self._starts, start) - 1
-            stop = self._held[at][0]
+        for start, end, zone, area in self._within(start_pfn, start_pfn + nr_pages):
             if area.free_page_in(start, end) is not None:
                 raise ModelBug(f"CMA range {start:#x}-{end:#x} has free pages already")
-            cuts = [self._starts[at], start, end, stop]
-            kept = [(start, zone, area), (end, zone, zone.set_cma(start, end)), (stop, zone, area)]
-            parts = [n for n in range(3) if cuts[n] < cuts[n + 1]]
-            self._starts[at : at + 1] = [cuts[n] for n in parts]
-            self._held[at : at + 1] = [kept[n] for n in parts]
+            at = bisect_left(self._stretches, (start + 1,)) - 1
+            low, high, _, _ = self._stretches[at]
+            parts: list[_Stretch] = [(start, end, zone, zone.set_cma(start, end))]
+            if low < start:
+                parts.insert(0, (low, start, zone, area))
+            if end < high:
+                parts.append((end, high, zone, area))
+            self._stretches[at : at + 1] = parts
 
     def free_range(self, start_pfn: int, nr_pages: int) -> None:
         """Hand over memory that the allocator never had. C: memblock_free_pages()."""
-        for start, end, zone, area in self._stretches(start_pfn, start_pfn + nr_pages):
+        for start, end, zone, area in self._within(start_pfn, start_pfn + nr_pages):
             zone.managed += end - start
             area.put_new(start, end)
 
@@ -111,12 +114,12 @@ class PageAllocator:
         For pages restored from a handover and for gigantic boot pages, which may be freed like
         any other later. C: adjust_managed_page_count().
         """
-        at = bisect_right(self._starts, start_pfn) - 1
-        end, zone, _ = self._held[at]
+        at = bisect_left(self._stretches, (start_pfn + 1,)) - 1
+        _, end, zone, _ = self._stretches[at]
         if at >= 0 and start_pfn + nr_pages <= end:  # in one zone, as nearly always
             zone.managed += nr_pages
             return
-        for start, stop, zone, _ in self._stretches(start_pfn, start_pfn + nr_pages):
+        for start, stop, zone, _ in self._within(start_pfn, start_pfn + nr_pages):
             zone.managed += stop - start
 
     def setup_lowmem_reserve(self) -> None:
@@ -213,8 +216,8 @@ class PageAllocator:
         Raises:
             ModelBug: a page of it is free already, or does not exist.
         """
-        at = bisect_right(self._starts, pfn) - 1
-        end, zone, area = self._held[at]
+        at = bisect_left(self._stretches, (pfn + 1,)) - 1
+        _, end, zone, area = self._stretches[at]
         if order or at < 0 or pfn >= end:
             if new:
                 self.adjust_managed(pfn, 1 << order)
@@ -222,7 +225,7 @@ class PageAllocator:
             return
         if new:
             zone.managed += 1
-        area.put_page(pfn)
+        area.put_one(pfn, 0)
 
     def free_run(self, pfn: int, nr_pages: int) -> None:
         """Give a run of pages back, however they were allocated.
@@ -230,7 +233,7 @@ class PageAllocator:
         Raises:
             ModelBug: a page is free already, or does not exist.
         """
-        for start, end, _, area in self._stretches(pfn, pfn + nr_pages):
+        for start, end, _, area in self._within(pfn, pfn + nr_pages):
             area.put(start, end)
 
     # Looking.
@@ -276,14 +279,14 @@ class PageAllocator:
         """Whether all of these page frames are free."""
         return all(
             sum(high - low for low, high in area.within(start, end)) == end - start
-            for start, end, _, area in self._stretches(pfn, pfn + nr_pages)
+            for start, end, _, area in self._within(pfn, pfn + nr_pages)
         )
 
     def any_free(self, pfn: int, nr_pages: int = 1) -> bool:
         """Whether any of these page frames is free."""
         return any(
             area.free_page_in(start, end) is not None
-            for start, end, _, area in self._stretches(pfn, pfn + nr_pages)
+            for start, end, _, area in self._within(pfn, pfn + nr_pages)
         )
 
     def free_ranges(self) -> RangeSet:
@@ -307,22 +310,26 @@ class PageAllocator:
             if nid in (None, node.nid):
                 yield from node.zones
 
-    def _stretches(self, start: int, end: int) -> list[tuple[int, int, Zone, FreeArea]]:
-        """Cut a range of page frames where zone or migrate type change.
+    def _within(self, start: int, end: int) -> list[_Stretch]:
+        """The stretches that make up a range of page frames, cut to it.
 
         Raises:
             ModelBug: part of it does not exist.
         """
-        parts: list[tuple[int, int, Zone, FreeArea]] = []
-        at = bisect_right(self._starts, start) - 1
-        while start < end:
-            if not 0 <= at < len(self._held) or not self._starts[at] <= start < self._held[at][0]:
+        at = bisect_left(self._stretches, (start + 1,)) - 1
+        low, high, zone, area = self._stretches[at]
+        if low <= start < end <= high:  # one, as nearly always
+            return [(start, end, zone, area)]
+        parts: list[_Stretch] = []
+        for low, high, zone, area in self._stretches[max(at, 0) :]:
+            if start >= end:
+                break
+            if not low <= start < high:
                 raise ModelBug(f"page frame {start:#x} and others before {end:#x} do not exist")
-            stop, zone, area = self._held[at]
-            if end <= stop:  # nearly always
-                return [*parts, (start, end, zone, area)]
-            parts.append((start, stop, zone, area))
-            at, start = at + 1, stop
+            parts.append((start, min(end, high), zone, area))
+            start = high
+        if start < end:
+            raise ModelBug(f"page frame {start:#x} and others before {end:#x} do not exist")
         return parts
 
 
