@@ -6,9 +6,12 @@ process can hold as many hosts as it has memory for.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import lru_cache, partial
+from itertools import repeat
+from typing import TYPE_CHECKING, Any
 
 from kernelmodel.hugetlb_designs import HugetlbDesign, make_design
 from kernelmodel.kho.kexec_handover import Kho
@@ -166,14 +169,26 @@ class Kernel:
         It is a web of references, which otherwise the garbage collector alone would free, at a
         price. And whoever asks it for something that did not cross in memory gets no answer.
         """
-        parts = [getattr(self, name) for name in self.__slots__]
-        for part in (*parts, self):
-            if part is self or getattr(part, "kernel", None) is self:
-                for kind in type(part).__mro__:
-                    for name in getattr(kind, "__slots__", ()):
-                        if hasattr(part, name):
-                            delattr(part, name)
+        parts: tuple[Any, ...] = (
+            self.hugetlb_design,
+            self.kho,
+            self.luo,
+            self.luo_v4,
+            self.reserve_mem,
+            self,
+        )
+        for part in parts:
+            kind: Any = type(part)
+            there: Callable[[str], bool] = partial(hasattr, part)
+            deque(map(delattr, repeat(part), filter(there, _slots_of(kind))), maxlen=0)
+            getattr(part, "__dict__", {}).clear()
 
     def free_page(self, pa: int) -> None:
         """Give such a page back. C: free_page()."""
         self.page_alloc.free_pages(pa >> PAGE_SHIFT, 0)
+
+
+@lru_cache(maxsize=64)
+def _slots_of(kind: type) -> tuple[str, ...]:
+    """Names of all slots of a class and of those that it is derived from."""
+    return tuple(name for base in kind.__mro__ for name in getattr(base, "__slots__", ()))

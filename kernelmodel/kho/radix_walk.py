@@ -29,20 +29,18 @@ from kernelmodel.errors import KernelPanic
 from kernelmodel.kho.key_runs import KeyBatch, KeyRun, single_runs
 from kernelmodel.kho.radix_pages import (
     BITMAP_LOG2,
-    BitRuns,
     bit_runs,
     decode_key,
     leaf_runs,
     table_entries,
 )
-from kernelmodel.kho.radix_tree import TABLE_SHIFTS
+from kernelmodel.kho.radix_tree import TABLE_SHIFTS, encode_key
 from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE, PhysicalMemory
 
 __all__ = ["IncomingTree"]
 
 #: Pages looked at, a third of a microsecond each: a minute and a half.
 _VISITS_MAX: Final = 1 << 28
-_HANG: Final = "hang: the walk of the radix tree of preserved memory does not end"
 _ROOT_LEVEL: Final = KHO_TREE_MAX_DEPTH - 1
 _ZERO_PAGE: Final = bytes(PAGE_SIZE)
 #: By level: what hangs below a page whose first key is smaller than that is of several orders.
@@ -51,11 +49,10 @@ _ONE_ORDER_FROM: Final = tuple(
 )
 
 
-#: What hangs below one page at one level: the page's bytes, of a table its slots (index, address),
-#: of a bitmap its runs of bits, the pages that a walk from here looks at, whether there are keys.
-_Subtree = tuple[bytes, tuple[tuple[int, int], ...], BitRuns, int, bool]
+#: A page as it is read at one level: its bytes, and of a table its slots (index, address).
+_Node = tuple[bytes, tuple[tuple[int, int], ...]]
 _PAGE: Final = itemgetter(0)
-#: Of what a subtree is found by: (level, address).
+#: Of what a node is found by: (level, address).
 _ADDRESS: Final = itemgetter(1)
 
 
@@ -68,75 +65,80 @@ class IncomingTree:
 
     def __init__(self, memory: PhysicalMemory, root_pa: int, end_pfn: int) -> None:
         self._memory = memory
-        self._root_pa = root_pa
-        self._end_pfn = end_pfn
-        self._subtrees: dict[tuple[int, int], _Subtree] = {}
-        #: Pages that were walked to again.
+        #: Keys from this one on, of order 0, are behind the end of memory.
+        self._end_key = encode_key(end_pfn, 0)
+        self._nodes: dict[tuple[int, int], _Node] = {}
+        #: Pages that were looked at again, and what `_below` has found out.
         self._again = 0
+        self._known: dict[tuple[int, int], tuple[int, bool]] = {}
         self._runs: list[KeyBatch] = []
         #: The first key of those that are behind the end of memory.
         self._outside: int | None = None
         self._visit(_ROOT_LEVEL, root_pa, 0, True)
-        self._frames = [pa >> PAGE_SHIFT for _, pa in self._subtrees]
+        self._frames = [pa >> PAGE_SHIFT for _, pa in self._nodes]
 
     @property
     def is_as_it_was(self) -> bool:
         """Whether all of its pages still hold what was read from them."""
         # broken entries lead anywhere, not only to where pages begin: those are not looked for
-        if reduce(or_, map(_ADDRESS, self._subtrees)) % PAGE_SIZE:
+        if reduce(or_, map(_ADDRESS, self._nodes)) % PAGE_SIZE:
             return False
-        now = list(map(self._memory.page, self._frames))
-        return now == list(map(_PAGE, self._subtrees.values()))
+        return list(map(self._memory.page, self._frames)) == list(map(_PAGE, self._nodes.values()))
 
-    def _visit(self, level: int, pa: int, prefix: int, inside: bool) -> _Subtree:
-        """Walk what hangs at a page, and note its keys unless all before them are outside."""
-        known = self._subtrees.get((level, pa))
-        if known is not None:
-            self._again += known[3]
-            if len(self._subtrees) + self._again > _VISITS_MAX:
-                raise KernelPanic(_HANG)
-            if inside:
-                self._note(level, pa, prefix)
-            return known
+    def _visit(self, level: int, pa: int, prefix: int, inside: bool) -> None:
+        """Walk what hangs at a page, and note its keys unless all are outside."""
+        if (level, pa) in self._nodes:
+            self._visit_again(level, pa, prefix, inside)
+            return
         page = self._memory.read(pa, PAGE_SIZE)
         begins_inside = inside and (prefix < _ONE_ORDER_FROM[level] or self._is_inside(prefix))
-        entries: tuple[tuple[int, int], ...] = ()
-        bits: BitRuns = ()
-        visits, keys = 1, False
         if level == 0:
-            bits, keys = bit_runs(page), page != _ZERO_PAGE
+            self._nodes[0, pa] = page, ()
             if begins_inside:
-                self._runs += leaf_runs(bits, prefix)
+                self._runs += leaf_runs(bit_runs(page), prefix)
         else:
             entries, shift = table_entries(page), TABLE_SHIFTS[level]
+            self._nodes[level, pa] = page, entries
             for index, child in entries:
-                below = self._visit(level - 1, child, prefix | index << shift, begins_inside)
-                visits += below[3]
-                keys = keys or below[4]
-        if keys and inside and not begins_inside and self._outside is None:
+                self._visit(level - 1, child, prefix | index << shift, begins_inside)
+        if inside and not begins_inside and self._outside is None and self._below(level, pa)[1]:
             self._outside = prefix
-        tree = self._subtrees[level, pa] = page, entries, bits, visits, keys
-        return tree
 
-    def _is_inside(self, prefix: int) -> bool:
-        """Whether the first key of a page whose keys are of one order is in memory."""
-        top = prefix.bit_length() - 1
-        order = KHO_ORDER_0_LOG2 - top
-        return order >= 0 and (prefix ^ 1 << top) << order < self._end_pfn
+    def _visit_again(self, level: int, pa: int, prefix: int, inside: bool) -> None:
+        """As `_visit`, of a page that was walked already and is reached by another key."""
+        self._again += self._below(level, pa)[0]
+        if len(self._nodes) + self._again > _VISITS_MAX:
+            raise KernelPanic("hang: the walk of the radix tree of preserved memory does not end")
+        if inside:
+            self._note(level, pa, prefix)
 
     def _note(self, level: int, pa: int, prefix: int) -> None:
-        """Note the keys of a page that was walked already, which is reached by another key."""
-        _, entries, bits, _, keys = self._subtrees[level, pa]
-        if not keys:
+        if not self._below(level, pa)[1]:
             return
+        page, entries = self._nodes[level, pa]
         if prefix >= _ONE_ORDER_FROM[level] and not self._is_inside(prefix):
             self._outside = prefix if self._outside is None else self._outside
         elif level == 0:
-            self._runs += leaf_runs(bits, prefix)
+            self._runs += leaf_runs(bit_runs(page), prefix)
         else:
             shift = TABLE_SHIFTS[level]
             for index, child in entries:
                 self._note(level - 1, child, prefix | index << shift)
+
+    def _is_inside(self, prefix: int) -> bool:
+        """Whether the first key of a page whose keys are of one order is in memory."""
+        order = KHO_ORDER_0_LOG2 + 1 - prefix.bit_length()
+        return order >= 0 and prefix << order < self._end_key
+
+    def _below(self, level: int, pa: int) -> tuple[int, bool]:
+        """Pages that a walk from this node looks at, each time anew, and whether it finds keys."""
+        known = self._known.get((level, pa))
+        if known is None:
+            page, entries = self._nodes[level, pa]
+            below = [self._below(level - 1, child) for _, child in entries]
+            has_keys = any(keys for _, keys in below) if level else page != _ZERO_PAGE
+            known = self._known[level, pa] = 1 + sum(visits for visits, _ in below), has_keys
+        return known
 
     def node_frames(self) -> list[int]:
         """Frames of the tree's pages, each at least once."""
