@@ -68,7 +68,7 @@ class Phase:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        self._clock.phase_ends()
+        self._clock.phase_ends(self)
 
     @property
     def end_ns(self) -> int:
@@ -105,8 +105,9 @@ class _LaneBlock:
         clock = self._clock
         if clock.running is not None:
             raise ModelBug(f"lane {self._name!r} within lane {clock.running.name!r}")
-        if clock.group is not None:
-            clock.running = clock.group.lane(self._name)
+        group = clock.forked()
+        if group is not None:
+            clock.running = group.lane(self._name)
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
@@ -118,18 +119,18 @@ class Clock:
     """A host's virtual time in nanoseconds; it outlives the host's kernels."""
 
     __slots__ = (
+        "_costs",
         "_draws",
         "_draws_outside",
+        "_group",
         "_luck",
         "_luck_of_phase",
         "_main_locks",
         "_phase",
         "_phases_so_far",
-        "_plain",
         "_slowdowns",
         "cost",
         "cpus",
-        "group",
         "now_ns",
         "on_phase",
         "running",
@@ -145,8 +146,7 @@ class Clock:
         #: Where the main lane stands; within a lane, the instant at which its group forked.
         self.now_ns = 0
         self._phase: Phase | None = None
-        #: The lanes that run in parallel now, of the phase; None outside one. Lane blocks use it.
-        self.group: Group | None = None
+        self._group: Group | None = None  # of the lanes that run in parallel now, if any do
         #: The lane whose block is open; None on the main lane.
         self.running: Lane | None = None
         self._main_locks: list[str] = []
@@ -158,7 +158,7 @@ class Clock:
         self._draws = self._draws_outside  # or this phase's own
         self._luck_of_phase = ""
         self._slowdowns: dict[str, list[int]] = {}
-        self._plain = cost.plain  # shared by the hosts of a run, until a fault slows this one
+        self._costs = cost.plain  # shared by the hosts of a run, until a fault slows this one
 
     def advance_to(self, now_ns: int) -> None:
         """Let idle time pass on the main lane, until `now_ns`."""
@@ -183,39 +183,31 @@ class Clock:
 
     def charge(self, op: str, units: int = 1) -> None:
         """State that `units` of `op` are done on the current lane, under the locks it holds."""
-        if units < 0:
-            raise ModelBug(f"{units} units of {op!r}")
-        plain = self._plain
-        if op in plain:
-            base_ns, per_unit_ps = plain[op]
-            ns = base_ns + (units * per_unit_ps + 500) // 1000
-        else:
+        ns = self._costs[op, units]
+        if ns is None:
             ns = self._uncommon_cost_ns(op, units)
         lane = self.running
         if lane is not None:
             lane.work_ns += ns
             return
-        if self.group is not None and self.group.lanes:
+        if self._group is not None:
             self._join()
         self.now_ns += ns
 
     def charge_locked(self, lock: str, op: str, units: int = 1) -> None:
         """As `charge` in a block under `lock` of which it is all."""
-        lane, plain = self.running, self._plain
-        held = self._main_locks if lane is None else lane.held + self._main_locks
-        if lane is None or op not in plain or units < 0 or lock in held:
+        lane, ns = self.running, self._costs[op, units]
+        if not ns or lane is None or lock in lane.held or lock in self._main_locks:
             with self.lock(lock):
                 self.charge(op, units)
             return
-        before_ns = lane.work_ns
-        base_ns, per_unit_ps = plain[op]
-        lane.work_ns += base_ns + (units * per_unit_ps + 500) // 1000
-        if lane.work_ns > before_ns:
-            lane.lock_ops += ((before_ns, lock, True), (lane.work_ns, lock, False))
+        taken_ns = lane.work_ns
+        lane.work_ns = dropped_ns = taken_ns + ns
+        lane.blocks.append((lock, taken_ns, dropped_ns))
 
     def charge_each(self, op: str, units: NDArray[np.int64] | list[int]) -> None:
         """As `charge` for each of these numbers of units in turn; there is one at least."""
-        plain = self._plain.get(op)
+        plain = self._costs.rows.get(op)
         if plain is None:
             for each in units if isinstance(units, list) else units.tolist():
                 self.charge(op, each)
@@ -229,7 +221,7 @@ class Clock:
         if self.running is not None:
             self.running.work_ns += ns
             return
-        if self.group is not None and self.group.lanes:
+        if self._group is not None:
             self._join()
         self.now_ns += ns
 
@@ -243,15 +235,22 @@ class Clock:
 
     def fork(self, lanes: Iterable[tuple[str, _T]], step: Callable[[_T], object]) -> None:
         """Take a step with each argument on the lane that it comes with, as in lane blocks."""
-        for name, argument in lanes:
-            if self.running is not None:
-                raise ModelBug(f"lane {name!r} within lane {self.running.name!r}")
-            if self.group is not None:
-                self.running = self.group.lane(name)
-            try:
+        if self.running is not None:
+            raise ModelBug(f"fork within lane {self.running.name!r}")
+        group = self.forked()
+        try:
+            for name, argument in lanes:
+                if group is not None:
+                    self.running = group.lane(name)
                 step(argument)
-            finally:
-                self.running = None
+        finally:
+            self.running = None
+
+    def forked(self) -> Group | None:
+        """What a lane runs in if it is entered now; None outside a phase. The lane blocks' call."""
+        if self._group is None and self._phase is not None:
+            self._group = Group()
+        return self._group
 
     def lock(self, name: str) -> LockBlock:
         """A block under a lock: what different lanes charge under it follows one another."""
@@ -276,21 +275,23 @@ class Clock:
     def _sort_out_plain(self) -> None:
         slowed = {op for op, factors in self._slowdowns.items() if factors}
         plain = self.cost.plain
-        self._plain = {op: plain[op] for op in plain if op not in slowed} if slowed else plain
+        self._costs = plain.without(slowed) if slowed else plain
 
     def _uncommon_cost_ns(self, op: str, units: int) -> int:
-        if op not in self.cost.lucky:  # a plain row that a fault slows
-            ns = self.cost.cost_ns(op, units)
-        else:
+        if op in self.cost.lucky:
             base_ns, per_unit_ps, spread = self.cost.lucky[op]
             # Draws are counted apart for each op, lane and phase, so that one VM's luck does not
             # depend on how many others its host has, nor this update's on how the last one went.
-            what = op if self.running is None else f"{op} {self.running.name}"
-            index = self._draws.get(what, 0)
-            self._draws[what] = index + 1
-            drawn = draw(self._luck, self._luck_of_phase + what, index, Spread.RESOLUTION)
+            name = f"{self._luck_of_phase}{op}"
+            if self.running is not None:
+                name = f"{name} {self.running.name}"
+            index = self._draws.get(name, 0)
+            self._draws[name] = index + 1
+            drawn = draw(self._luck, name, index, Spread.RESOLUTION)
             ns = base_ns + (units * per_unit_ps + 500) // 1000
             ns = ns * spread.multiplier_permille(drawn) // _PERMILLE
+        else:  # a plain row that a fault slows
+            ns = self.cost.cost_ns(op, units)
         if op in self._slowdowns:
             for permille in self._slowdowns[op]:
                 ns = ns * permille // _PERMILLE
@@ -303,27 +304,25 @@ class Clock:
             raise ModelBug(f"phase {name!r} within phase {self._phase.name!r}")
         phase.start_ns = self.now_ns
         self._phase = phase
-        self.group = Group()
         self._phases_so_far[name] = nr = self._phases_so_far.get(name, 0) + 1
         self._draws, self._luck_of_phase = {}, f"{name} {nr} "
 
-    def phase_ends(self) -> None:
+    def phase_ends(self, phase: Phase) -> None:
         """It is left; the phase's call."""
-        self._join()
-        phase, self._phase = self._phase, None
-        self.group = None
+        if self._group is not None:
+            self._join()
+        phase.duration_ns = self.now_ns - phase.start_ns
+        self._phase = None
         self._draws, self._luck_of_phase = self._draws_outside, ""
-        if self.on_phase is not None and phase is not None:
+        if self.on_phase is not None:
             self.on_phase(phase)
 
     def _join(self) -> None:
-        """End the current group, if any: its lanes run, the main lane waits for the last."""
-        phase, group = self._phase, self.group
-        if phase is None or group is None:
-            return
-        if group.lanes:
-            self.group = Group()
+        """The main lane goes on once the last of the group's lanes is done."""
+        phase, group = self._phase, self._group
+        if phase is not None and group is not None:
+            self._group = None
             ends = group.run(self.now_ns, self.cpus)
-            self.now_ns = max(ends.values())
-            phase.lanes_joined(ends)
-        phase.duration_ns = self.now_ns - phase.start_ns
+            if ends:
+                self.now_ns = max(ends.values())
+                phase.lanes_joined(ends)

@@ -13,13 +13,13 @@ measurements override them. ``python -m kernelmodel.sim [PROFILE.toml]`` prints 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from difflib import get_close_matches
 from functools import cache
 from hashlib import blake2b
 from importlib.resources import files
 from types import MappingProxyType, TracebackType
-from typing import Self
+from typing import Final, Self
 
 from kernelmodel.errors import ModelBug
 from kernelmodel.sim.cost_rows import KINDS, CostRow, Spread
@@ -30,10 +30,14 @@ __all__ = [
     "CostModel",
     "CostProfileError",
     "CostRow",
+    "PlainCosts",
     "Slowdown",
     "Spread",
     "format_profile",
 ]
+
+#: Costs that are remembered at most.
+_MANY: Final = 1 << 14
 
 
 class CostModel:
@@ -42,10 +46,10 @@ class CostModel:
     def __init__(self, rows: Mapping[str, CostRow], spreads: Mapping[str, Spread]) -> None:
         self.rows: Mapping[str, CostRow] = MappingProxyType(dict(sorted(rows.items())))
         self.spreads: Mapping[str, Spread] = MappingProxyType(dict(sorted(spreads.items())))
-        #: (base_ns, per_unit_ps) of the rows without a spread: nearly all.
-        self.plain: Mapping[str, tuple[int, int]] = {
-            op: (row.base_ns, row.per_unit_ps) for op, row in self.rows.items() if not row.spread
-        }
+        #: Of the rows without a spread: nearly all.
+        self.plain = PlainCosts(
+            {op: (row.base_ns, row.per_unit_ps) for op, row in self.rows.items() if not row.spread}
+        )
         #: (base_ns, per_unit_ps, spread) of the others.
         self.lucky: Mapping[str, tuple[int, int, Spread]] = {
             op: (row.base_ns, row.per_unit_ps, self.spreads[row.spread])
@@ -106,6 +110,34 @@ class CostModel:
             points = ", ".join(f"{at / 10:g} % → {factor / 1000:g}" for at, factor in spread.points)
             lines.append(f"| {spread.name} | {points} | {spread.kind} | {spread.source} |")
         return "\n".join(lines) + "\n"
+
+
+class PlainCosts(dict[tuple[str, int], int | None]):
+    """Nanoseconds of (op, units), worked out when first asked for; None if op is not of `rows`."""
+
+    __slots__ = ("rows",)
+
+    def __init__(self, rows: Mapping[str, tuple[int, int]]) -> None:
+        super().__init__()
+        #: (base_ns, per_unit_ps) by op.
+        self.rows = rows
+
+    def __missing__(self, charge: tuple[str, int]) -> int | None:
+        op, units = charge
+        if units < 0:
+            raise ModelBug(f"{units} units of {op!r}")
+        if len(self) == _MANY:  # fleets of few kinds of hosts have some hundreds
+            self.clear()
+        ns = None
+        if op in self.rows:
+            base_ns, per_unit_ps = self.rows[op]
+            ns = base_ns + (int(units) * per_unit_ps + 500) // 1000
+        self[charge] = ns
+        return ns
+
+    def without(self, ops: Collection[str]) -> PlainCosts:
+        """The costs of all other ops."""
+        return PlainCosts({op: row for op, row in self.rows.items() if op not in ops})
 
 
 class Slowdown:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from bisect import bisect_left
+from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
 from kernelmodel.errors import ModelBug
@@ -28,15 +29,30 @@ class Spread:
     #: Draws are integers in [0, RESOLUTION): a thousand steps from one permille to the next.
     RESOLUTION: ClassVar[int] = 1_000_000
 
-    def multiplier_permille(self, drawn: int) -> int:
-        """The multiplier at the quantile drawn / RESOLUTION, rounded down to a permille."""
+    #: Draws at which the stretches between points end; (first draw, draws, multiplier, rise).
+    _ends: list[int] = field(init=False, repr=False, compare=False)
+    _stretches: list[tuple[int, int, int, int]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
         scale = self.RESOLUTION // _PERMILLE
+        ends, stretches = [], []
         left, low = 0, 0
         for right, high in self.points:
-            if right and drawn <= right * scale:
-                return low + (high - low) * (drawn - left * scale) // ((right - left) * scale)
+            if right:
+                ends.append(right * scale)
+                stretches.append((left * scale, (right - left) * scale, low, high - low))
             left, low = right, high
-        raise ModelBug(f"the quantile {drawn} is beyond the spread {self.name!r}")
+        object.__setattr__(self, "_ends", ends)
+        object.__setattr__(self, "_stretches", stretches)
+
+    def multiplier_permille(self, drawn: int) -> int:
+        """The multiplier at the quantile drawn / RESOLUTION, rounded down to a permille."""
+        try:
+            first, draws, low, rise = self._stretches[bisect_left(self._ends, drawn)]
+        except IndexError:
+            message = f"the quantile {drawn} is beyond the spread {self.name!r}"
+            raise ModelBug(message) from None
+        return low + rise * (drawn - first) // draws
 
 
 @dataclass(frozen=True, slots=True)

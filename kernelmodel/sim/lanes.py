@@ -38,14 +38,35 @@ _LockOp = tuple[int, str, bool]
 class Lane:
     """A thread's program within a group: its work, and at which points of it locks change hands."""
 
-    __slots__ = ("held", "lock_ops", "name", "work_ns")
+    __slots__ = ("blocks", "held", "name", "work_ns")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.held: list[str] = []
         self.work_ns = 0
-        #: In order.
-        self.lock_ops: list[_LockOp] = []
+        #: (lock, work done when it is taken, when it is dropped), as they are dropped.
+        self.blocks: list[tuple[str, int, int]] = []
+
+    def turns(self, lock: str) -> list[int]:
+        """The work done when the lane takes and drops the lock, in turn, and at its end."""
+        turns: list[int] = []
+        for name, taken_ns, dropped_ns in self.blocks:
+            if name == lock:
+                turns += taken_ns, dropped_ns
+        turns.append(self.work_ns)
+        return turns
+
+    def program(self, locks: set[str]) -> list[_LockOp]:
+        """What the lane does to these locks, in order, and ("", False) at the end of its work."""
+        ops = [(self.work_ns, "", False)]  # from the last to the first
+        around: list[_LockOp] = []  # takes of the blocks that the next one may lie within
+        for lock, taken_ns, dropped_ns in reversed(self.blocks):
+            while around and around[-1][0] >= dropped_ns:
+                ops.append(around.pop())
+            if lock in locks:
+                ops.append((dropped_ns, lock, False))
+                around.append((taken_ns, lock, True))
+        return [*around, *reversed(ops)]
 
 
 class LockBlock:
@@ -54,24 +75,22 @@ class LockBlock:
     Nobody waits for a lock under which no time passed.
     """
 
-    __slots__ = ("_from_ns", "_lane", "_main_locks", "_name")
+    __slots__ = ("_lane", "_main_locks", "_name", "_taken_ns")
 
     def __init__(self, name: str, lane: Lane | None, main_locks: list[str]) -> None:
         self._name = name
         self._lane = lane
         self._main_locks = main_locks
-        self._from_ns = 0  # of the lane's work
 
     def __enter__(self) -> None:
-        lock, lane = self._name, self._lane
-        held = self._main_locks if lane is None else lane.held
+        lock, lane, held = self._name, self._lane, self._main_locks
+        if lane is not None:
+            if lock in held:
+                raise ModelBug(f"lane {lane.name!r} waits for {lock!r}, which the main lane holds")
+            held = lane.held
+            self._taken_ns = lane.work_ns
         if lock in held:
             raise ModelBug(f"lock {lock!r} is taken twice by one lane")
-        if lane is not None:
-            if lock in self._main_locks:
-                raise ModelBug(f"lane {lane.name!r} waits for {lock!r}, which the main lane holds")
-            self._from_ns = lane.work_ns
-            lane.lock_ops.append((lane.work_ns, lock, True))
         held.append(lock)
 
     def __exit__(
@@ -81,11 +100,9 @@ class LockBlock:
         if lane is None:
             self._main_locks.pop()  # blocks nest
             return
-        lane.held.pop()
-        if lane.work_ns == self._from_ns:
-            lane.lock_ops.pop()
-        else:
-            lane.lock_ops.append((lane.work_ns, self._name, False))
+        lock = lane.held.pop()
+        if lane.work_ns > self._taken_ns:
+            lane.blocks.append((lock, self._taken_ns, lane.work_ns))
 
 
 class Group:
@@ -98,10 +115,7 @@ class Group:
 
     def lane(self, name: str) -> Lane:
         """The lane so called, created at first use."""
-        lanes = self.lanes
-        if name not in lanes:
-            lanes[name] = Lane(name)
-        return lanes[name]
+        return self.lanes.setdefault(name, Lane(name))
 
     def run(self, fork_ns: int, cpus: int) -> dict[str, int]:
         """The instant at which each lane ends, by name, in order of creation."""
@@ -110,12 +124,10 @@ class Group:
         if not shared and len(lanes) <= cpus:  # nobody waits for anything
             return {name: fork_ns + lane.work_ns for name, lane in lanes.items()}
         if len(shared) == 1 and len(lanes) <= cpus:  # nearly always: one lock, a CPU for everybody
-            ends_ns = _queue([_turns(lane, *shared) for lane in lanes.values()], fork_ns)
-            return dict(zip(lanes, ends_ns, strict=True))
-        programs = [
-            [*[op for op in lane.lock_ops if op[1] in shared], (lane.work_ns, "", False)]
-            for lane in lanes.values()
-        ]
+            (lock,) = shared
+            turns = [lane.turns(lock) for lane in lanes.values()]
+            return dict(zip(lanes, _queue(turns, fork_ns), strict=True))
+        programs = [lane.program(shared) for lane in lanes.values()]
         ends = _schedule(programs, fork_ns, cpus)
         named = dict(zip(lanes, ends, strict=True))
         done = {name: end for name, end in named.items() if end is not None}
@@ -130,39 +142,39 @@ def _shared_locks(lanes: Iterable[Lane]) -> set[str]:
     first: dict[str, Lane] = {}
     shared: set[str] = set()
     for lane in lanes:
-        for _, lock, _ in lane.lock_ops:
-            if lock not in first:
-                first[lock] = lane
-            elif first[lock] is not lane:
-                shared |= {lock}
+        for lock, _, _ in lane.blocks:
+            if first.setdefault(lock, lane) is not lane:
+                shared.add(lock)
     return shared
-
-
-def _turns(lane: Lane, lock: str) -> list[int]:
-    """The work that a lane has done when it takes and drops the lock, in turn, and at its end."""
-    return [*[at_ns for at_ns, name, _ in lane.lock_ops if name == lock], lane.work_ns]
 
 
 def _queue(lanes: list[list[int]], fork_ns: int) -> list[int]:
     """When each lane ends that waits for one lock alone: who asked first is served first.
 
-    As `_schedule`, from one request to the next: nothing else can hold anybody up.
+    Of each lane the work done when it takes and drops the lock, in turn, and at its end. As
+    `_schedule`, from one request to the next: nothing else can hold anybody up.
     """
-    ends = [0] * len(lanes)
-    taken = [0] * len(lanes)  # how often a lane has had the lock
-    asking = [(fork_ns + turns[0], index) for index, turns in enumerate(lanes)]  # or at its end
+    count = len(lanes)
+    ends = [0] * count
+    next_turn = [0] * count
+    # Instants count from the fork, times `count`: that leaves room for the lane's index.
+    asking = [turns[0] * count + index for index, turns in enumerate(lanes)]  # or at its end
     heapify(asking)
-    free_ns = fork_ns  # when the lock is dropped
+    free = 0  # when the lock is dropped
     while asking:
-        asked_ns, index = asking[0]
-        turns, at = lanes[index], 2 * taken[index]
+        asked = asking[0]
+        index = asked % count
+        turns, at = lanes[index], next_turn[index]
         if at + 1 == len(turns):
-            ends[index] = asked_ns
+            ends[index] = fork_ns + asked // count
             heappop(asking)
-        else:
-            free_ns = max(free_ns, asked_ns) + turns[at + 1] - turns[at]
-            taken[index] += 1
-            heapreplace(asking, (free_ns + turns[at + 2] - turns[at + 1], index))
+            continue
+        taken_ns, dropped_ns, again_ns = turns[at : at + 3]
+        next_turn[index] = at + 2
+        if asked > free:
+            free = asked - index
+        free += (dropped_ns - taken_ns) * count
+        heapreplace(asking, free + (again_ns - dropped_ns) * count + index)
     return ends
 
 

@@ -52,10 +52,13 @@ Value = int | str | bytes | bool
 
 MAGIC: Final = b"LUFTRC1\n"
 _VERSION: Final = 1
-_START: Final = bytes(32)
+_SIZE: Final = 32
+_START: Final = bytes(_SIZE)
 #: A hash that has been given nothing: a copy of it is made faster than another one.
-_hasher: Final = blake2b(digest_size=32).copy
+_hasher: Final = blake2b(digest_size=_SIZE).copy
 _HEAD: Final = Struct(">BQ")
+_LINK: Final = Struct(f">{_SIZE}sBQ")  # of the chain: state, head
+_CELLS: Final = 1024
 _U16: Final = Struct(">H")
 _U32: Final = Struct(">I")
 
@@ -89,24 +92,24 @@ class Trace:
 
     def append(self, now_ns: int, event: str, fields: Mapping[str, Value]) -> None:
         """Append an event to the stream."""
-        if now_ns < 0:
-            raise ModelBug(f"event {event!r} at {now_ns} ns")
-        heading, names = _shape(event, (*fields,))
-        parts = [self._state, _HEAD.pack(_VERSION, now_ns), heading]
-        for name, short in names:
-            value = fields[name]
-            encoder = _ENCODERS[type(value)]
-            if encoder is None:
-                raise ModelBug(
-                    f"event {event!r}: field {name!r} is {value!r}, not int, str, bytes or bool"
-                )
-            parts += short, encoder(value)
+        heading, columns = _SHAPES[event, *fields]
+        name, value = "", None
+        try:
+            parts = [_LINK.pack(self._state, _VERSION, now_ns), heading]
+            for name, column in columns:
+                value = fields[name]
+                parts.append(column[type(value)][value])
+        except struct.error:
+            raise ModelBug(f"event {event!r} at {now_ns} ns") from None
+        except TypeError:
+            message = f"field {name!r} is {value!r}, not int, str, bytes or bool"
+            raise ModelBug(f"event {event!r}: {message}") from None
         link = b"".join(parts)
         hasher = _hasher()
         hasher.update(link)
         self._state = hasher.digest()
         if self._kept is not None:
-            record = link[len(_START) :]
+            record = link[_SIZE:]
             self._kept += (_U32.pack(len(record)), record)
 
     def hexdigest(self) -> str:
@@ -124,7 +127,7 @@ class Trace:
 
 def run_digest(streams: Mapping[str, str]) -> str:
     """The digest of a run from its streams' digests (hexadecimal)."""
-    hasher = blake2b(digest_size=32)
+    hasher = blake2b(digest_size=_SIZE)
     for name in sorted(streams):
         state = bytes.fromhex(streams[name])
         if state != _START:
@@ -176,7 +179,6 @@ class TraceFile:
                 yield name.decode(), _decode(_exactly(file, size))
 
 
-@lru_cache(maxsize=4096)
 def _text(value: str) -> bytes:
     data = value.encode()
     return b"s" + _U32.pack(len(data)) + data
@@ -186,7 +188,6 @@ def _flag(value: bool) -> bytes:
     return b"t\0\0\0\1\1" if value else b"t\0\0\0\1\0"
 
 
-@lru_cache(maxsize=4096)
 def _number(value: int) -> bytes:
     number = int(value)  # so that an IntEnum is written like its number
     size = number.bit_length() // 8 + 1
@@ -197,23 +198,62 @@ def _data(value: bytes) -> bytes:
     return b"b" + _U32.pack(len(value)) + value
 
 
-class _Encoders(dict[type, Callable[[Any], bytes] | None]):
-    """What writes a value of a type, tag and length first: found at the type's first value."""
-
-    def __missing__(self, kind: type) -> Callable[[Any], bytes] | None:
-        known = ((str, _text), (bool, _flag), (int, _number), (bytes, _data))
-        self[kind] = next((encoder for base, encoder in known if issubclass(kind, base)), None)
-        return self[kind]
-
-
-_ENCODERS: Final = _Encoders()
+_ENCODERS: Final[tuple[tuple[type, Callable[[Any], bytes]], ...]] = (
+    (str, _text),
+    (bool, _flag),
+    (int, _number),
+    (bytes, _data),
+)
 
 
-@lru_cache(maxsize=4096)
-def _shape(event: str, names: tuple[str, ...]) -> tuple[bytes, tuple[tuple[str, bytes], ...]]:
-    """What records of one kind share: name and number of fields, and the fields in order."""
-    heading = _short(event) + _U16.pack(len(names))
-    return heading, tuple((name, _short(name)) for name in sorted(names))
+class _Cells(dict[Value, bytes]):
+    """How a field of one name and type is written, by its value, as far as it was needed lately."""
+
+    __slots__ = ("_encode", "_short")
+
+    def __init__(self, short: bytes, encode: Callable[[Any], bytes]) -> None:
+        super().__init__()
+        self._short = short
+        self._encode = encode
+
+    def __missing__(self, value: Value) -> bytes:
+        if len(self) == _CELLS:
+            self.clear()
+        self[value] = cell = self._short + self._encode(value)
+        return cell
+
+
+class _Column(dict[type, _Cells]):
+    """How a field of one name is written, by its type."""
+
+    __slots__ = ("_name",)
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._name = name
+
+    def __missing__(self, kind: type) -> _Cells:
+        for base, encode in _ENCODERS:
+            if issubclass(kind, base):
+                self[kind] = cells = _Cells(_short(self._name), encode)
+                return cells
+        raise TypeError(f"{kind} cannot be written")
+
+
+class _Shapes(dict[tuple[str, ...], tuple[bytes, list[tuple[str, _Column]]]]):
+    """What records of one kind share: name and number of fields, and the fields in order.
+
+    By the event's name and the fields' as they come.
+    """
+
+    def __missing__(self, shape: tuple[str, ...]) -> tuple[bytes, list[tuple[str, _Column]]]:
+        event, *names = shape
+        heading = _short(event) + _U16.pack(len(names))
+        self[shape] = made = heading, [(name, _Column(name)) for name in sorted(names)]
+        return made
+
+
+_SHAPES: Final = _Shapes()
 
 
 @lru_cache(maxsize=4096)

@@ -8,7 +8,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kernelmodel.errors import ModelBug
@@ -74,12 +74,15 @@ def test_broken_files_are_refused(tmp_path: Path, content: bytes, message: str) 
 def test_a_field_of_another_type_is_a_model_bug() -> None:
     with pytest.raises(ModelBug, match=r"field 'ratio' is 0\.5"):
         Trace("host/a").emit(0, "x", ratio=0.5)  # type: ignore[arg-type]
+    with pytest.raises(ModelBug, match=r"field 'all' is \[1\]"):
+        Trace("host/a").emit(0, "x", all=[1])  # type: ignore[arg-type]
     with pytest.raises(ModelBug, match="event 'x' at -1 ns"):
         Trace("host/a").emit(-1, "x")
 
 
 @settings(deadline=None)
 @given(EVENTS)
+@example([(1, "50%", {"%b": b"%b", "%": 1, "%%": True})])
 def test_what_was_emitted_is_what_is_decoded(
     events: list[tuple[int, str, dict[str, Value]]],
 ) -> None:
