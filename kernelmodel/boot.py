@@ -107,10 +107,10 @@ def _setup_arch(kernel: Kernel) -> None:
         _alloc(kernel, _NODE_DATA_BYTES, PAGE_SIZE, nid)
 
 
-def _alloc(kernel: Kernel, size: int, align: int, nid: int = -1, *, exact_nid: bool = False) -> int:
+def _alloc(kernel: Kernel, size: int, align: int, nid: int = -1) -> int:
     """Allocate early memory and clear it. C: memblock_alloc_node()."""
     size = -(-size // PAGE_SIZE) * PAGE_SIZE
-    pa = kernel.memblock.alloc_range(size, align, nid=nid, exact_nid=exact_nid)
+    pa = kernel.memblock.alloc_range(size, align, nid=nid)
     kernel.memory.zero(pa >> PAGE_SHIFT, size >> PAGE_SHIFT)
     return pa
 
@@ -120,25 +120,23 @@ def _alloc_vmemmap(kernel: Kernel, size: int, nid: int) -> None:
 
     Taken in as large pieces as there are, which is where single ones would have come to lie.
     """
-    piece = GIB
+    memblock = kernel.memblock
     size = -(-size // _VMEMMAP_PIECE) * _VMEMMAP_PIECE
-    whole = size // GIB * GIB
-    if whole > GIB:  # all of them at once, if that ends where the first would
-        first = kernel.memblock.find_in_range(GIB, _VMEMMAP_PIECE, nid=nid)
-        at_once = kernel.memblock.find_in_range(whole, _VMEMMAP_PIECE, nid=nid)
-        if first is not None and at_once is not None and at_once + whole == first + GIB:
-            piece = whole
+    piece = GIB
     while size:
         piece = min(piece, size)
-        try:
-            pa = _alloc(kernel, piece, _VMEMMAP_PIECE, nid, exact_nid=piece > _VMEMMAP_PIECE)
-        except NoMemory:
-            if piece == _VMEMMAP_PIECE:
-                raise
+        wanted = size // piece
+        for pa, nr in memblock.alloc_runs(piece, wanted, _VMEMMAP_PIECE, nid):
+            kernel.memory.zero(pa >> PAGE_SHIFT, nr * piece >> PAGE_SHIFT)
+            kernel.hugetlb.vmemmap.add_home(nid, pa >> PAGE_SHIFT, nr * piece >> PAGE_SHIFT)
+            wanted -= nr
+            size -= nr * piece
+        if wanted and piece > _VMEMMAP_PIECE:
             piece = max(_VMEMMAP_PIECE, piece // (2 * _VMEMMAP_PIECE) * _VMEMMAP_PIECE)
-        else:
-            size -= piece
+        elif wanted:  # the node is full
+            pa = _alloc(kernel, piece, _VMEMMAP_PIECE, nid)
             kernel.hugetlb.vmemmap.add_home(nid, pa >> PAGE_SHIFT, piece >> PAGE_SHIFT)
+            size -= piece
 
 
 def _hugetlb_bootmem_alloc(kernel: Kernel) -> None:

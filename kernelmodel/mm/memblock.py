@@ -5,6 +5,9 @@ regions: `memory` (what the firmware map gives, with node and marks) and `reserv
 may allocate, with the reason as flags). An allocation searches the memory that is not reserved
 from the top down and reserves what it finds.
 
+What is searched are plain ranges, of what is free and of what is marked as scratch; the lists are
+made from that and from what was reserved, and why, once somebody looks at them.
+
 Happy path: `add` memory, `reserve` image and handover, `alloc_range` what early boot wants,
 then `free_ranges` feed the page allocator.
 
@@ -16,8 +19,8 @@ All addresses and sizes here are bytes.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -29,7 +32,6 @@ from kernelmodel.mm.memblock_regions import (
     MemblockFlags,
     Region,
     RegionList,
-    merged,
 )
 from kernelmodel.mm.ranges import RangeSet
 
@@ -39,7 +41,6 @@ PAGE_SHIFT: Final = 12
 #: Page zero is never allocated, so that address 0 can mean failure.
 _LOWEST: Final = 4096
 # Plain integers for the hot paths: arithmetic on IntFlag members costs microseconds.
-_NOMAP: Final = int(MemblockFlags.NOMAP)
 _RSRV_NOINIT: Final = int(MemblockFlags.RSRV_NOINIT)
 _RSRV_KERN: Final = int(MemblockFlags.RSRV_KERN)
 _KHO_SCRATCH: Final = int(MemblockFlags.KHO_SCRATCH)
@@ -49,11 +50,28 @@ _RSRV_HUGETLB: Final = int(MemblockFlags.RSRV_HUGETLB)
 class Memblock:
     """The boot-time allocator of one kernel. C: struct memblock."""
 
-    __slots__ = ("_reserved", "_scattered", "current_limit", "kho_scratch_only", "memory")
+    __slots__ = (
+        "_free",
+        "_later",
+        "_memory",
+        "_ram",
+        "_reserved",
+        "_scattered",
+        "_scratch",
+        "current_limit",
+        "kho_scratch_only",
+    )
 
     def __init__(self) -> None:
-        self.memory = RegionList()
+        #: Memory without marks; with them, if anybody asked since they changed.
+        self._ram = RegionList()
+        self._memory: RegionList | None = None
+        #: Memory that is not reserved, and addresses that are marked as scratch.
+        self._free = RangeSet()
+        self._scratch = RangeSet()
+        #: The list of what is reserved, and what has yet to be done to it.
         self._reserved = RegionList()
+        self._later: list[partial[None]] = []
         #: Reserved pages besides, which lie scattered, until somebody wants a list of them.
         self._scattered: Extents | None = None
         #: Allocations that name no end stay below this. C: memblock.current_limit.
@@ -62,17 +80,39 @@ class Memblock:
 
     # What exists.
 
+    @property
+    def memory(self) -> RegionList:
+        """Everything that exists."""
+        memory = self._memory
+        if memory is None:
+            memory = self._memory = RegionList()
+            for base, end, nid, _ in self._ram.regions:
+                for low, high in self._scratch.within(base, end):
+                    if base < low:
+                        memory.regions.append((base, low, nid, 0))
+                    memory.regions.append((low, high, nid, _KHO_SCRATCH))
+                    base = high  # noqa: PLW2901 - the rest of it
+                if base < end:
+                    memory.regions.append((base, end, nid, 0))
+        return memory
+
     def add(self, base: int, size: int, nid: int = 0) -> None:
         """Memory that exists. C: memblock_add_node()."""
-        self.memory.add(base, base + size, nid, 0)
+        self._ram.add(base, base + size, nid, 0)
+        self._memory = None
+        self._free.add(base, base + size)
+        for region in self.reserved.within(base, base + size):
+            self._free.remove(region.base, region.end)
 
     def mark_kho_scratch(self, base: int, size: int) -> None:
         """Let scratch-only allocations use this memory. C: memblock_mark_kho_scratch()."""
-        self.memory.change(base, base + size, on=_KHO_SCRATCH)
+        self._scratch.add(base, base + size)
+        self._memory = None
 
     def clear_kho_scratch(self, base: int, size: int) -> None:
         """C: memblock_clear_kho_scratch()."""
-        self.memory.change(base, base + size, off=_KHO_SCRATCH)
+        self._scratch.remove(base, base + size)
+        self._memory = None
 
     def set_kho_scratch_only(self) -> None:
         """From now on only marked memory is allocated. C: memblock_set_kho_scratch_only()."""
@@ -94,19 +134,21 @@ class Memblock:
     def reserved(self) -> RegionList:
         """Everything that is taken."""
         if self._scattered is not None:
-            scattered, self._scattered = self._scattered, None
-            for pfn, nr_pages in scattered:
-                self.reserve_noinit(pfn << PAGE_SHIFT, nr_pages << PAGE_SHIFT)
+            self._list_scattered(self._scattered)
+        for change in self._later:
+            change()
+        self._later.clear()
         return self._reserved
+
+    def _list_scattered(self, scattered: Extents) -> None:
+        self._scattered = None
+        for pfn, nr_pages in scattered:
+            self.reserve_noinit(pfn << PAGE_SHIFT, nr_pages << PAGE_SHIFT)
 
     def reserve_noinit(self, base: int, size: int) -> None:
         """`reserve` and `mark_noinit` at once."""
-        reserved = self.reserved
-        if reserved.overlaps(base, base + size):
-            reserved.add(base, base + size, NUMA_NO_NODE, 0)
-            reserved.change(base, base + size, on=_RSRV_NOINIT)
-        else:  # nothing of it was taken, as nearly always
-            reserved.add(base, base + size, NUMA_NO_NODE, _RSRV_NOINIT)
+        self.reserve(base, size)
+        self.mark_noinit(base, size)
 
     def reserve_noinit_pages(self, pages: Extents) -> None:
         """`reserve_noinit` for each of these runs, which ascend and do not touch."""
@@ -122,18 +164,21 @@ class Memblock:
 
     def reserve(self, base: int, size: int, nid: int = NUMA_NO_NODE, flags: int = 0) -> None:
         """Take a range; parts already taken keep their reason. C: memblock_reserve()."""
-        self.reserved.add(base, base + size, nid, int(flags))
+        self._free.remove(base, base + size)
+        self._later.append(partial(self._reserved.add, base, base + size, nid, int(flags)))
 
     def mark_noinit(self, base: int, size: int) -> None:
         """Tell boot to leave the page structures of a taken range alone.
 
         C: memblock_reserved_mark_noinit().
         """
-        self.reserved.change(base, base + size, on=_RSRV_NOINIT)
+        self._later.append(partial(self._reserved.change, base, base + size, on=_RSRV_NOINIT))
 
     def free(self, base: int, size: int) -> None:
         """Give a range back. C: memblock_phys_free()."""
-        self.reserved.remove(base, base + size)
+        self._later.append(partial(self._reserved.remove, base, base + size))
+        for region in self._ram.within(base, base + size):
+            self._free.add(region.base, region.end)
 
     phys_free = free
 
@@ -144,9 +189,8 @@ class Memblock:
         their node from then on, what is allocated later for the node that was asked for.
         C: numa_clear_kernel_node_hotplug().
         """
-        reserved = self.reserved
-        for base, end, nid, _ in merged([(*entry[:3], 0) for entry in self.memory.regions]):
-            reserved.change(base, end, nid=nid)
+        for base, end, nid, _ in self._ram.regions:
+            self._later.append(partial(self._reserved.change, base, end, nid=nid))
 
     def is_reserved(self, base: int, size: int = 1) -> bool:
         """Whether any of the range is taken. C: memblock_is_region_reserved()."""
@@ -173,74 +217,56 @@ class Memblock:
     # Searching and allocating.
 
     def free_ranges(self, nid: int | None = None, *, marks: int = 0) -> list[tuple[int, int, int]]:
-        """Memory that is not reserved as (base, end, nid), ascending.
+        """Memory that is not reserved and has all `marks` as (base, end, nid), ascending.
 
-        C: for_each_free_mem_range(). It has all `marks`; memory without a kernel mapping (NOMAP)
-        is left out.
+        C: for_each_free_mem_range().
         """
-        reserved = self.reserved
-        taken = reserved.regions
-        found: list[tuple[int, int, int]] = []
-        for base, end, region_nid, flags in self.memory.regions:
-            if flags & (_NOMAP | marks) != marks or nid not in (None, region_nid):
-                continue
-            at = base
-            for first, last, _, _ in taken[reserved.first_beyond(at) : bisect_left(taken, (end,))]:
-                if at < first:
-                    found.append((at, first, region_nid))
-                at = last
-            if at < end:
-                found.append((at, end, region_nid))
-        return found
+        if self._scattered is not None:
+            self._list_scattered(self._scattered)
+        return [
+            (low, high, region_nid)
+            for base, end, region_nid, flags in self.memory.regions
+            if flags & marks == marks and (nid is None or nid == region_nid)
+            for low, high in self._free.within(base, end)
+        ]
 
     def free_pages(self) -> Sequence[tuple[int, int] | Extents]:
         """Whole pages of `free_ranges` as (frame, pages), many short runs at once."""
-        if self._scattered is None:
-            ranges = self.free_ranges()
-            pages = [(-(-base >> PAGE_SHIFT), end >> PAGE_SHIFT) for base, end, _ in ranges]
-            return [(start, stop - start) for start, stop in pages if start < stop]
-        return list(self._free_extents(self._scattered))
+        if self._scattered is not None:
+            return list(self._free_extents(self._scattered))
+        return [
+            (start, stop - start)
+            for base, end, _ in self.free_ranges()
+            if (start := -(-base >> PAGE_SHIFT)) < (stop := end >> PAGE_SHIFT)
+        ]
 
     def _free_extents(self, scattered: Extents) -> Iterator[Extents]:
-        for region in self.memory:
-            if region.flags & _NOMAP:
-                continue
-            listed = self._reserved.within(region.base, region.end)
-            first = np.searchsorted(scattered.ends << PAGE_SHIFT, region.base, "right")
-            last = np.searchsorted(scattered.pfns << PAGE_SHIFT, region.end, "left")
-            bases = [region.base, *(taken.base for taken in listed), region.end]
-            ends = [region.base, *(taken.end for taken in listed), region.end]
-            at = np.searchsorted(bases[1:-1], scattered.pfns[first:last] << PAGE_SHIFT) + 1
-            taken = np.insert(bases, at, scattered.pfns[first:last] << PAGE_SHIFT)
-            until = np.insert(ends, at, scattered.ends[first:last] << PAGE_SHIFT)
-            starts = -(-until[:-1] >> PAGE_SHIFT)
-            counts = (taken[1:] >> PAGE_SHIFT) - starts
-            yield Extents(starts[counts > 0], counts[counts > 0])
+        """The parts of each region: every taken page ends one and begins the next."""
+        for base, end, _, _ in self.memory.regions:
+            free = np.array(self._free.within(base, end), dtype=np.int64).reshape(-1, 2)
+            first = np.searchsorted(scattered.ends << PAGE_SHIFT, base, "right")
+            last = np.searchsorted(scattered.pfns << PAGE_SHIFT, end, "left")
+            starts = np.append(free[:, 0], scattered.ends[first:last] << PAGE_SHIFT)
+            ends = np.append(free[:, 1], scattered.pfns[first:last] << PAGE_SHIFT)
+            starts, ends = -(-np.sort(starts) >> PAGE_SHIFT), np.sort(ends) >> PAGE_SHIFT
+            there = starts < ends  # a page at the edge of a range leaves nothing there
+            yield Extents(starts[there], (ends - starts)[there])
 
     def find_in_range(
         self, size: int, align: int, start: int = 0, end: int | None = None, nid: int = NUMA_NO_NODE
     ) -> int | None:
         """The highest aligned free address, or None. C: memblock_find_in_range_node()."""
+        if self._scattered is not None:
+            self._list_scattered(self._scattered)
         start = max(start, _LOWEST)
         end = self.current_limit if end is None else min(end, self.current_limit)
         marks = _KHO_SCRATCH if self.kho_scratch_only else 0
-        taken = self.reserved.regions
         for base, stop, region_nid, flags in reversed(self.memory.regions):
-            if base >= end or nid not in (NUMA_NO_NODE, region_nid):
-                continue
-            if flags & (_NOMAP | marks) != marks:
-                continue
-            low, high = max(base, start), min(stop, end)
-            at = bisect_left(taken, (high,)) - 1
-            while at >= 0 and taken[at][1] > low:
-                found = (high - size) & -align
-                if found >= taken[at][1] < high:
-                    return found
-                high = taken[at][0]
-                at -= 1
-            found = (high - size) & -align
-            if found >= low < high:
-                return found
+            if flags & marks == marks and nid in (NUMA_NO_NODE, region_nid):
+                for low, high in reversed(self._free.within(base, stop)):
+                    found = min(high, end) - size & -align
+                    if found >= low and found >= start:
+                        return found
         return None
 
     def alloc_range(
@@ -266,31 +292,44 @@ class Memblock:
             found = self.find_in_range(size, align, start, end)
         if found is None:
             raise NoMemory("memblock has no such range", size=size, align=align, nid=nid)
-        self._reserved.add(found, found + size, nid, int(flags))
+        self.reserve(found, size, nid, flags)
         return found
 
     def alloc_hugetlb(
         self, size: int, nr: int, nid: int, avoid: RangeSet | None = None
     ) -> list[tuple[int, int]]:
-        """Up to `nr` naturally aligned pages of `size` bytes on exactly `nid`.
+        """Up to `nr` naturally aligned pages of `size` bytes on exactly `nid`, as `alloc_runs`.
 
-        Returns runs (address, number of pages), highest first, as single top-down allocations
-        would have given them; fewer than `nr` pages when the node has no more room. `avoid`
-        holds KHO's real scratch areas (bytes): a page there could not be preserved later, so
-        hugetlb passes them over, while it may use scratch that was extended for this boot.
+        `avoid` holds KHO's real scratch areas (bytes): a page there could not be preserved later,
+        so hugetlb passes them over, while it may use scratch that was extended for this boot.
+        """
+        return self.alloc_runs(size, nr, size, nid, avoid, _RSRV_KERN | _RSRV_HUGETLB)
+
+    def alloc_runs(
+        self,
+        size: int,
+        nr: int,
+        align: int,
+        nid: int,
+        avoid: RangeSet | None = None,
+        flags: int = _RSRV_KERN,
+    ) -> list[tuple[int, int]]:
+        """Up to `nr` times `size` bytes, a multiple of `align`, on exactly `nid`.
+
+        Returns runs (address, number), highest first, as single top-down allocations would have
+        given them; fewer than `nr` when the node has no more room.
         """
         runs: list[tuple[int, int]] = []
         marks = _KHO_SCRATCH if self.kho_scratch_only else 0
         for low, high, _ in reversed(self.free_ranges(nid, marks=marks)):
             for base, end in _outside(avoid, max(low, _LOWEST), min(high, self.current_limit)):
-                first, last = -(-base // size), end // size
-                take = min(nr, last - first)
+                top = end & -align
+                take = min(nr, (top - base) // size)
                 if take > 0:
-                    runs.append(((last - take) * size, take))
+                    runs.append((top - take * size, take))
                     nr -= take
-        flags = _RSRV_KERN | _RSRV_HUGETLB
         for address, count in runs:
-            self.reserved.add(address, address + count * size, nid, flags)
+            self.reserve(address, count * size, nid, flags)
         return runs
 
 
