@@ -34,8 +34,6 @@ from kernelmodel.sim.clock import Clock
 __all__ = ["STRUCT_PAGE_SIZE", "boot"]
 
 STRUCT_PAGE_SIZE = 64
-#: struct pages of a node's last zone that are initialised early: one section.
-_PAGES_PER_SECTION = 1 << 15
 _COLD_KERNEL_BASE = 16 * MIB
 _VMEMMAP_PIECE = 2 * MIB
 _PERCPU_BYTES = 512 * KIB
@@ -167,7 +165,7 @@ def _mm_core_init(kernel: Kernel) -> int:
             kernel.hugetlb.vmemmap.add_home(nid, pa >> PAGE_SHIFT, heads)
     _alloc(kernel, _PERCPU_BYTES * kernel.machine.spec.cpus, PAGE_SIZE)
     kernel.reserve_mem.setup()
-    early = _early_pages(kernel)
+    early = sum([node.layout.early_pages for node in kernel.page_alloc.nodes.values()])
     kernel.charge("memmap_init_page", early)
     kernel.kho.memory_init()
     if kernel.kho.incoming is not None:
@@ -184,20 +182,6 @@ def _mm_core_init(kernel: Kernel) -> int:
     memblock.clear_kho_scratch_only()
     kernel.page_alloc.setup_lowmem_reserve()
     kernel.charge("memblock_free_pages", blocks)
-    return early
-
-
-def _early_pages(kernel: Kernel) -> int:
-    """Struct pages that are not deferred: low zones and a section of each node's last zone."""
-    early = 0
-    for node in kernel.page_alloc.nodes.values():
-        spans = node.layout.spans
-        last_zone_start = max((1 << 20) if spans[-1][1] > 1 << 20 else 0, spans[0][0])
-        pages = _PAGES_PER_SECTION
-        for low, high in spans:
-            if low < last_zone_start:
-                pages += min(high, last_zone_start) - low
-        early += min(node.layout.present_pages, pages)
     return early
 
 

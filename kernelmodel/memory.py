@@ -79,12 +79,12 @@ class PhysicalMemory:
     hence a `KernelPanic`.
     """
 
-    __slots__ = ("_bounds", "_high", "_installed", "_low", "_pages", "_pieces", "_scattered")
+    __slots__ = ("_bounds", "_installed", "_pages", "_pieces", "_scattered", "_usual")
 
     def __init__(self, ranges: tuple[MemoryRange, ...]) -> None:
         self._installed = RangeSet((r.base >> PAGE_SHIFT, r.end >> PAGE_SHIFT) for r in ranges)
-        # Most of it: what lies between these frames need not be looked for.
-        self._low, self._high = max(self._installed, key=_length, default=(0, 0))
+        # Most of it, while nothing is scattered: neither need be looked at for these frames.
+        self._usual = range(*max(self._installed, key=_length, default=(0, 0)))
         # All that is not zero, ascending: runs of content, and single frames of plain bytes.
         self._pieces: list[Piece] = []
         # First frame of each piece and the one behind its last: start, end, start, end, ... The
@@ -97,9 +97,7 @@ class PhysicalMemory:
 
     def is_ram(self, pa: int, size: int = 1) -> bool:
         """Whether all of [pa, pa + size) is installed RAM."""
-        return pa >= 0 and self._installed.contains(
-            pa >> PAGE_SHIFT, (pa + size + PAGE_SIZE - 1) >> PAGE_SHIFT
-        )
+        return self._installed.contains(pa >> PAGE_SHIFT, pa + size + _IN_PAGE >> PAGE_SHIFT)
 
     def _check(self, pfn: int, end: int) -> None:
         if not self._installed.contains(pfn, end):
@@ -177,10 +175,8 @@ class PhysicalMemory:
 
     def fill(self, pfn: int, nr_pages: int, content: Content, first: int = 0) -> None:
         """Let frames pfn … hold `content`, beginning with its page `first`."""
-        at = self._clear(pfn, pfn + nr_pages)
         if nr_pages:
-            self._bounds[at:at] = (pfn, pfn + nr_pages)
-            self._pieces.insert(at >> 1, (pfn, nr_pages, content, first))
+            self._replace(pfn, pfn + nr_pages, (pfn, nr_pages, content, first))
 
     def fill_scattered(self, pfns: Frames, content: Content, first: int = 0) -> None:
         """As `fill` for each of these frames in turn, with one page of `content` each."""
@@ -195,71 +191,70 @@ class PhysicalMemory:
         wanted = FrameSet()
         wanted.add(pfns)
         here = self._scattered = self._scattered or ScatteredFrames()
-        for start, frames, content, first in self._pieces_within(low, high):
-            holes = [run for batch in wanted.runs(start, start + frames) for run in batch]
+        self._usual = range(0)
+        at, last = bisect_right(self._bounds, low) >> 1, bisect_left(self._bounds, high) + 1 >> 1
+        for frame, frames, content, first in self._pieces[at:last]:
+            start, end = max(frame, low), min(frame + frames, high)
+            holes = [run for batch in wanted.runs(start, end) for run in batch]
             if content is not None and len(holes) > FEW_RUNS:  # it is no run any more
-                self._clear(start, start + frames)
-                here.put(np.arange(start, start + frames), content, np.arange(frames) + first)
+                self.zero(start, end - start)
+                pages = np.arange(start - frame, end - frame) + first
+                here.put(np.arange(start, end), content, pages)
             else:
                 for pfn, nr_pages in holes:
-                    self._clear(pfn, pfn + nr_pages)
+                    self.zero(pfn, nr_pages)
         here.clear_frames(pfns)
         return here
 
     def zero(self, pfn: int, nr_pages: int) -> None:
         """Clear whole frames."""
-        self._clear(pfn, pfn + nr_pages)
+        if nr_pages:
+            self._replace(pfn, pfn + nr_pages, None)
 
     def clear_page(self, pfn: int) -> None:
         """Clear one frame, which is going to be written. C: clear_page()."""
         if pfn not in self._pages:
             at = bisect_right(self._bounds, pfn)
-            if at & 1 or not self._low <= pfn < self._high or self._scattered is not None:
-                at = self._clear(pfn, pfn + 1)
-            self._bounds[at:at] = (pfn, pfn + 1)
-            self._pieces.insert(at >> 1, (pfn, 1, None, 0))
+            if at & 1 or pfn not in self._usual:
+                self._replace(pfn, pfn + 1, (pfn, 1, None, 0))
+            else:
+                self._bounds[at:at] = (pfn, pfn + 1)
+                self._pieces.insert(at >> 1, (pfn, 1, None, 0))
         self._pages[pfn] = bytearray(PAGE_SIZE)
 
-    def _clear(self, pfn: int, end: int) -> int:
-        """Let frames [pfn, end) hold zeroes; where among the bounds theirs would be."""
-        if not self._low <= pfn < end <= self._high:
+    def _replace(self, pfn: int, end: int, piece: Piece | None) -> None:
+        """Let `piece` be what frames [pfn, end) hold; None for zeroes."""
+        if pfn not in self._usual or end > self._usual.stop:
             self._check(pfn, end)
-        at, last = bisect_right(self._bounds, pfn), bisect_left(self._bounds, end)
-        if at != last or at & 1:
-            at = self._cut_out(pfn, end, at, last)
-        if self._scattered is not None:
-            self._scattered.clear(pfn, end - pfn)
-        return at
-
-    def _cut_out(self, pfn: int, end: int, at: int, last: int) -> int:
-        """Take out what pieces hold of these frames: `at` bounds are up to pfn, `last` below end.
-
-        Returns what `_clear` does.
-        """
+            if self._scattered is not None:
+                self._scattered.clear(pfn, end - pfn)
+        bounds = self._bounds
+        at, last = bisect_right(bounds, pfn), bisect_left(bounds, end)
+        if at == last and at & 1 == 0:  # nothing is there
+            if piece is not None:
+                bounds[at:at] = (pfn, end)
+                self._pieces.insert(at >> 1, piece)
+            return
+        pieces, edges = ([], []) if piece is None else ([piece], [pfn, end])
         met = self._pieces[at >> 1 : last + 1 >> 1]
-        here = at & -2
-        left: list[Piece] = []
-        bounds: list[int] = []
-        if at & 1 and met[0][0] < pfn:
-            start, _, content, first = met[0]
-            left.append((start, pfn - start, content, first))
-            bounds += (start, pfn)
-            here += 2
-        if last & 1 and self._bounds[last] > end:
-            start, frames, content, first = met[-1]
-            left.append((end, start + frames - end, content, first + end - start))
-            bounds += (end, start + frames)
+        start, _, content, first = met[0]
+        if start < pfn:
+            pieces.insert(0, (start, pfn - start, content, first))
+            edges[:0] = (start, pfn)
+        start, frames, content, first = met[-1]
+        if end < start + frames:
+            pieces.append((end, start + frames - end, content, first + end - start))
+            edges += (end, start + frames)
         for start, _, content, _ in met:
             if content is None:
                 del self._pages[start]
-        self._pieces[at >> 1 : last + 1 >> 1] = left
-        self._bounds[at & -2 : last + 1 & -2] = bounds
-        return here
+        self._pieces[at >> 1 : last + 1 >> 1] = pieces
+        bounds[at & -2 : last + 1 & -2] = edges
 
     def copy(self, source: int, target: int, nr_pages: int) -> None:
         """Copy whole frames; the two ranges do not overlap."""
         pieces = self.segments(source, nr_pages)
-        self._clear(target, target + nr_pages)
+        self.zero(target, nr_pages)
         for pfn, frames, content, first in pieces:
             at = target + pfn - source
             if content is not None:
@@ -273,8 +268,17 @@ class PhysicalMemory:
         Pieces are (frame, frames, content, first page of the content); content is None for frames
         that hold plain bytes or nothing, which come one by one and in runs of zeroes.
         """
-        end = pfn + nr_pages
-        pieces = self._pieces_within(pfn, end)
+        if not nr_pages:
+            return []
+        bounds, end = self._bounds, pfn + nr_pages
+        at, last = bisect_right(bounds, pfn), bisect_left(bounds, end)
+        pieces = self._pieces[at >> 1 : last + 1 >> 1]
+        if at & 1 and pieces[0][0] < pfn:
+            start, frames, content, first = pieces[0]
+            pieces[0] = (pfn, start + frames - pfn, content, first + pfn - start)
+        if last & 1 and bounds[last] > end:
+            start, _, content, first = pieces[-1]
+            pieces[-1] = (start, end - start, content, first)
         if sum(map(_frames_of, pieces)) == nr_pages:
             return pieces
         self._check(pfn, end)
@@ -288,18 +292,6 @@ class PhysicalMemory:
         if at < end:
             whole.append((at, end - at, None, 0))
         return whole if self._scattered is None else self._scattered.among(whole, self._pages)
-
-    def _pieces_within(self, pfn: int, end: int) -> list[Piece]:
-        """The pieces that meet [pfn, end), cut to it, ascending."""
-        first, last = bisect_right(self._bounds, pfn), bisect_left(self._bounds, end)
-        pieces = self._pieces[first >> 1 : last + 1 >> 1]
-        if first & 1 and pieces[0][0] < pfn:
-            start, frames, content, page = pieces[0]
-            pieces[0] = (pfn, start + frames - pfn, content, page + pfn - start)
-        if last & 1 and self._bounds[last] > end:
-            start, _, content, page = pieces[-1]
-            pieces[-1] = (start, end - start, content, page)
-        return pieces
 
     def content_digest(self, extents: Iterable[tuple[int, int] | Extents]) -> bytes:
         """A fingerprint of what the frames of `extents` (pfn, nr_pages) hold, in that order.

@@ -101,8 +101,9 @@ class Memblock:
         self._ram.add(base, base + size, nid, 0)
         self._memory = None
         self._free.add(base, base + size)
-        for region in self.reserved.within(base, base + size):
-            self._free.remove(region.base, region.end)
+        if self._later or self._reserved.regions:
+            for region in self.reserved.within(base, base + size):
+                self._free.remove(region.base, region.end)
 
     def mark_kho_scratch(self, base: int, size: int) -> None:
         """Let scratch-only allocations use this memory. C: memblock_mark_kho_scratch()."""
@@ -189,8 +190,7 @@ class Memblock:
         their node from then on, what is allocated later for the node that was asked for.
         C: numa_clear_kernel_node_hotplug().
         """
-        for base, end, nid, _ in self._ram.regions:
-            self._later.append(partial(self._reserved.change, base, end, nid=nid))
+        self._later.append(partial(self._reserved.change_nodes, tuple(self._ram.regions)))
 
     def is_reserved(self, base: int, size: int = 1) -> bool:
         """Whether any of the range is taken. C: memblock_is_region_reserved()."""
@@ -216,19 +216,28 @@ class Memblock:
 
     # Searching and allocating.
 
-    def free_ranges(self, nid: int | None = None, *, marks: int = 0) -> list[tuple[int, int, int]]:
-        """Memory that is not reserved and has all `marks` as (base, end, nid), ascending.
+    def free_ranges(self, nid: int | None = None) -> list[tuple[int, int, int]]:
+        """Memory that is not reserved as (base, end, nid), ascending. C: for_each_free_mem_range().
 
-        C: for_each_free_mem_range().
+        Every border of a region ends a range.
         """
         if self._scattered is not None:
             self._list_scattered(self._scattered)
         return [
             (low, high, region_nid)
-            for base, end, region_nid, flags in self.memory.regions
-            if flags & marks == marks and (nid is None or nid == region_nid)
+            for base, end, region_nid, _ in self.memory.regions
+            if nid is None or nid == region_nid
             for low, high in self._free.within(base, end)
         ]
+
+    def _from_the_top(self, nid: int) -> Iterator[tuple[int, int]]:
+        """What may be allocated (on `nid`), highest first. C: for_each_free_mem_range_reverse()."""
+        if self._scattered is not None:
+            self._list_scattered(self._scattered)
+        marks = _KHO_SCRATCH if self.kho_scratch_only else 0
+        for base, end, region_nid, flags in reversed(self.memory.regions):
+            if flags & marks == marks and nid in (NUMA_NO_NODE, region_nid):
+                yield from reversed(self._free.within(base, end))
 
     def free_pages(self) -> Sequence[tuple[int, int] | Extents]:
         """Whole pages of `free_ranges` as (frame, pages), many short runs at once."""
@@ -256,17 +265,12 @@ class Memblock:
         self, size: int, align: int, start: int = 0, end: int | None = None, nid: int = NUMA_NO_NODE
     ) -> int | None:
         """The highest aligned free address, or None. C: memblock_find_in_range_node()."""
-        if self._scattered is not None:
-            self._list_scattered(self._scattered)
         start = max(start, _LOWEST)
         end = self.current_limit if end is None else min(end, self.current_limit)
-        marks = _KHO_SCRATCH if self.kho_scratch_only else 0
-        for base, stop, region_nid, flags in reversed(self.memory.regions):
-            if flags & marks == marks and nid in (NUMA_NO_NODE, region_nid):
-                for low, high in reversed(self._free.within(base, stop)):
-                    found = min(high, end) - size & -align
-                    if found >= low and found >= start:
-                        return found
+        for low, high in self._from_the_top(nid):
+            found = min(high, end) - size & -align
+            if found >= low and found >= start:
+                return found
         return None
 
     def alloc_range(
@@ -320,14 +324,15 @@ class Memblock:
         given them; fewer than `nr` when the node has no more room.
         """
         runs: list[tuple[int, int]] = []
-        marks = _KHO_SCRATCH if self.kho_scratch_only else 0
-        for low, high, _ in reversed(self.free_ranges(nid, marks=marks)):
+        for low, high in self._from_the_top(nid):
             for base, end in _outside(avoid, max(low, _LOWEST), min(high, self.current_limit)):
                 top = end & -align
                 take = min(nr, (top - base) // size)
                 if take > 0:
                     runs.append((top - take * size, take))
                     nr -= take
+            if not nr:
+                break
         for address, count in runs:
             self.reserve(address, count * size, nid, flags)
         return runs

@@ -7,11 +7,11 @@ changes what is there already, equal neighbours become one. Addresses and sizes 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import IntFlag
 from typing import Final, NamedTuple
 
-__all__ = ["NUMA_NO_NODE", "MemblockFlags", "Region", "RegionList", "merged"]
+__all__ = ["NUMA_NO_NODE", "MemblockFlags", "Region", "RegionList"]
 
 NUMA_NO_NODE: Final = -1
 
@@ -49,7 +49,7 @@ class Region(NamedTuple):
 _Entry = tuple[int, int, int, int]
 
 
-def merged(pieces: list[_Entry]) -> list[_Entry]:
+def _merged(pieces: list[_Entry]) -> list[_Entry]:
     """The same, ascending regions, equal neighbours as one."""
     out = pieces[:1]
     for piece in pieces[1:]:
@@ -113,7 +113,7 @@ class RegionList:
             at = region[1]
         if at < end:
             pieces.append((at, end, nid, flags))
-        regions[low:high] = merged(pieces)
+        regions[low:high] = _merged(pieces)
 
     def remove(self, base: int, end: int) -> None:
         """Take [base, end) out, whatever of it is there. C: memblock_remove_range()."""
@@ -158,7 +158,12 @@ class RegionList:
                 pieces.append((end, last, was, flags))
             else:
                 pieces.append((first, last, node, changed))
-        regions[low:high] = merged(pieces)
+        regions[low:high] = _merged(pieces)
+
+    def change_nodes(self, of: Iterable[_Entry]) -> None:
+        """Give everything the node of that one of these regions in which it lies."""
+        for base, end, nid, _ in of:
+            self.change(base, end, nid=nid)
 
     def overlaps(self, base: int, end: int) -> bool:
         """Whether any of [base, end) is there."""

@@ -65,6 +65,8 @@ ZONE_BOUNDS: Final[tuple[tuple[ZoneType, str, int, int], ...]] = (
     (ZoneType.DMA32, "DMA32", (16 << 20) >> PAGE_SHIFT, (4 << 30) >> PAGE_SHIFT),
     (ZoneType.NORMAL, "Normal", (4 << 30) >> PAGE_SHIFT, 1 << 52),
 )
+_ABOVE_DMA32: Final = ZONE_BOUNDS[-1][2]
+_PAGES_PER_SECTION: Final = 1 << 15
 
 
 class Zone:
@@ -112,7 +114,10 @@ class NodeLayout:
     nid: int
     #: Page frames that exist. C: node_present_pages.
     present_pages: int
-    spans: tuple[tuple[int, int], ...]
+    #: Those whose struct pages boot does not defer: below Normal, and a section of the last zone.
+    #: C: defer_init().
+    early_pages: int
+    spans: RangeSet
     zones: tuple[tuple[str, int, int], ...]
 
 
@@ -144,7 +149,11 @@ def layout_of(memory: tuple[tuple[int, int, int], ...]) -> Layout:
             stretches += [(start, end, (nid, len(zones))) for start, end in parts]
             if parts:
                 zones.append((name, parts[0][0], parts[-1][1]))
-        nodes.append(NodeLayout(nid, spans[nid].total, tuple(spans[nid]), tuple(zones)))
+        present, early = spans[nid].total, _PAGES_PER_SECTION
+        if zones[-1][2] > _ABOVE_DMA32:
+            early += sum(high - low for low, high in spans[nid].within(0, _ABOVE_DMA32))
+        early = min(present, early)
+        nodes.append(NodeLayout(nid, present, early, spans[nid], tuple(zones)))
     starts, ends, zone_of = zip(*sorted(stretches), strict=True) if stretches else ((), (), ())
     return Layout(tuple(nodes), starts, ends, zone_of)
 
@@ -157,8 +166,8 @@ class Node:
     def __init__(self, layout: NodeLayout) -> None:
         self.layout = layout
         self.nid = layout.nid
-        #: Page frames that belong to the node.
-        self.spans = RangeSet(layout.spans)
+        #: Page frames that belong to the node; not to be changed.
+        self.spans = layout.spans
         self.zones = [Zone(self.nid, name, start, end) for name, start, end in layout.zones]
 
 
