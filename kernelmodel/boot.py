@@ -27,7 +27,6 @@ from kernelmodel.mm.free_extents import free_extents
 from kernelmodel.mm.hugetlb_vmemmap import STRUCT_PAGES_PER_FRAME
 from kernelmodel.mm.memblock import MemblockFlags
 from kernelmodel.mm.mmzone import MAX_ORDER_NR_PAGES, MAX_PAGE_ORDER
-from kernelmodel.mm.ranges import RangeSet
 from kernelmodel.releases import Release
 from kernelmodel.sim.clock import Clock
 
@@ -143,9 +142,9 @@ def _hugetlb_bootmem_alloc(kernel: Kernel) -> None:
         kernel.hugetlb.subtract_preserved(kernel.hugetlb_design.early_boot())
         if kernel.luo.enabled and kernel.hugetlb.cma.asked_for:
             kernel.hugetlb.cma.disable("disabled, huge pages are to survive live updates")
-    real_scratch: RangeSet | None = None
+    real_scratch: list[tuple[int, int]] = []
     if kernel.kho.incoming is not None and kernel.release.kho_extends_scratch:
-        real_scratch = RangeSet((a.addr, a.addr + a.size) for a in kernel.kho.scratch)
+        real_scratch = [(area.addr, area.addr + area.size) for area in kernel.kho.scratch]
     got = kernel.hugetlb.bootmem_alloc(kernel.memblock, real_scratch)
     kernel.charge("hugetlb_alloc_gigantic", got)
 

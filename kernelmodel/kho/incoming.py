@@ -27,7 +27,6 @@ from kernelmodel.kho.tags import PageTags
 from kernelmodel.machine import Firmware
 from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE
 from kernelmodel.mm.extents import Extents
-from kernelmodel.mm.ranges import RangeSet
 
 if TYPE_CHECKING:
     from kernelmodel.kernel import Kernel
@@ -130,8 +129,8 @@ def deserialize(kernel: Kernel, tree: IncomingTree, tags: PageTags) -> None:
         if found:
             kernel.charge_each("kho_reserve_preserved", [nr for _, _, nr in found])
             kernel.charge_each("kho_init_preserved_page", [nr << order for _, order, nr in found])
-    for pfn, end in RangeSet([(pfn, pfn + (nr << order)) for pfn, order, nr in found]):  # joined
-        memblock.reserve_noinit(pfn << PAGE_SHIFT, end - pfn << PAGE_SHIFT)
+    for pfn, order, nr in found:
+        memblock.reserve_noinit(pfn << PAGE_SHIFT, nr << order + PAGE_SHIFT)
     if scattered:
         memblock.reserve_noinit_pages(
             Extents(

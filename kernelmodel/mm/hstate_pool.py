@@ -91,7 +91,7 @@ class HstatePool:
 
     # Boot.
 
-    def bootmem_alloc(self, memblock: Memblock, avoid: RangeSet | None) -> int:
+    def bootmem_alloc(self, memblock: Memblock, avoid: Iterable[tuple[int, int]]) -> int:
         """Take gigantic pages from memblock; returns how many. C: hugetlb_hstate_alloc_pages().
 
         Evenly from all nodes unless the command line named some, from wherever there is room
@@ -112,7 +112,9 @@ class HstatePool:
                 missing = self._bootmem_take(memblock, missing, nid, avoid)
         return sum(n for runs in self._bootmem.values() for _, n in runs)
 
-    def _bootmem_take(self, memblock: Memblock, n: int, nid: int, avoid: RangeSet | None) -> int:
+    def _bootmem_take(
+        self, memblock: Memblock, n: int, nid: int, avoid: Iterable[tuple[int, int]]
+    ) -> int:
         """Take up to `n` pages from exactly this node; returns how many are missing."""
         if not n:
             return 0

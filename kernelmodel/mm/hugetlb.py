@@ -96,10 +96,10 @@ class HugetlbState:
                 )
             hstate.max_huge_pages = max(0, hstate.max_huge_pages - n)
 
-    def bootmem_alloc(self, memblock: Memblock, avoid: RangeSet | None = None) -> int:
+    def bootmem_alloc(self, memblock: Memblock, avoid: Iterable[tuple[int, int]] = ()) -> int:
         """Allocate gigantic pages; returns how many. C: hugetlb_bootmem_alloc().
 
-        `avoid` holds KHO's real scratch in bytes.
+        `avoid` are KHO's real scratch areas as (base, end).
         """
         self.cma.reserve(memblock)
         self.warnings += self.cma.warnings

@@ -19,7 +19,7 @@ All addresses and sizes here are bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Final
 
@@ -300,11 +300,11 @@ class Memblock:
         return found
 
     def alloc_hugetlb(
-        self, size: int, nr: int, nid: int, avoid: RangeSet | None = None
+        self, size: int, nr: int, nid: int, avoid: Iterable[tuple[int, int]] = ()
     ) -> list[tuple[int, int]]:
         """Up to `nr` naturally aligned pages of `size` bytes on exactly `nid`, as `alloc_runs`.
 
-        `avoid` holds KHO's real scratch areas (bytes): a page there could not be preserved later,
+        `avoid` are KHO's real scratch areas (base, end): a page there could not be preserved later,
         so hugetlb passes them over, while it may use scratch that was extended for this boot.
         """
         return self.alloc_runs(size, nr, size, nid, avoid, _RSRV_KERN | _RSRV_HUGETLB)
@@ -315,7 +315,7 @@ class Memblock:
         nr: int,
         align: int,
         nid: int,
-        avoid: RangeSet | None = None,
+        avoid: Iterable[tuple[int, int]] = (),
         flags: int = _RSRV_KERN,
     ) -> list[tuple[int, int]]:
         """Up to `nr` times `size` bytes, a multiple of `align`, on exactly `nid`.
@@ -324,8 +324,10 @@ class Memblock:
         given them; fewer than `nr` when the node has no more room.
         """
         runs: list[tuple[int, int]] = []
+        taken = RangeSet(avoid)
         for low, high in self._from_the_top(nid):
-            for base, end in _outside(avoid, max(low, _LOWEST), min(high, self.current_limit)):
+            parts = taken.gaps(max(low, _LOWEST), min(high, self.current_limit))
+            for base, end in reversed(parts):
                 top = end & -align
                 take = min(nr, (top - base) // size)
                 if take > 0:
@@ -336,12 +338,6 @@ class Memblock:
         for address, count in runs:
             self.reserve(address, count * size, nid, flags)
         return runs
-
-
-def _outside(avoid: RangeSet | None, low: int, high: int) -> list[tuple[int, int]]:
-    if not avoid:
-        return [(low, high)]
-    return list(avoid.gaps(low, high))[::-1]
 
 
 def validate_memblock(memblock: Memblock) -> None:

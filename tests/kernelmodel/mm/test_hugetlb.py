@@ -11,7 +11,6 @@ from kernelmodel.errors import InvalidArgument, ModelBug, NoMemory, NoSpace
 from kernelmodel.mm.hugetlb import Hstate, HugetlbState, Runs, validate_hugetlb
 from kernelmodel.mm.memblock import Memblock, validate_memblock
 from kernelmodel.mm.page_alloc import PageAllocator, validate_page_alloc
-from kernelmodel.mm.ranges import RangeSet
 
 GIB = 1 << 30
 
@@ -21,7 +20,7 @@ def boot(
     *,
     nodes: tuple[int, ...] = (8, 8),
     preserved: dict[int, int] | None = None,
-    avoid: RangeSet | None = None,
+    avoid: tuple[tuple[int, int], ...] = (),
 ) -> tuple[HugetlbState, PageAllocator]:
     """A machine whose nodes have so many GiB, the first from 4 GiB on."""
     memblock = Memblock()
@@ -91,7 +90,7 @@ def test_small_huge_pages_fill_up_from_the_other_node() -> None:
 
 
 def test_gigantic_pages_keep_out_of_real_scratch() -> None:
-    scratch = RangeSet([(6 * GIB + 4096, 6 * GIB + 8192)])
+    scratch = ((6 * GIB + 4096, 6 * GIB + 8192),)
     hugetlb, _ = boot("hugepagesz=1G hugepages=0:8", avoid=scratch)
     assert hugetlb.hstate(18).nr_huge_pages == 7
     assert 6 not in hugetlb.hstate(18).nodes[0].owned
