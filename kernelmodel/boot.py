@@ -22,7 +22,6 @@ from kernelmodel.handlers import register_handlers
 from kernelmodel.kernel import FailFunction, Kernel, KernelConfig, no_failures
 from kernelmodel.machine import Firmware, Machine
 from kernelmodel.memory import GIB, KIB, MIB, PAGE_SHIFT, PAGE_SIZE
-from kernelmodel.mm.extents import Extents
 from kernelmodel.mm.free_extents import free_extents
 from kernelmodel.mm.hugetlb_vmemmap import STRUCT_PAGES_PER_FRAME
 from kernelmodel.mm.memblock import MemblockFlags
@@ -171,13 +170,12 @@ def _mm_core_init(kernel: Kernel) -> int:
         for area in kernel.kho.scratch:
             _set_cma(kernel, area.addr, area.size)
     blocks = 0
-    for free in memblock.free_pages():
-        if isinstance(free, Extents):
-            free_extents(kernel.page_alloc, free)
-            blocks += int((-(-free.counts // MAX_ORDER_NR_PAGES)).sum())
-        else:
-            kernel.page_alloc.free_range(*free)
-            blocks += -(-free[1] // MAX_ORDER_NR_PAGES)
+    for pfn, nr_pages in memblock.free_pages():
+        kernel.page_alloc.free_range(pfn, nr_pages)
+        blocks += -(-nr_pages // MAX_ORDER_NR_PAGES)
+    for free in memblock.free_extents():
+        free_extents(kernel.page_alloc, free)
+        blocks += int((-(-free.counts // MAX_ORDER_NR_PAGES)).sum())
     memblock.clear_kho_scratch_only()
     kernel.page_alloc.setup_lowmem_reserve()
     kernel.charge("memblock_free_pages", blocks)

@@ -19,7 +19,7 @@ All addresses and sizes here are bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Final
 
@@ -239,18 +239,24 @@ class Memblock:
             if flags & marks == marks and nid in (NUMA_NO_NODE, region_nid):
                 yield from reversed(self._free.within(base, end))
 
-    def free_pages(self) -> Sequence[tuple[int, int] | Extents]:
-        """Whole pages of `free_ranges` as (frame, pages), many short runs at once."""
+    def free_pages(self) -> list[tuple[int, int]]:
+        """Whole pages of `free_ranges` as (frame, pages), unless `free_extents` has them."""
         if self._scattered is not None:
-            return list(self._free_extents(self._scattered))
+            return []
         return [
             (start, stop - start)
             for base, end, _ in self.free_ranges()
             if (start := -(-base >> PAGE_SHIFT)) < (stop := end >> PAGE_SHIFT)
         ]
 
-    def _free_extents(self, scattered: Extents) -> Iterator[Extents]:
-        """The parts of each region: every taken page ends one and begins the next."""
+    def free_extents(self) -> Iterator[Extents]:
+        """As `free_pages`, many short runs at once, where reserved pages lie scattered.
+
+        They are the parts of each region: every reserved page ends one and begins the next.
+        """
+        scattered = self._scattered
+        if scattered is None:
+            return
         for base, end, _, _ in self.memory.regions:
             free = np.array(self._free.within(base, end), dtype=np.int64).reshape(-1, 2)
             first = np.searchsorted(scattered.ends << PAGE_SHIFT, base, "right")

@@ -65,8 +65,12 @@ class RangeSet:
 
     def add(self, start: int, end: int) -> None:
         """Add [start, end)."""
-        if start < end:
-            bounds = self._bounds
+        bounds = self._bounds
+        if start >= end:
+            return
+        if not bounds or bounds[-1] < start:  # behind all others, as what is added in order
+            bounds += (start, end)
+        else:
             first, last = bisect_left(bounds, start), bisect_right(bounds, end)
             # a bound inside a range that is there, or at its edge, is none of the new one's
             bounds[first:last] = (start, end)[first & 1 : 2 - (last & 1)]
