@@ -97,10 +97,10 @@ class PreservedFolios:
     `runs` in file order, all of `order`; `table` holds their entries, None for an empty file.
     """
 
-    runs: list[FolioRun] | list[FolioRun | FolioRuns]
+    runs: list[Any]  # FolioRun, and FolioRuns if the owner takes them
     nr_folios: int
     order: int
-    owner: FolioOwner[Any]  # of runs like these
+    owner: FolioOwner[Any]
     table: VmallocArea | None
     vmalloc: KhoVmalloc
 

@@ -16,7 +16,7 @@ task they retrieve. The RFC charges them.
 from __future__ import annotations
 
 from operator import attrgetter
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol
 
 from kernelmodel.abi.folio_runs import FolioRun
 from kernelmodel.abi.kexec_handover import KhoVmalloc
@@ -86,12 +86,11 @@ class HugetlbFolios:
 
     def freeze(self, folios: PreservedFolios) -> None:
         """The file is frozen. Raises what the design raises."""
-        # `preserve` made them one by one
-        self.design.freeze_folios(folios.order, cast("list[FolioRun]", folios.runs))
+        self.design.freeze_folios(folios.order, folios.runs)
 
     def unfreeze(self, folios: PreservedFolios) -> None:
         """Undo `freeze`."""
-        self.design.unfreeze_folios(folios.order, cast("list[FolioRun]", folios.runs))
+        self.design.unfreeze_folios(folios.order, folios.runs)
 
     def retrieve(self, hugetlb: HugetlbInode, table: KhoVmalloc, nr_folios: int) -> None:
         """Put the folios of a table into a new, empty file.

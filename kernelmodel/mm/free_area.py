@@ -3,7 +3,8 @@
 Reproduces struct free_area of Linux 7.3's include/linux/mmzone.h and what mm/page_alloc.c does
 with it. Free memory is always held as the largest aligned blocks that it can be cut into, so
 blocks of the largest order come in long runs and are kept as one `RangeSet`; smaller ones are few
-and are kept in dicts, newest last.
+and are kept in dicts, newest last. Whether a page is free, whatever block holds it, says a bitmap
+of each largest-order block that is free in part.
 
 Unhappy path: freeing what is free is a ModelBug.
 """
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from operator import contains
 from typing import Final
 
 import numpy as np
@@ -34,8 +34,10 @@ PAGE_SHIFT: Final = 12
 PAGE_SIZE: Final = 1 << PAGE_SHIFT
 MAX_PAGE_ORDER: Final = 10
 MAX_ORDER_NR_PAGES: Final = 1 << MAX_PAGE_ORDER
-#: What is left of a page frame's number to begin the block of each smaller order that it lies in.
-_HEADS: Final = tuple(-1 << order for order in range(MAX_PAGE_ORDER))
+#: What is left of a page frame's number within a largest-order block.
+_PLACE: Final = MAX_ORDER_NR_PAGES - 1
+#: Bitmaps of the pages of a block, by its order.
+_PAGES: Final = tuple((1 << (1 << order)) - 1 for order in range(MAX_PAGE_ORDER + 1))
 #: Beyond every page frame and block number.
 _LAST: Final = 1 << 60
 #: Runs of blocks: (first page frame, number of blocks).
@@ -45,13 +47,15 @@ _Runs = list[tuple[int, int]]
 class FreeArea:
     """The free blocks of one zone and migrate type. C: struct free_area, for all orders."""
 
-    __slots__ = ("low", "top")
+    __slots__ = ("_pages", "low", "top")
 
     def __init__(self) -> None:
         #: Free blocks of the largest order, as numbers (pfn >> MAX_PAGE_ORDER).
         self.top = RangeSet()
         #: Free blocks of each smaller order by first pfn; the newest is last and goes first.
         self.low: list[dict[int, None]] = [{}, {}, {}, {}, {}, {}, {}, {}, {}, {}]
+        # The pages of all smaller blocks, as bitmaps by the largest-order block that they lie in.
+        self._pages: dict[int, int] = {}
 
     @property
     def nr_free_pages(self) -> int:
@@ -107,6 +111,10 @@ class FreeArea:
                 return None
             self.top.remove(first[0], first[0] + 1)
             pfn = first[0] << MAX_PAGE_ORDER
+            if order == MAX_PAGE_ORDER:
+                return pfn
+            self._pages[first[0]] = _PAGES[MAX_PAGE_ORDER]
+        self._pages[pfn >> MAX_PAGE_ORDER] ^= _PAGES[order] << (pfn & _PLACE)
         while have > order:
             have -= 1
             low[have][pfn + (1 << have)] = None
@@ -119,12 +127,13 @@ class FreeArea:
         enough falls into blocks of `order` from its start on; what nobody takes of it are halves
         of each order, of which there was none, or a smaller block would have been taken.
         """
+        low, pages, have = self.low, self._pages, order
         while n:
-            for have in range(order, MAX_PAGE_ORDER):
-                if self.low[have]:
-                    pfn, _ = self.low[have].popitem()
-                    count = 1 << (have - order)
-                    break
+            while have < MAX_PAGE_ORDER and not low[have]:
+                have += 1
+            if have < MAX_PAGE_ORDER:
+                pfn, count = low[have].popitem()[0], 1 << have - order
+                pages[pfn >> MAX_PAGE_ORDER] ^= _PAGES[have] << (pfn & _PLACE)
             else:
                 first = self.top.lowest()
                 if first is None:
@@ -135,7 +144,9 @@ class FreeArea:
                 pfn, count = first[0] << MAX_PAGE_ORDER, whole * per_top
             if count > n:
                 at, end, size = pfn + (n << order), pfn + (count << order), 1 << order
-                for blocks in self.low[order:]:
+                number, rest = at >> MAX_PAGE_ORDER, (1 << end - at) - 1 << (at & _PLACE)
+                pages[number] = pages.get(number, 0) | rest
+                for blocks in low[order:]:
                     if at & size and at < end:
                         blocks[at] = None
                         at += size
@@ -162,7 +173,7 @@ class FreeArea:
     def put_new(self, start: int, end: int) -> None:
         """Free pages that cannot be free: largest blocks as one run, the edges one by one."""
         low, high = -(-start >> MAX_PAGE_ORDER), end >> MAX_PAGE_ORDER
-        if low >= high:
+        if low > high:  # it begins and ends in the same one
             self._put_edge(start, end)
             return
         self.top.add(low, high)
@@ -172,17 +183,45 @@ class FreeArea:
             self._put_edge(high << MAX_PAGE_ORDER, end)
 
     def _put_edge(self, at: int, stop: int) -> None:
-        """Free [at, stop), which holds no block of the largest order, as the fewest blocks."""
-        low, base = self.low, at & -MAX_ORDER_NR_PAGES
-        blocks = _fewest_blocks(at - base, stop - base)
-        if any(map(contains, low, map((at - 1).__and__, _HEADS))) or any(
-            map(contains, low, map(stop.__and__, _HEADS))
-        ):  # with a page beside them free there may be buddies
-            for first, order in blocks:
-                self.put_one(base + first, order)
-        else:
-            for first, order in blocks:
-                low[order][base + first] = None
+        """Free [at, stop), a part of a largest-order block, as the fewest blocks."""
+        low, number, first = self.low, at >> MAX_PAGE_ORDER, at & _PLACE
+        pages, blocks = _fewest_blocks(first, first + stop - at)
+        self._pages[number] = self._pages.get(number, 0) | pages
+        for place, order, size in blocks:
+            pfn = at - first + place
+            if pfn ^ size in low[order]:
+                self._merge(pfn, order)
+            else:
+                low[order][pfn] = None
+
+    def put_page(self, pfn: int) -> None:
+        """Free one page.
+
+        Raises:
+            ModelBug: it is free already.
+        """
+        number, fresh = pfn >> MAX_PAGE_ORDER, 1 << (pfn & _PLACE)
+        pages = self._pages.get(number, 0)
+        if pages & fresh or number in self.top:
+            raise ModelBug(f"double free of page frame {pfn:#x}")
+        self._pages[number] = pages | fresh
+        self._merge(pfn, 0)
+
+    def _merge(self, pfn: int, order: int) -> None:
+        """List a block that became free, merged with its buddies. C: __free_one_page()."""
+        low, size = self.low, 1 << order
+        while order < MAX_PAGE_ORDER:
+            blocks, buddy = low[order], pfn ^ size
+            if buddy not in blocks:
+                blocks[pfn] = None
+                return
+            del blocks[buddy]
+            pfn &= buddy
+            size <<= 1
+            order += 1
+        number = pfn >> MAX_PAGE_ORDER
+        del self._pages[number]
+        self.top.add(number, number + 1)
 
     def put_many(self, pages: Extents) -> None:
         """As `put` for each of these runs, which ascend; no page beside one of them is free."""
@@ -201,30 +240,29 @@ class FreeArea:
             at = at + taken
             left = at < ends
             at, ends = at[left], ends[left]
+        self._add_pages(found)
         for order, blocks in enumerate(found):
             if blocks:
                 free = dict.fromkeys(np.sort(np.concatenate(blocks), kind="stable").tolist())
                 self.low[order] = self.low[order] | free if self.low[order] else free
 
-    def put_one(self, pfn: int, order: int) -> None:
-        """Free one block and merge it with its buddies. C: __free_one_page().
-
-        Raises:
-            ModelBug: its first page is free already.
-        """
-        low = self.low
-        if any(map(contains, low, map(pfn.__and__, _HEADS))) or pfn >> MAX_PAGE_ORDER in self.top:
-            raise ModelBug(f"double free of page frame {pfn:#x}")
-        size = 1 << order
-        for blocks in low[order:]:
-            buddy = pfn ^ size
-            if buddy not in blocks:
-                blocks[pfn] = None
-                return
-            del blocks[buddy]
-            pfn &= buddy
-            size <<= 1
-        self.top.add(pfn >> MAX_PAGE_ORDER, (pfn >> MAX_PAGE_ORDER) + 1)
+    def _add_pages(self, found: list[list[Frames]]) -> None:
+        """Note the pages of blocks given as lists of their first pages by order."""
+        starts = [pfns for blocks in found for pfns in blocks]
+        if not starts:
+            return
+        ends = [pfns + (1 << order) for order, blocks in enumerate(found) for pfns in blocks]
+        firsts = np.concatenate(starts)
+        numbers, rows = np.unique(firsts >> MAX_PAGE_ORDER, return_inverse=True)
+        moved = (rows - (firsts >> MAX_PAGE_ORDER)) << MAX_PAGE_ORDER  # as if there were no others
+        edges = np.zeros((len(numbers) << MAX_PAGE_ORDER) + 1, dtype=np.int8)
+        edges[firsts + moved] += 1
+        edges[np.concatenate(ends) + moved] -= 1
+        flags = np.cumsum(edges[:-1], dtype=np.int8).reshape(len(numbers), MAX_ORDER_NR_PAGES)
+        bitmaps = np.packbits(flags, axis=1, bitorder="little")
+        for number, bitmap in zip(numbers.tolist(), bitmaps, strict=True):
+            pages = int.from_bytes(bitmap.tobytes(), "little")
+            self._pages[number] = self._pages.get(number, 0) | pages
 
     def ranges(self) -> Iterator[tuple[int, int]]:
         """Every free block as page frames [start, end), largest blocks by runs."""
@@ -239,54 +277,48 @@ class FreeArea:
         first, last = start >> MAX_PAGE_ORDER, -(-end // MAX_ORDER_NR_PAGES)
         if self.top.overlaps(first, last):
             return max(start, self.top.within(first, last)[0][0] << MAX_PAGE_ORDER)
-        if not any(self.low):
-            return None
-        size = 1
-        for blocks in self.low:
-            if blocks:
-                heads = range(start & -size, end, size)
-                if len(heads) < len(blocks):
-                    found = filter(blocks.__contains__, heads)
-                else:
-                    found = filter(heads.__contains__, blocks)
-                for pfn in found:
-                    return max(start, pfn)
-            size <<= 1
+        for base, pages in self._parts(start, end):
+            return base + (pages & -pages).bit_length() - 1
         return None
 
-    def within(self, start: int, end: int) -> list[tuple[int, int]]:
-        """The free parts of the page frames [start, end), in no particular order."""
+    def nr_free_in(self, start: int, end: int) -> int:
+        """How many of the page frames [start, end) are free."""
+        nr = sum(pages.bit_count() for _, pages in self._parts(start, end))
+        for low, high in self.top.within(start >> MAX_PAGE_ORDER, -(-end // MAX_ORDER_NR_PAGES)):
+            nr += min(end, high << MAX_PAGE_ORDER) - max(start, low << MAX_PAGE_ORDER)
+        return nr
+
+    def _parts(self, start: int, end: int) -> list[tuple[int, int]]:
+        """Bitmaps of free pages of [start, end) in smaller blocks, each with its first frame."""
+        first, last = start >> MAX_PAGE_ORDER, end - 1 >> MAX_PAGE_ORDER
+        numbers: Iterable[int] = range(first, last + 1)
+        if last - first >= len(self._pages):
+            numbers = [number for number in self._pages if first <= number <= last]
         parts: list[tuple[int, int]] = []
-        first, last = start >> MAX_PAGE_ORDER, -(-end // MAX_ORDER_NR_PAGES)
-        for low, high in self.top.within(first, last):
-            parts.append((max(start, low << MAX_PAGE_ORDER), min(end, high << MAX_PAGE_ORDER)))
-        size = 1
-        for blocks in self.low:
-            if blocks:
-                if len(blocks) * size <= end - start:
-                    found: Iterable[int] = blocks
-                else:
-                    found = range(start & -size, end, size)
-                parts += [
-                    (max(start, pfn), min(end, pfn + size))
-                    for pfn in found
-                    if pfn in blocks and start < pfn + size and pfn < end
-                ]
-            size <<= 1
+        for number in numbers:
+            base = number << MAX_PAGE_ORDER
+            asked = (1 << min(end - base, MAX_ORDER_NR_PAGES)) - (1 << max(start - base, 0))
+            pages = self._pages.get(number, 0) & asked
+            if pages:
+                parts.append((base, pages))
         return parts
 
 
 @lru_cache(maxsize=4096)  # boots and tables of a fleet's hosts are alike
-def _fewest_blocks(at: int, stop: int) -> tuple[tuple[int, int], ...]:
-    """[at, stop) of a block of the largest order as the fewest (first page, order), ascending."""
-    blocks: list[tuple[int, int]] = []
+def _fewest_blocks(at: int, stop: int) -> tuple[int, list[tuple[int, int, int]]]:
+    """The pages [at, stop) of a largest-order block as a bitmap, and as the fewest blocks.
+
+    Blocks are (first page, order, number of pages), ascending.
+    """
+    pages = (1 << stop) - (1 << at)
+    blocks: list[tuple[int, int, int]] = []
     while at < stop:
-        order = (stop - at).bit_length() - 1
+        size = 1 << (stop - at).bit_length() - 1
         if at:
-            order = min(order, (at & -at).bit_length() - 1)
-        blocks.append((at, order))
-        at += 1 << order
-    return tuple(blocks)
+            size = min(size, at & -at)
+        blocks.append((at, size.bit_length() - 1, size))
+        at += size
+    return pages, blocks
 
 
 def validate_free_area(area: FreeArea) -> None:
@@ -301,3 +333,7 @@ def validate_free_area(area: FreeArea) -> None:
                 raise ModelBug(f"block {pfn:#x} of order {order} is not aligned")
             if pfn ^ (1 << order) in blocks:
                 raise ModelBug(f"block {pfn:#x} of order {order} is free as is its buddy")
+            if area.nr_free_in(pfn, pfn + (1 << order)) != 1 << order:
+                raise ModelBug(f"block {pfn:#x} of order {order} is free, but not its pages")
+    if area.nr_free_in(0, _LAST) != area.nr_free_pages:
+        raise ModelBug("pages are free that no block holds")

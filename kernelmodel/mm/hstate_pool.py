@@ -260,6 +260,7 @@ class HstatePool:
         for nid, spans in self._spans:
             if spans.contains(pfn, end):  # as nearly always
                 return [(nid, pfn >> order, n)]
+        for nid, spans in self._spans:
             parts += [
                 (nid, low >> order, high - low >> order) for low, high in spans.within(pfn, end)
             ]

@@ -46,10 +46,22 @@ LOWMEM_RESERVE_RATIO: Final = 256
 
 
 class _Zonelists(dict[tuple[int, bool], list[Zone]]):
-    """By node, and by whether its own zones alone may serve."""
+    """Which zones may serve, by node, and by whether its own alone may; made as they are asked for.
+
+    Each node's zones from the highest down, then those of the nodes after it in a ring.
+    """
+
+    def __init__(self, nodes: dict[int, Node]) -> None:
+        self._nodes = nodes
 
     def __missing__(self, key: tuple[int, bool]) -> list[Zone]:
-        raise ModelBug(f"node {key[0]} does not exist")
+        nid, thisnode = key
+        if nid not in self._nodes:
+            raise ModelBug(f"node {nid} does not exist")
+        ring = [nid] if thisnode else sorted(self._nodes, key=lambda other: (other < nid, other))
+        zones = [zone for other in ring for zone in self._nodes[other].zones[::-1]]
+        self[key] = zones
+        return zones
 
 
 #: Page frames [start, end) of one zone and migrate type, and what keeps those that are free.
@@ -67,13 +79,7 @@ class PageAllocator:
     def __init__(self, memory: Iterable[tuple[int, int, int]]) -> None:
         layout = layout_of(tuple(memory))
         self.nodes: dict[int, Node] = {node.nid: Node(node) for node in layout.nodes}
-        # Each node's zones from the highest down, then those of the nodes after it in a ring; with
-        # True the node's own ones alone.
-        self._zonelists = _Zonelists()
-        own = [node.zones[::-1] for node in self.nodes.values()]
-        for at, nid in enumerate(self.nodes):
-            self._zonelists[nid, True] = own[at]
-            self._zonelists[nid, False] = [zone for zones in own[at:] + own[:at] for zone in zones]
+        self._zonelists = _Zonelists(self.nodes)
         #: All page frames that exist, ascending. `(pfn + 1,)` sorts behind the stretch of `pfn`.
         self._stretches: list[_Stretch] = []
         for start, end, (nid, at) in zip(layout.starts, layout.ends, layout.zone_of, strict=True):
@@ -225,7 +231,7 @@ class PageAllocator:
             return
         if new:
             zone.managed += 1
-        area.put_one(pfn, 0)
+        area.put_page(pfn)
 
     def free_run(self, pfn: int, nr_pages: int) -> None:
         """Give a run of pages back, however they were allocated.
@@ -278,7 +284,7 @@ class PageAllocator:
     def is_free(self, pfn: int, nr_pages: int = 1) -> bool:
         """Whether all of these page frames are free."""
         return all(
-            sum(high - low for low, high in area.within(start, end)) == end - start
+            area.nr_free_in(start, end) == end - start
             for start, end, _, area in self._within(pfn, pfn + nr_pages)
         )
 
