@@ -11,7 +11,7 @@ PAGE_SIZE = 4096
 
 
 class Content(Protocol):
-    """A rule for the bytes of a run of frames. Values: equal contents yield equal bytes."""
+    """A rule for the bytes of a run of frames. Constants: equal contents yield equal bytes."""
 
     def page(self, index: int) -> bytes:
         """The 4096 bytes of the run's page `index`."""

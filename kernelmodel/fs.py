@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ANON_INO",
     "MAX_LFS_FILESIZE",
+    "NR_OPEN",
     "NULL_INO",
     "VFS_IOCTLS",
     "FdTable",
@@ -48,7 +49,7 @@ MAX_LFS_FILESIZE: Final = (1 << 63) - 1
 NULL_INO: Final = -1
 ANON_INO: Final = -2
 #: Descriptors that a process may have where nothing lowers it (fs.nr_open).
-_NR_OPEN: Final = 1 << 20
+NR_OPEN: Final = 1 << 20
 
 # Requests that any descriptor answers, whatever it stands for.
 _FIONBIO: Final = 0x5421
@@ -148,10 +149,10 @@ class File:
 
     def put(self) -> None:
         """Drop a reference; the last one releases. C: fput()."""
-        self.f_count -= 1
-        if self.f_count == 0:
+        self.f_count = left = self.f_count - 1
+        if not left:
             self.f_op.release(self)
-        elif self.f_count < 0:
+        elif left < 0:
             raise ModelBug("reference dropped twice")
 
 
@@ -190,7 +191,7 @@ class FdTable:
 
     __slots__ = ("_next_fd", "fdt", "limit")
 
-    def __init__(self, limit: int = _NR_OPEN) -> None:
+    def __init__(self, limit: int = NR_OPEN) -> None:
         self.fdt = _Fdt()
         #: No number below is free.
         self._next_fd = 0

@@ -23,10 +23,10 @@ from kernelmodel.errors import (
     InvalidArgument,
     NoEntry,
     NotTty,
-    TooManyFiles,
 )
 from kernelmodel.fs import (
     ANON_INO,
+    NR_OPEN,
     NULL_INO,
     VFS_IOCTLS,
     FdTable,
@@ -76,10 +76,10 @@ class Task:
 
     __slots__ = ("files", "kernel", "name")
 
-    def __init__(self, kernel: Kernel, name: str, rlimit_nofile: int | None = None) -> None:
+    def __init__(self, kernel: Kernel, name: str, rlimit_nofile: int = NR_OPEN) -> None:
         self.kernel = kernel
         self.name = name
-        self.files = FdTable() if rlimit_nofile is None else FdTable(rlimit_nofile)
+        self.files = FdTable(rlimit_nofile)
 
     # Descriptors.
 
@@ -112,15 +112,6 @@ class Task:
         files.fdt[number] = file.get()
         return number
 
-    def hand_over_fd(self, fd: int, other: Task) -> int:
-        """`send_fd` and `close` in one: closed here, whether or not there is room over there."""
-        file = self.files.file_close_fd(fd)
-        try:
-            return other.files.install(file)
-        except TooManyFiles:
-            file.put()
-            raise
-
     def exit(self) -> None:
         """exit(2): every descriptor is closed."""
         self.files.close_all()
@@ -144,28 +135,34 @@ class Task:
         file = self.files.fdt[device]
         if isinstance(file.f_op, LiveupdateDevice):
             return file.f_op.create(self, file, _NAME.pack(name.encode()))
-        return self._asked(device, LIVEUPDATE_CREATE_SESSION, _NAMED, 0, name.encode())
+        return self._asked(file, LIVEUPDATE_CREATE_SESSION, _NAMED, 0, name.encode())
 
     def retrieve_session(self, device: int, name: str) -> int:
         """LIVEUPDATE_RETRIEVE_SESSION; the session's descriptor."""
         file = self.files.fdt[device]
         if isinstance(file.f_op, LiveupdateDevice):
             return file.f_op.retrieve(self, file, _NAME.pack(name.encode()))
-        return self._asked(device, LIVEUPDATE_RETRIEVE_SESSION, _NAMED, 0, name.encode())
+        return self._asked(file, LIVEUPDATE_RETRIEVE_SESSION, _NAMED, 0, name.encode())
 
     def preserve_fd(self, session: int, fd: int, token: int) -> None:
         """LIVEUPDATE_SESSION_PRESERVE_FD."""
-        file = self.files.fdt[session]
-        if isinstance(file.f_op, OutgoingSession):
-            file.f_op.preserve_fd(self, file, fd, token)
+        self.preserve_in(self.files.fdt[session], fd, token)
+
+    def preserve_in(self, session: File, fd: int, token: int) -> None:
+        """The same, in a session that another process lends for it."""
+        if isinstance(session.f_op, OutgoingSession):
+            session.f_op.preserve_fd(self, session, fd, token)
         else:
             self._asked(session, LIVEUPDATE_SESSION_PRESERVE_FD, _FD_TOKEN, fd, token)
 
     def retrieve_fd(self, session: int, token: int) -> int:
         """LIVEUPDATE_SESSION_RETRIEVE_FD; the file's descriptor."""
-        file = self.files.fdt[session]
-        if isinstance(file.f_op, IncomingSession):
-            return file.f_op.retrieve_fd(self, file, token)
+        return self.retrieve_from(self.files.fdt[session], token)
+
+    def retrieve_from(self, session: File, token: int) -> int:
+        """The same, from a session that another process lends for it."""
+        if isinstance(session.f_op, IncomingSession):
+            return session.f_op.retrieve_fd(self, session, token)
         return self._asked(session, LIVEUPDATE_SESSION_RETRIEVE_FD, _FD_TOKEN, 0, token)
 
     def finish_session(self, session: int, reserved: int = 0) -> None:
@@ -174,7 +171,7 @@ class Task:
         if isinstance(file.f_op, IncomingSession):
             file.f_op.finish(self, file, reserved & 0xFFFFFFFF)
         else:
-            self._asked(session, LIVEUPDATE_SESSION_FINISH, _FINISH, reserved & 0xFFFFFFFF)
+            self._asked(file, LIVEUPDATE_SESSION_FINISH, _FINISH, reserved & 0xFFFFFFFF)
 
     def session_name(self, session: int) -> str:
         """LIVEUPDATE_SESSION_GET_NAME."""
@@ -182,10 +179,10 @@ class Task:
         self.ioctl(session, LIVEUPDATE_SESSION_GET_NAME, arg)
         return bytes(arg[8:72]).split(b"\0", 1)[0].decode(errors="replace")
 
-    def _asked(self, fd: int, cmd: int, form: struct.Struct, *fields: int | bytes) -> int:
+    def _asked(self, file: File, cmd: int, form: struct.Struct, *fields: int | bytes) -> int:
         """The ioctl on any other file, of another LUO too; the number behind the size in it."""
         arg = bytearray(form.pack(form.size, *fields))
-        self.ioctl(fd, cmd, arg)
+        file.f_op.ioctl(self, file, cmd, arg)
         number: int = _S32.unpack_from(arg, 4)[0]
         return number
 

@@ -1,7 +1,7 @@
 """The userspace agent of a host: the one process that has /dev/liveupdate open.
 
-It holds the session descriptors, by which sessions live, and passes memory files between VMMs and
-sessions. The model of luod, as far as its kernel interface goes.
+It holds the session descriptors, by which sessions live, and lends them to VMMs, which put their
+memory in and take it out. The model of luod, as far as its kernel interface goes.
 """
 
 from __future__ import annotations
@@ -29,14 +29,6 @@ class Agent:
         self.outgoing: dict[str, int] = {}
         self.incoming: dict[str, int] = {}
 
-    def session(self, name: str) -> int | None:
-        """The descriptor of an open session, the outgoing one first."""
-        if name in self.outgoing:
-            return self.outgoing[name]
-        if name in self.incoming:
-            return self.incoming[name]
-        return None
-
     def create(self, name: str) -> None:
         """CREATE_SESSION."""
         self.outgoing[name] = self.task.create_session(self.device, name)
@@ -46,16 +38,12 @@ class Agent:
         self.incoming[name] = self.task.retrieve_session(self.device, name)
 
     def preserve(self, session: int, vmm: Task, fd: int, token: int) -> None:
-        """PRESERVE_FD of a VMM's descriptor, passed over for the call."""
-        mine = vmm.send_fd(fd, self.task)
-        try:
-            self.task.preserve_fd(session, mine, token)
-        finally:
-            self.task.close(mine)
+        """PRESERVE_FD, made by a VMM for a descriptor of its own: the session is lent to it."""
+        vmm.preserve_in(self.task.files.fdt[session], fd, token)
 
     def fetch(self, session: int, token: int, vmm: Task) -> int:
-        """RETRIEVE_FD, passed on to a VMM; the descriptor's number there."""
-        return self.task.hand_over_fd(self.task.retrieve_fd(session, token), vmm)
+        """RETRIEVE_FD, made by a VMM; the descriptor's number there."""
+        return vmm.retrieve_from(self.task.files.fdt[session], token)
 
     def close(self, name: str) -> None:
         """close(2) of the descriptor of an open session, the outgoing one first."""

@@ -181,12 +181,9 @@ class Host:
 
     def take_phases(self) -> list[Phase]:
         """Phases since the last call, each recorded as an event now."""
-        taken = self.phases[:]
-        self.phases.clear()
-        append, now_ns = self.trace.append, self.clock.now_ns
+        taken, self.phases[:] = self.phases[:], []
         for phase in taken:
-            fields: _Fields = {"name": phase.name, "start": phase.start_ns, "ns": phase.duration_ns}
-            append(now_ns, "phase", fields)
+            self.emit("phase", name=phase.name, start=phase.start_ns, ns=phase.duration_ns)
         return taken
 
     def vm(self, name: str) -> Vm:
@@ -201,11 +198,12 @@ class Host:
             raise HostStateError("NO_AGENT", f"{self.name}: no agent has /dev/liveupdate open")
         return self.agent
 
-    def _session(self, agent: Agent, name: str) -> int:
-        fd = agent.session(name)
-        if fd is None:
+    def _session(self, name: str) -> tuple[Agent, int]:
+        agent = self.agent or self._the_agent()
+        fd = agent.outgoing.get(name) or agent.incoming.get(name)
+        if not fd:  # 0 is the device's
             raise HostStateError("NO_SUCH_SESSION", f"{self.name}: no open session {name!r}")
-        return fd
+        return agent, fd
 
     # VMs.
 
@@ -216,9 +214,9 @@ class Host:
             raise HostStateError("VM_NOT_RUNNING", f"{name} is {vm.state}")
         vm.run()
         self.clock.charge("vm_pause", vm.spec.vcpus)
-        vm.fingerprint = vm.read_fingerprint(self.machine.memory)
+        seen = vm.fingerprint = vm.read_fingerprint(self.machine.memory)
         vm.advance(VmState.PAUSED)
-        self.emit("vm", name=name, state=vm.state, fingerprint=vm.fingerprint)
+        self.emit("vm", name=name, state=vm.state, fingerprint=seen)
 
     def resume_vm(self, name: str) -> None:
         """Let the vCPUs run."""
@@ -227,7 +225,7 @@ class Host:
             raise HostStateError("VM_NOT_PAUSED", f"{name} is {vm.state}")
         self.clock.charge("vm_resume", vm.spec.vcpus)
         vm.advance(VmState.RUNNING)
-        self.emit("vm", name=name, state=vm.state)
+        self.trace.append(self.clock.now_ns, "vm", {"name": name, "state": vm.state})
 
     def restart_vm(self, name: str) -> None:
         """Start a stopped VM afresh. Raises: KernelError if there is no memory for it."""
@@ -248,8 +246,7 @@ class Host:
 
     def preserve_fd(self, session: str, token: int, vm: str) -> None:
         """PRESERVE_FD of a VM's memory."""
-        agent = self.agent or self._the_agent()
-        fd, machine = self._session(agent, session), self.vm(vm)
+        (agent, fd), machine = self._session(session), self.vm(vm)
         if machine.task is None:
             raise HostStateError("VM_STOPPED", f"{vm} has no memory")
         fields: _Fields = {"session": session, "token": token, "vm": vm}
@@ -266,8 +263,7 @@ class Host:
 
     def close_session(self, name: str) -> None:
         """close(2): an outgoing session lets go of its files, an incoming one finishes."""
-        agent = self.agent or self._the_agent()
-        self._session(agent, name)
+        agent, _ = self._session(name)
         self._ask("close_session", {"session": name}, agent.close, name)
 
     def retrieve_session(self, name: str) -> None:
@@ -277,8 +273,7 @@ class Host:
 
     def retrieve_fd(self, session: str, token: int, name: str) -> bool:
         """RETRIEVE_FD; the VM gets its memory back. Whether it holds what it held when paused."""
-        agent = self.agent or self._the_agent()
-        fd, vm = self._session(agent, session), self.vm(name)
+        (agent, fd), vm = self._session(session), self.vm(name)
         if vm.state is not VmState.STOPPED:
             raise HostStateError("VM_NOT_STOPPED", f"{name} is {vm.state}")
         task = Task(self.kernel, vm.vmm)
@@ -287,15 +282,13 @@ class Host:
         vm.task = task
         vm.advance(VmState.PAUSED)
         self.clock.charge("vmm_rebuild", vm.spec.vcpus)
-        seen = vm.read_fingerprint(self.machine.memory)
-        intact = seen == vm.fingerprint != b""
+        intact = vm.read_fingerprint(self.machine.memory) == vm.fingerprint != b""
         self.emit("retrieved", vm=name, intact=intact)
         return intact
 
     def finish_session(self, name: str) -> None:
         """FINISH."""
-        agent = self.agent or self._the_agent()
-        fd = self._session(agent, name)
+        agent, fd = self._session(name)
         self._ask("finish_session", {"session": name}, agent.task.finish_session, fd)
 
     def _ask(self, what: str, fields: _Fields, call: Callable[[*_Ts], _T], *args: *_Ts) -> _T:

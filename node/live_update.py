@@ -34,11 +34,10 @@ def update_host(host: Host, command: UpdateCommand) -> UpdateResult:
         host.clock.advance_to(command.start_ns)
     host.take_phases()
     update = Update(host, command, host.release)
-    update.vms = {
-        name: VmTimes(vm.vmm, held=vm.state is VmState.PAUSED)
-        for name, vm in host.vms.items()
-        if vm.state is not VmState.STOPPED
-    }
+    for name, vm in host.vms.items():
+        if vm.state is not VmState.STOPPED:
+            update.vms[name] = VmTimes(vm.vmm, held=vm.state is VmState.PAUSED)
+            update.lanes.append((vm.vmm, name))
     host.emit("update", release=command.release, seq=command.seq)
     if host.state not in (HostState.UP, HostState.KEXEC_LOADED):
         return update.result(HostOutcome.FAILED, "not-ready", f"host is {host.state}")

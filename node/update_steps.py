@@ -47,6 +47,10 @@ class VmTimes:
         self.held = held  # it stood still before the update: what follows is no downtime of its own
 
 
+#: Each lane that takes a step, and its VM.
+_Lanes = Iterable[tuple[str, str]]
+
+
 @dataclass(slots=True)
 class Update:
     """One update under way."""
@@ -55,6 +59,7 @@ class Update:
     command: UpdateCommand
     old_release: str
     vms: dict[str, VmTimes] = field(default_factory=dict)
+    lanes: list[tuple[str, str]] = field(default_factory=list)  # of all these VMs
     phases: dict[str, int] = field(default_factory=dict)
     outside: dict[str, int] = field(default_factory=dict)
     attempts: int = 0
@@ -74,11 +79,11 @@ class Update:
 
     # Steps.
 
-    def in_lanes(self, phase: str, names: Iterable[str], step: Callable[[str], object]) -> Phase:
+    def in_lanes(self, phase: str, lanes: _Lanes, step: Callable[[str], object]) -> Phase:
         """Let VMs take a step, each on a lane of its own; failures are the step's business."""
-        clock, vms = self.host.clock, self.vms
+        clock = self.host.clock
         with clock.phase(phase) as done:
-            clock.fork([(vms[name].lane, name) for name in names], step)
+            clock.fork(lanes, step)
         return done
 
     def load(self) -> None:
@@ -100,7 +105,7 @@ class Update:
             done.append(name)
 
         try:
-            phase = self.in_lanes("preserve", self.vms, step)
+            phase = self.in_lanes("preserve", self.lanes, step)
         except KernelError:
             for name in reversed(done):
                 self.host.close_session(name)
@@ -117,8 +122,8 @@ class Update:
 
     def pause(self) -> None:
         """Pause all; the blackout begins when the last one stands."""
-        names = [name for name, times in self.vms.items() if not times.held]
-        phase = self.in_lanes("pause", names, self.host.pause_vm)
+        lanes = [(times.lane, name) for name, times in self.vms.items() if not times.held]
+        phase = self.in_lanes("pause", lanes, self.host.pause_vm)
         self.blackout_start_ns = end_ns = phase.end_ns
         for times in self.vms.values():
             times.paused_ns = end_ns if times.held else phase.lane_end_ns(times.lane)
@@ -126,8 +131,8 @@ class Update:
     def resume(self, names: list[str]) -> None:
         """Let VMs run, but for those that stood still before."""
         vms = self.vms
-        run = [name for name in names if not vms[name].held]
-        phase = self.in_lanes("resume", run, self.host.resume_vm)
+        lanes = [(vms[name].lane, name) for name in names if not vms[name].held]
+        phase = self.in_lanes("resume", lanes, self.host.resume_vm)
         for name in names:
             times = vms[name]
             times.resumed_ns = phase.end_ns if times.held else phase.lane_end_ns(times.lane)
@@ -150,7 +155,7 @@ class Update:
             for name in self.vms:
                 self.lose(name, self.host.agent_error)
         elif self.vms:
-            self.in_lanes("retrieve", self.vms, self._retrieve_vm)
+            self.in_lanes("retrieve", self.lanes, self._retrieve_vm)
         self.blackout_end_ns = self.host.clock.now_ns
 
     def _retrieve_vm(self, name: str) -> None:
@@ -192,8 +197,9 @@ class Update:
 
     def finish(self) -> None:
         """Finish every retrieved session and close it; pools settle."""
-        names = list(self.host.agent.incoming) if self.host.agent is not None else []
-        if not names:
+        agent = self.host.agent
+        lanes = [(self.vms[name].lane, name) for name in (agent.incoming if agent else ())]
+        if not lanes:
             return
 
         def step(name: str) -> None:
@@ -203,7 +209,7 @@ class Update:
             except KernelError:  # it is recorded, and the session stays until the next jump
                 return
 
-        phase = self.in_lanes("finish", names, step)
+        phase = self.in_lanes("finish", lanes, step)
         self.outside["finish"] = phase.duration_ns
         self.preserved_until_ns = phase.end_ns
 
@@ -217,7 +223,7 @@ class Update:
             except KernelError as error:
                 failed[name] = error.name
 
-        phase = self.in_lanes("restart", names, step)
+        phase = self.in_lanes("restart", [(self.vms[name].lane, name) for name in names], step)
         for name in names:
             times = self.vms[name]
             if name in failed:
@@ -248,7 +254,7 @@ class Update:
 
     def note_phases(self) -> None:
         """Take over the phases of the blackout that have ended."""
-        start_ns, end_ns, phases = self.blackout_start_ns, self.blackout_end_ns, self.phases
+        start_ns, phases = self.blackout_start_ns, self.phases
         for phase in self.host.take_phases():
             name, ns = phase.name, phase.duration_ns
             if (
@@ -256,7 +262,6 @@ class Update:
                 and name in BLACKOUT_PHASES
                 and start_ns is not None
                 and phase.start_ns >= start_ns
-                and (end_ns is None or phase.start_ns + ns <= end_ns)
             ):
                 phases[name] = phases.get(name, 0) + ns
 

@@ -7,6 +7,7 @@ what came back must be the same.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Final
 
@@ -60,16 +61,12 @@ def memory_extents(file: File) -> list[tuple[int, int]] | None:
     return [run for part in batches for run in (part if isinstance(part, Extents) else [part])]
 
 
-def _memory_batches(file: File) -> list[tuple[int, int] | Extents] | None:
+def _memory_batches(file: File) -> Sequence[tuple[int, int] | Extents] | None:
     """As `memory_extents`, and many short runs at once."""
     inode = file.inode
     if isinstance(inode, HugetlbMemfdInode):
-        folios = inode.hugetlb.folios
-        runs, order = folios.runs(), folios.order
-        end = runs[-1][0] + runs[-1][2] if runs else 0
-        if end != folios.total or end << order + PAGE_SHIFT != inode.hugetlb.size:
-            return None
-        return [(pfn, nr << order) for _, pfn, nr in runs]
+        hugetlb = inode.hugetlb
+        return hugetlb.folios.extents(hugetlb.size)
     if isinstance(inode, ShmemInode):
         extents: list[tuple[int, int] | Extents] = []
         expected = 0
@@ -179,7 +176,7 @@ class Vm:
         if self.task is None:
             raise ModelBug(f"{self.spec.name} has no VMM")
         extents = _memory_batches(self.task.files.fdt[self.fd])
-        return b"" if extents is None else memory.content_digest(extents)
+        return memory.content_digest(extents) if extents is not None else b""
 
     def forget(self) -> None:
         """The kernel under it is gone, and with it the VMM; memory is another question."""

@@ -20,7 +20,6 @@ from kernelmodel.abi.hugetlb import HugemfdSer
 from kernelmodel.abi.kexec_handover import KhoVmalloc
 from kernelmodel.errors import InvalidArgument, KernelError
 from kernelmodel.fs import File
-from kernelmodel.handlers.folio_table import PreservedFolios
 from kernelmodel.handlers.hugetlb_folios import HugetlbFolios
 from kernelmodel.luo.handler import FileHandler, LuoFile
 from kernelmodel.mm.memfd import HugetlbMemfdInode, hugetlb_memfd_file
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
     from kernelmodel.kernel import Kernel
 
 __all__ = ["HugetlbMemfdHandler"]
+
+_pack, _unpack = HugemfdSer.FORMAT.pack, HugemfdSer.FORMAT.unpack
 
 
 class HugetlbMemfdHandler(FileHandler):
@@ -65,7 +66,7 @@ class HugetlbMemfdHandler(FileHandler):
             inode.hugetlb.frozen = False
             raise
         area = private.vmalloc
-        ser = HugemfdSer.FORMAT.pack(
+        ser = _pack(
             inode.hugetlb.size,
             file.f_pos,
             private.nr_folios,
@@ -80,15 +81,14 @@ class HugetlbMemfdHandler(FileHandler):
 
     def freeze(self, luo_file: LuoFile) -> None:
         """The position as it is now."""
-        private = luo_file.private
-        assert luo_file.file is not None
-        assert isinstance(private, PreservedFolios)
-        self.folios.freeze(private)
-        self.kernel.memory.write_u64(luo_file.data + 8, luo_file.file.f_pos)
+        file = luo_file.file
+        assert file is not None
+        self.folios.freeze(luo_file.private)
+        self.kernel.memory.write_u64(luo_file.data + 8, file.f_pos)
 
     def unfreeze(self, luo_file: LuoFile) -> None:
         """Nothing of the file's own."""
-        self.folios.unfreeze(_private(luo_file))
+        self.folios.unfreeze(luo_file.private)
 
     def unpreserve(self, luo_file: LuoFile) -> None:
         """Undo preserve."""
@@ -96,15 +96,13 @@ class HugetlbMemfdHandler(FileHandler):
         inode = luo_file.file.inode
         assert isinstance(inode, HugetlbMemfdInode)
         inode.hugetlb.frozen = False
-        _private(luo_file).unpreserve(self.kernel)
+        luo_file.private.unpreserve(self.kernel)
         self.kernel.kho.unpreserve_free(luo_file.data)
 
     def _read_ser(self, luo_file: LuoFile) -> tuple[int, int, KhoVmalloc, int, int]:
         """What a HugemfdSer says: size, position, folio table, its entries, order."""
         raw = self.kernel.memory.read(luo_file.data, HugemfdSer.SIZE)
-        size, pos, nr_folios, first, total_pages, flags, block_order, order = (
-            HugemfdSer.FORMAT.unpack(raw)
-        )
+        size, pos, nr_folios, first, total_pages, flags, block_order, order = _unpack(raw)
         return size, pos, KhoVmalloc(first, total_pages, flags, block_order), nr_folios, order
 
     def retrieve(self, luo_file: LuoFile) -> File:
@@ -131,8 +129,3 @@ class HugetlbMemfdHandler(FileHandler):
         _, _, table, nr_folios, order = self._read_ser(luo_file)
         self.folios.discard(order, table, nr_folios)
         self.kernel.kho.restore_free(luo_file.data)
-
-
-def _private(luo_file: LuoFile) -> PreservedFolios:
-    assert isinstance(luo_file.private, PreservedFolios)
-    return luo_file.private

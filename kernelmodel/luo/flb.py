@@ -133,19 +133,17 @@ class LuoFlbs:
 
     def file_preserve(self, handler: FileHandler) -> None:
         """A file of this handler is about to be preserved. C: luo_flb_file_preserve()."""
-        done: list[Flb] = []
-        try:
-            for flb in handler.flbs:
-                if flb.outgoing_count == 0:  # else its lock is held for no time
+        for at, flb in enumerate(handler.flbs):
+            if not flb.outgoing_count:  # else its lock is held for no time
+                try:
                     with self.luo.kernel.clock.lock(f"luo_flb:{flb.name}"):
                         self.luo.kernel.charge("luo_flb_preserve")
                         flb.outgoing_data, flb.outgoing_obj = flb.ops.preserve()
-                flb.outgoing_count += 1
-                done.append(flb)
-        except KernelError:
-            for flb in reversed(done):
-                self._put_outgoing(flb)
-            raise
+                except KernelError:
+                    for other in reversed(handler.flbs[:at]):
+                        self._put_outgoing(other)
+                    raise
+            flb.outgoing_count += 1
 
     def file_unpreserve(self, handler: FileHandler) -> None:
         """C: luo_flb_file_unpreserve()."""
@@ -247,11 +245,12 @@ class LuoFlbs:
 
     def put_incoming(self, flb: Flb) -> None:
         """Drop a user; the last one finishes. C: luo_flb_file_finish_one()."""
-        if flb.incoming_count <= 0:
+        users = flb.incoming_count
+        if users <= 0:
             self.luo.kernel.warn_on(f"FLB {flb.name}: incoming count drops below zero")
             return
-        flb.incoming_count -= 1
-        if flb.incoming_count:
+        flb.incoming_count = users - 1
+        if users > 1:
             return
         try:
             self._retrieve_one(flb)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from kernelmodel.fs import File
 
@@ -30,7 +30,7 @@ class LuoFile:
     token: int
     file: File | None = None
     data: int = 0
-    private: object = None
+    private: Any = None
     retrieve_status: int = 0
     identity: tuple[FileHandler | None, int] = (None, 0)
 

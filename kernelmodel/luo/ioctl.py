@@ -185,7 +185,11 @@ class IncomingSession(_SessionOperations):
         """{u32 size, u32 reserved}. C: luo_session_finish()."""
         if reserved:
             raise InvalidArgument("reserved field is not zero")
-        self._sessions.finish(file.private)
+        sessions = self._sessions
+        if sessions.serialized:
+            sessions.block()
+        sessions.kernel.charge("luo_session_finish")
+        file.private.file_set.finish()
 
     calls: ClassVar[dict[int, _Call]] = {
         LIVEUPDATE_SESSION_RETRIEVE_FD: (retrieve_fd, _TOKEN),

@@ -16,6 +16,7 @@ C: kernel/liveupdate/luo_session.c, 7.3.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, NoReturn
 
 from kernelmodel.abi.luo import (
@@ -43,8 +44,7 @@ class LuoSession:
     def __init__(self, luo: Luo, name: bytes) -> None:
         """C: luo_session_alloc(). Raises: NoMemory."""
         luo.kernel.fail_function("should_failslab", site="luo_session_alloc")
-        self.name = _to_name(name)
-        self.lock_name = f"luo_session:{self.name.hex()}"
+        self.name, self.lock_name = _named(name)
         self.retrieved = False
         self.file_set = LuoFileSet(luo)
 
@@ -194,14 +194,15 @@ class LuoSessions:
         self._deserialized = True
         if self.incoming_blocks is None:
             return
+        luo, charge, by_name = self.luo, self.kernel.charge, self._incoming_by_name
         try:
             for raw in self.incoming_blocks.entries():
                 name, files, count = _unpack_session(raw)
-                self.kernel.charge("luo_deserialize_session")
-                session = LuoSession(self.luo, name)
-                if session.name in self._incoming_by_name:
+                charge("luo_deserialize_session")
+                session = LuoSession(luo, name)
+                if session.name in by_name:
                     raise _exists(session)
-                self._incoming_by_name[session.name] = session
+                by_name[session.name] = session
                 self.incoming.append(session)
                 session.file_set.deserialize(files, count)
         except KernelError as error:
@@ -233,24 +234,20 @@ class LuoSessions:
         session.retrieved = True
         return File(self._inode, self.luo.incoming_ops, session)
 
-    # What a descriptor can do.
-
-    def finish(self, session: LuoSession) -> None:
-        """C: luo_session_finish()."""
-        if self.serialized:
-            self.block()
-        self.kernel.charge("luo_session_finish")
-        session.file_set.finish()
-
     def block(self) -> NoReturn:
         """Wait for the serialize lock, until the jump. Raises: ModelBug, nobody is to do that."""
         raise ModelBug("a system call after serialisation would block until the jump")
 
 
-def _to_name(name: bytes) -> bytes:
-    """A buffer that holds `name` up to its NUL, cut where that would not fit. C: strscpy()."""
+@lru_cache(maxsize=1024)  # a name is seen on both sides of the jump
+def _named(name: bytes) -> tuple[bytes, str]:
+    """A buffer that holds `name` up to its NUL, cut where that would not fit, and the mutex's name.
+
+    C: strscpy().
+    """
     text = name.partition(b"\0")[0][: LIVEUPDATE_SESSION_NAME_LENGTH - 1]
-    return text.ljust(LIVEUPDATE_SESSION_NAME_LENGTH, b"\0")
+    buffer = text.ljust(LIVEUPDATE_SESSION_NAME_LENGTH, b"\0")
+    return buffer, f"luo_session:{buffer.hex()}"
 
 
 def _exists(session: LuoSession) -> Exists:

@@ -6,6 +6,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable
 from typing import Final
 
+from kernelmodel.memory import PAGE_SHIFT
 from kernelmodel.mm.hstate import Runs
 from kernelmodel.mm.ranges import RangeSet
 
@@ -76,6 +77,17 @@ class HugetlbFolioMap:
             index, pfn, n = parts[-1]
             parts[-1] = (index, pfn, end - index)
         return parts
+
+    def extents(self, size: int) -> list[tuple[int, int]] | None:
+        """The frames of a file of `size` bytes as (pfn, pages); None if there are not just these.
+
+        In file order.
+        """
+        held, order = self._runs, self.order
+        end = held[-1][0] + held[-1][2] if held else 0
+        if end != self.total or end << order + PAGE_SHIFT != size:
+            return None
+        return [(pfn, n << order) for _, pfn, n in held]
 
     def runs(self) -> list[tuple[int, int, int]]:
         """Everything as (index, pfn, number of folios), ascending by index."""

@@ -190,18 +190,17 @@ def test_no_descriptor_for_what_is_retrieved_leaves_it_for_later() -> None:
 
 
 @pytest.mark.parametrize("room", [True, False])
-def test_a_descriptor_that_is_handed_over_is_closed_with_or_without_room(room: bool) -> None:
+def test_a_file_is_retrieved_into_the_process_that_a_session_is_lent_to(room: bool) -> None:
     agent = handed_over("s")
     mine, other = agent.task, Task(agent.kernel, "vmm")
     other.open(DEV_NULL)
     other.files.limit = 2 if room else 1
-    fd = mine.retrieve_fd(agent.retrieve("s"), 1)
-    file = mine.files.fget(fd)
-    assert answer(lambda: mine.hand_over_fd(fd, other)) == (1 if room else "EMFILE")
-    assert answer(lambda: mine.pread(fd, 4, 0)) == "EBADF"
-    assert file.f_count == 1 + room  # the session's, and the other process's
-    assert len(other.files) == 1 + room
-    assert mine.dup(agent.device) == fd
+    session = mine.files.fget(agent.retrieve("s"))
+    assert answer(lambda: other.retrieve_from(session, 1)) == (1 if room else "EMFILE")
+    assert (len(mine.files), len(other.files)) == (2, 1 + room)
+    if room:
+        assert other.files.fget(1).f_count == 2  # the session's, and the other process's
+        assert answer(lambda: other.preserve_in(session, 1, 2)) == "EINVAL"
     validate_kernel(agent.kernel, [mine, other])
 
 
