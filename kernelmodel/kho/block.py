@@ -15,8 +15,8 @@ C: kernel/liveupdate/kho_block.c, 7.3.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
-from itertools import chain
+from collections.abc import Iterator
+from typing import NoReturn
 
 from kernelmodel.abi.kexec_handover import KhoBlockHeaderSer
 from kernelmodel.errors import InvalidArgument, KernelError, NoSpace
@@ -58,8 +58,7 @@ class KhoBlockSet:
         if self.incoming:
             self._kho.kernel.warn_on("growing a block set that came over")
             raise InvalidArgument("incoming block set")
-        blocks = self.blocks
-        before = len(blocks)
+        blocks, before = self.blocks, len(self.blocks)
         try:
             for number in range(before, -(-nr_entries // self.capacity)):
                 if number >= KHO_MAX_BLOCKS:
@@ -113,15 +112,15 @@ class KhoBlockSet:
         Raises:
             NoSpace: the set has not grown for so many; nothing is written.
         """
-        nr, capacity = len(entries), self.capacity
-        if nr > len(self.blocks) * capacity:
-            raise NoSpace("no block for this entry", index=nr - 1)
-        write, first = self._kho.kernel.memory.write, 0
-        for block in self.blocks[: -(-nr // capacity)]:
-            count = min(capacity, nr - first)
-            part = b"".join(entries[first : first + count])
-            write(block + 8, _U64.pack(count) + part)
-            first += count
+        capacity, at = self.capacity, 0
+        if len(entries) > len(self.blocks) * capacity:
+            raise NoSpace("no block for this entry", index=len(entries) - 1)
+        for block in self.blocks:
+            part = entries[at : at + capacity]
+            if not part:
+                return
+            self._kho.kernel.memory.write(block + 8, _U64.pack(len(part)) + b"".join(part))
+            at += capacity
 
     def clear(self) -> None:
         """Empty every block; the chain stays."""
@@ -137,25 +136,26 @@ class KhoBlockSet:
         self.incoming = True
         if head_pa == 0:
             return
-        at = head_pa
+        memory, blocks, at = self._kho.kernel.memory, self.blocks, head_pa
         while at:
-            following, count = _header_at(self._bytes_at(at, _HEADER))
+            following, count = _header_at(memory.read(at, _HEADER))
             if following and at == head_pa:  # or there is nothing that could be a cycle
                 self._check_cycle(head_pa)
-            try:
-                if not 1 <= count <= self.capacity:
-                    raise InvalidArgument("absurd entry count", count=count)
-                if len(self.blocks) >= KHO_MAX_BLOCKS:
-                    raise NoSpace("too many blocks")
-            except KernelError:
-                self.destroy()
-                while at:
-                    following = self._kho.kernel.memory.u64(at)
-                    self._kho.restore_free(at)
-                    at = following
-                raise
-            self.blocks.append(at)
+            if not 1 <= count <= self.capacity:
+                self._refuse(at, InvalidArgument("absurd entry count", count=count))
+            if len(blocks) >= KHO_MAX_BLOCKS:
+                self._refuse(at, NoSpace("too many blocks"))
+            blocks.append(at)
             at = following
+
+    def _refuse(self, at: int, error: KernelError) -> NoReturn:
+        """Give back what was taken over and what of the chain can be reached from `at` on."""
+        self.destroy()
+        while at:
+            following = self._kho.kernel.memory.u64(at)
+            self._kho.restore_free(at)
+            at = following
+        raise error
 
     def _check_cycle(self, head_pa: int) -> None:
         memory = self._kho.kernel.memory
@@ -171,21 +171,17 @@ class KhoBlockSet:
                 break
         raise InvalidArgument("block chain never ends")
 
-    def entries(self) -> Iterator[bytes | bytearray]:
+    def entries(self) -> Iterator[bytes]:
         """All entries in order, each block's count as it says."""
-        return chain.from_iterable(map(self._entries_of, self.blocks))
-
-    def _entries_of(self, block: int) -> Iterable[bytes | bytearray]:
-        page, size = self._bytes_at(block, PAGE_SIZE), self.entry_size
-        count = _header_at(page)[1]
-        if count > self.capacity:
+        read, size = self._kho.kernel.memory.read, self.entry_size
+        for block in self.blocks:
+            page = read(block, PAGE_SIZE)
+            count = _header_at(page)[1]
+            if count <= self.capacity:
+                for at in range(_HEADER, _HEADER + count * size, size):
+                    yield page[at : at + size]
+                continue
             # A page that was not preserved can be written to after `restore`. Nobody looks at the
             # count again, so entries are read, behind the page too, until one is wrong.
-            read = self._kho.kernel.memory.read
-            return (read(block + _HEADER + nr * size, size) for nr in range(count))
-        return [page[at : at + size] for at in range(_HEADER, _HEADER + count * size, size)]
-
-    def _bytes_at(self, at: int, size: int) -> bytes | bytearray:
-        """So many bytes at least; a broken chain leads anywhere, not only to where pages begin."""
-        memory = self._kho.kernel.memory
-        return memory.read(at, size) if at % PAGE_SIZE else memory.page(at >> PAGE_SHIFT)
+            for nr in range(count):
+                yield read(block + _HEADER + nr * size, size)

@@ -216,13 +216,13 @@ class Kho:
             OutOfRange: no key can be made of so large an address.
             NoMemory: no page for a node of the tree.
         """
-        kernel = self.kernel
+        kernel, tree = self.kernel, self._tree
         if kernel.config.kexec_handover_debug:
             self.check_scratch(pfn, nr << order)
-        if self._tree is None:
+        if tree is None:
             raise InvalidArgument("KHO is not initialised")
         kernel.clock.charge_locked(TREE_LOCK, "kho_radix_add_key", nr)
-        self._tree.add_run(pfn, order, nr)
+        tree.add_run(pfn, order, nr)
 
     def check_scratch(self, pfn: int, nr_pages: int) -> None:
         """Refuse scratch, which only a kernel with debug checks does.

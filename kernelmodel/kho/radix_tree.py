@@ -37,7 +37,9 @@ TABLE_SHIFTS = (
     *(BITMAP_LOG2 + KHO_TABLE_SIZE_LOG2 * level for level in range(KHO_TREE_MAX_DEPTH - 1)),
 )
 _ROOT_LEVEL = KHO_TREE_MAX_DEPTH - 1
-_KEYS_END = 1 << KHO_ORDER_0_LOG2 + 1
+#: The order bit of keys of order 0, and behind them all.
+_ORDER_0 = 1 << KHO_ORDER_0_LOG2
+_KEYS_END = 2 * _ORDER_0
 _BITMAP_BITS = 1 << BITMAP_LOG2
 _BITMAP_MASK = _BITMAP_BITS - 1
 #: From so many bits on, bytes are moved instead of reckoning with them as a number.
@@ -48,7 +50,7 @@ _TABLE_MASK = (1 << KHO_TABLE_SIZE_LOG2) - 1
 
 def encode_key(pfn: int, order: int) -> int:
     """The key of the block of `order` at `pfn`. C: kho_radix_encode_key()."""
-    return 1 << (KHO_ORDER_0_LOG2 - order) | pfn >> order
+    return (_ORDER_0 | pfn) >> order
 
 
 class KhoRadixTree:
@@ -59,7 +61,7 @@ class KhoRadixTree:
     twice or taking away what is not there is silent, and changes nothing.
     """
 
-    __slots__ = ("_alloc_page", "_bitmaps", "_free_page", "_tables", "memory", "root_pa")
+    __slots__ = ("_alloc_page", "_bitmaps", "_free_page", "_made", "_tables", "memory", "root_pa")
 
     def __init__(
         self,
@@ -76,6 +78,8 @@ class KhoRadixTree:
         #: above them, by the key's upper bits. Nodes are pages that nobody but this tree writes
         #: to, and none leaves it before all do.
         self._bitmaps: dict[int, bytearray] = {}
+        #: Nodes that this object made, as (first key, how far below the root, page frame).
+        self._made = [(0, 0, root_pa >> PAGE_SHIFT)]
         self._tables: dict[int, int] = {}
 
     @property
@@ -91,7 +95,7 @@ class KhoRadixTree:
             NoMemory: no page for a node. None of the keys is set then, as if whoever adds them
                 had taken back those that were done.
         """
-        key = 1 << (KHO_ORDER_0_LOG2 - order) | pfn >> order
+        key = (_ORDER_0 | pfn) >> order
         page = self._bitmaps.get(key >> BITMAP_LOG2)
         if nr == 1 and page is not None:  # as most often
             page[(key & _BITMAP_MASK) >> 3] |= 1 << (key & 7)
@@ -183,24 +187,26 @@ class KhoRadixTree:
         """New nodes for a key, down from a free slot of a table of `level`; the bitmap page."""
         if self._alloc_page is None:
             raise NoMemory("a tree that is only read does not grow")
-        write_u64, anchor = self.memory.write_u64, slot
-        new: list[int] = []
+        write_u64, anchor, before = self.memory.write_u64, slot, len(self._made)
         try:
             while level:
                 node = self._alloc_page()
-                new.append(node)
+                first = key >> TABLE_SHIFTS[level] << TABLE_SHIFTS[level]
+                self._made.append((first, KHO_TREE_MAX_DEPTH - level, node >> PAGE_SHIFT))
                 write_u64(slot, node)
                 level -= 1
+                if level == 1:
+                    self._tables[first >> TABLE_SHIFTS[2]] = node
                 slot = node + 8 * (key >> TABLE_SHIFTS[level] & _TABLE_MASK)
         except NoMemory:
-            if new and self._free_page is not None:
+            if self._free_page is not None and len(self._made) > before:
                 write_u64(anchor, 0)
-                for page in new:
-                    self._free_page(page)
+                for _, _, pfn in self._made[before:]:
+                    self._free_page(pfn << PAGE_SHIFT)
+                self._tables.pop(key >> TABLE_SHIFTS[2], None)
+                del self._made[before:]
             raise
-        if len(new) > 1:
-            self._tables[key >> TABLE_SHIFTS[2]] = new[-2]
-        return new[-1]
+        return node
 
     def destroy(self) -> None:
         """Free all nodes, the root among them. C: kho_radix_destroy_tree()."""
@@ -234,17 +240,18 @@ class KhoRadixTree:
         return [(level, pa) for level, pa, _ in self.walk()]
 
     def extents(self) -> list[tuple[int, int] | Extents]:
-        """The frames of all nodes, then those of all keys, as `walk` and `runs` find them."""
-        nodes: list[tuple[int, int] | Extents] = []
-        keys: list[tuple[int, int] | Extents] = []
-        for level, pa, prefix in self.walk():
-            nodes.append((pa >> PAGE_SHIFT, 1))
-            if level == 0:
-                keys += [
-                    run.pages if isinstance(run, KeyRuns) else (run[0], run[2] << run[1])
-                    for run in leaf_runs(bit_runs(self.memory.read(pa, PAGE_SIZE)), prefix)
-                ]
-        return nodes + keys
+        """The frames of all nodes and then of all keys, ascending; what this object made of them.
+
+        A node stands before those below it.
+        """
+        found: list[tuple[int, int] | Extents] = [(pfn, 1) for _, _, pfn in sorted(self._made)]
+        for number in sorted(self._bitmaps):
+            keys = leaf_runs(bit_runs(bytes(self._bitmaps[number])), number << BITMAP_LOG2)
+            found += [
+                run.pages if isinstance(run, KeyRuns) else (run[0], run[2] << run[1])
+                for run in keys
+            ]
+        return found
 
     def runs(self) -> Iterator[KeyRun]:
         """All keys, ascending: the largest orders first, by address within an order.

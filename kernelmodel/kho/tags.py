@@ -24,17 +24,23 @@ from kernelmodel.mm.ranges import RangeSet
 
 __all__ = ["PageTags"]
 
+#: Pages of one run that are held one by one.
+_FEW = 64
+
 
 class PageTags:
     """Tags of entries that nobody has restored yet; entries come and go in runs of one order."""
 
-    __slots__ = ("_alone", "_by_order", "_scattered", "untagged")
+    __slots__ = ("_alone", "_by_order", "_pages", "_scattered", "untagged")
 
     def __init__(self) -> None:
         #: Frames of entries that lost their tag to one they overlap: reserved for ever.
         self.untagged = RangeSet()
         #: Entries of each order as numbers (pfn >> order).
         self._by_order: dict[int, RangeSet] = {}
+        #: Of order 0 those that lie few together, as long as entries are `_alone`: most of what a
+        #: kernel hands over are structures of a page each, which are restored one by one.
+        self._pages: set[int] = set()
         #: Entries of order 0 that came as scattered pages, if any did.
         self._scattered: FrameSet | None = None
         #: Whether no entries of different orders have pages in common, and none is scattered.
@@ -42,6 +48,7 @@ class PageTags:
 
     def __iter__(self) -> Iterator[tuple[int, int, int]]:
         """Adjacent entries as page frames (first, end, order), large orders first."""
+        self._settle()
         for order in sorted(self._by_order, reverse=True):
             for low, high in self._by_order[order]:
                 yield low << order, high << order, order
@@ -53,23 +60,42 @@ class PageTags:
     def nr_pages(self) -> int:
         """Pages of all entries, those that several share counted for each."""
         ranges = sum(entries.total << order for order, entries in self._by_order.items())
+        ranges += len(self._pages)
         return ranges + (self._scattered.total if self._scattered is not None else 0)
 
     def put(self, pfn: int, order: int, nr: int = 1) -> None:
-        """Tag `nr` adjacent entries; a tag that one of their first pages had before is gone."""
+        """Tag `nr` adjacent entries; a tag that one of their first pages had before is gone.
+
+        As a key is in a tree once, so is an entry put once.
+        """
         end = pfn + (nr << order)
-        if order not in self._by_order:
-            self._by_order[order] = RangeSet()
+        mine = self._by_order.get(order)
+        if mine is None:
+            mine = self._by_order[order] = RangeSet()
+        if order:
+            self._settle()
         for other, entries in self._by_order.items():
-            if other == order:
-                entries.add(pfn >> order, end >> order)
-            elif entries.overlaps(pfn >> other, -(-end >> other)):
+            if other != order and entries.overlaps(pfn >> other, -(-end >> other)):
+                self._settle()
                 self._alone = False
                 if other > order:  # smaller ones come later
                     self._lose(other, entries, -(-pfn >> other), -(-end >> other))
+        if order == 0 and nr <= _FEW and self._alone:
+            self._pages.update(range(pfn, end))
+        else:
+            mine.add(pfn >> order, end >> order)
+
+    def _settle(self) -> None:
+        """Hold pages as the entries of any other order."""
+        if self._pages:
+            entries = self._by_order[0]
+            for pfn in sorted(self._pages):
+                entries.add(pfn, pfn + 1)
+            self._pages.clear()
 
     def put_pages(self, pages: Extents) -> None:
         """Tag many runs of single pages, as `put` does."""
+        self._settle()
         frames = pages.frames()
         if self._scattered is None:
             self._scattered = FrameSet()
@@ -93,6 +119,8 @@ class PageTags:
 
     def order(self, pfn: int) -> int | None:
         """The order in the tag of this page; None if it has none."""
+        if pfn in self._pages:
+            return 0
         for order, entries in self._by_order.items():
             number = pfn >> order
             if number << order == pfn and entries.contains(number, number + 1):
@@ -101,6 +129,7 @@ class PageTags:
 
     def count(self, pfn: int, order: int, most: int) -> int:
         """How many entries of `order`, `most` at most, are tagged one after the other from pfn."""
+        self._settle()
         if order == 0 and self._scattered is not None:
             return self._count_pages(self._scattered, pfn, most)
         entries = self._by_order.get(order)
@@ -127,6 +156,7 @@ class PageTags:
 
     def take_pages(self, frames: Frames) -> bool:
         """Clear these single pages' tags; False if not each has one, and its page to itself."""
+        self._settle()
         scattered = self._scattered or FrameSet()
         known = scattered.has(frames)
         there, rest = frames[known], frames[~known].tolist()
@@ -157,7 +187,10 @@ class PageTags:
 
     def take_entry(self, pfn: int) -> int | None:
         """Clear the tag of this page as `take` does; its order, None if it has none."""
-        if self._alone:  # nearly always
+        if pfn in self._pages:  # nearly always
+            self._pages.remove(pfn)
+            return 0
+        if self._alone:
             for order, entries in reversed(self._by_order.items()):
                 number = pfn >> order
                 if number << order == pfn and entries.take(number, number + 1):
@@ -173,6 +206,9 @@ class PageTags:
 
         Returns how many those are.
         """
+        if order == 0 and self._pages.issuperset(range(pfn, pfn + most)):
+            self._pages.difference_update(range(pfn, pfn + most))
+            return max(0, most)
         if self._alone and most > 0 and order in self._by_order:  # nearly always
             first = pfn >> order
             if first << order == pfn and self._by_order[order].take(first, first + most):

@@ -132,30 +132,30 @@ def restore_vmalloc(kho: Kho, ser: KhoVmalloc) -> VmallocArea | None:
 
     Flags that nobody knows are passed over.
     """
-    kernel = kho.kernel
     extents: list[tuple[int, int]] = []
     order = ser.order & 31  # an int is shifted, and x86 looks at five bits of the distance
-    total = _restore_chunks(kho, ser, order, extents)
-    if total >= 0:
-        kernel.charge("kho_restore_vmalloc", total)
-    if total != ser.total_pages or total == 0:  # an area of no pages cannot be mapped
+    left = _restore_chunks(kho, ser, order, extents)
+    if left is not None:
+        kho.kernel.charge("kho_restore_vmalloc", ser.total_pages - left)
+    if left != 0 or not extents:  # an area of no pages cannot be mapped
         for pfn, nr_pages in extents:
             kho.leaked.add(pfn, pfn + nr_pages)
         return None
     return VmallocArea(tuple(extents), order, _AREA_FLAGS[ser.flags & _KNOWN_FLAGS])
 
 
-def _restore_chunks(kho: Kho, ser: KhoVmalloc, order: int, extents: list[tuple[int, int]]) -> int:
-    """Restore what the chunks list into `extents`; how many pages, -1 if something is wrong.
+def _restore_chunks(
+    kho: Kho, ser: KhoVmalloc, order: int, extents: list[tuple[int, int]]
+) -> int | None:
+    """Restore what the chunks list into `extents`; how many pages are missing.
 
-    A chunk is read before anybody knows whether it was preserved.
+    None if something is wrong. A chunk is read before anybody knows whether it was preserved.
     """
-    kernel, left, chunk = kho.kernel, ser.total_pages >> order, ser.first
-    total = 0
+    kernel, left, chunk = kho.kernel, ser.total_pages, ser.first
     while chunk:
         page = kernel.memory.read(chunk, PAGE_SIZE)
-        for pfn, blocks in _chunk_runs(page, order, left):
-            fit = min(blocks, left)
+        for pfn, blocks in _chunk_runs(page, order, left >> order):
+            fit = min(blocks, left >> order)
             restored = kho.restore_folios(pfn, order, fit)
             if restored:
                 extents.append((pfn, restored << order))
@@ -163,13 +163,12 @@ def _restore_chunks(kho: Kho, ser: KhoVmalloc, order: int, extents: list[tuple[i
                 missing = pfn + (restored << order)
                 kernel.warn_on(f"vmalloc page {missing:#x} is not preserved")
             if restored != blocks:
-                return -1
-            left -= blocks
-            total += blocks << order
+                return None
+            left -= blocks << order
         if not kho.restore_free(chunk, page_only=True):
-            return -1
+            return None
         chunk = _U64.unpack_from(page)[0]
-    return total
+    return left
 
 
 def _chunk_runs(page: bytes, order: int, most: int) -> list[tuple[int, int]]:
