@@ -129,8 +129,9 @@ def deserialize(kernel: Kernel, tree: IncomingTree, tags: PageTags) -> None:
         if found:
             kernel.charge_each("kho_reserve_preserved", [nr for _, _, nr in found])
             kernel.charge_each("kho_init_preserved_page", [nr << order for _, order, nr in found])
-    for pfn, order, nr in found:
-        memblock.reserve_noinit(pfn << PAGE_SHIFT, nr << order + PAGE_SHIFT)
+    memblock.reserve_noinit(
+        [(pfn << PAGE_SHIFT, pfn + (nr << order) << PAGE_SHIFT) for pfn, order, nr in found]
+    )
     if scattered:
         memblock.reserve_noinit_pages(
             Extents(

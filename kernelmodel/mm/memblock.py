@@ -19,7 +19,7 @@ All addresses and sizes here are bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Final
 
@@ -143,24 +143,26 @@ class Memblock:
 
     def _list_scattered(self, scattered: Extents) -> None:
         self._scattered = None
-        for pfn, nr_pages in scattered:
-            self.reserve_noinit(pfn << PAGE_SHIFT, nr_pages << PAGE_SHIFT)
+        self.reserve_noinit(
+            [(pfn << PAGE_SHIFT, pfn + nr_pages << PAGE_SHIFT) for pfn, nr_pages in scattered]
+        )
 
-    def reserve_noinit(self, base: int, size: int) -> None:
-        """`reserve` and `mark_noinit` at once."""
-        self.reserve(base, size)
-        self.mark_noinit(base, size)
+    def reserve_noinit(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """`reserve` and `mark_noinit` for each of these ranges (base, end)."""
+        for base, end in ranges:
+            self._free.remove(base, end)
+        self._later.append(partial(_list_noinit, self._reserved, ranges))
 
     def reserve_noinit_pages(self, pages: Extents) -> None:
-        """`reserve_noinit` for each of these runs, which ascend and do not touch."""
+        """`reserve_noinit` for runs of pages, which ascend and do not touch."""
         starts, ends = pages.pfns << PAGE_SHIFT, pages.ends << PAGE_SHIFT
         apart = np.ones(len(pages), dtype=np.bool_)
         # what touches one that is taken is for the list to sort out
         for base, end, _, _ in self.reserved.regions:
             first = np.searchsorted(ends, base, "left")
             apart[first : np.searchsorted(starts, end, "right")] = False
-        for pfn, nr_pages in Extents(pages.pfns[~apart], pages.counts[~apart]):
-            self.reserve_noinit(pfn << PAGE_SHIFT, nr_pages << PAGE_SHIFT)
+        near = zip(starts[~apart].tolist(), ends[~apart].tolist(), strict=True)
+        self.reserve_noinit(list(near))
         self._scattered = Extents(pages.pfns[apart], pages.counts[apart])
 
     def reserve(self, base: int, size: int, nid: int = NUMA_NO_NODE, flags: int = 0) -> None:
@@ -249,23 +251,26 @@ class Memblock:
             if (start := -(-base >> PAGE_SHIFT)) < (stop := end >> PAGE_SHIFT)
         ]
 
-    def free_extents(self) -> Iterator[Extents]:
+    def free_extents(self) -> list[Extents]:
         """As `free_pages`, many short runs at once, where reserved pages lie scattered.
 
         They are the parts of each region: every reserved page ends one and begins the next.
         """
-        scattered = self._scattered
+        scattered, found = self._scattered, list[Extents]()
         if scattered is None:
-            return
+            return found
+        pfns, page_ends = scattered.pfns, scattered.ends
         for base, end, _, _ in self.memory.regions:
             free = np.array(self._free.within(base, end), dtype=np.int64).reshape(-1, 2)
-            first = np.searchsorted(scattered.ends << PAGE_SHIFT, base, "right")
-            last = np.searchsorted(scattered.pfns << PAGE_SHIFT, end, "left")
-            starts = np.append(free[:, 0], scattered.ends[first:last] << PAGE_SHIFT)
-            ends = np.append(free[:, 1], scattered.pfns[first:last] << PAGE_SHIFT)
-            starts, ends = -(-np.sort(starts) >> PAGE_SHIFT), np.sort(ends) >> PAGE_SHIFT
-            there = starts < ends  # a page at the edge of a range leaves nothing there
-            yield Extents(starts[there], (ends - starts)[there])
+            first = np.searchsorted(page_ends, base >> PAGE_SHIFT, "right")
+            last = np.searchsorted(pfns, -(-end >> PAGE_SHIFT), "left")
+            starts = np.append(-(-free[:, 0] >> PAGE_SHIFT), page_ends[first:last])
+            ends = np.append(free[:, 1] >> PAGE_SHIFT, pfns[first:last])
+            starts.sort()
+            ends.sort()
+            ends -= starts  # 0 or less where a page lies at the edge of a range
+            found.append(Extents(starts[ends > 0], ends[ends > 0]))
+        return found
 
     def find_in_range(
         self, size: int, align: int, start: int = 0, end: int | None = None, nid: int = NUMA_NO_NODE
@@ -344,6 +349,12 @@ class Memblock:
         for address, count in runs:
             self.reserve(address, count * size, nid, flags)
         return runs
+
+
+def _list_noinit(reserved: RegionList, ranges: Sequence[tuple[int, int]]) -> None:
+    for base, end in ranges:
+        reserved.add(base, end, NUMA_NO_NODE, 0)
+        reserved.change(base, end, on=_RSRV_NOINIT)
 
 
 def validate_memblock(memblock: Memblock) -> None:

@@ -158,7 +158,7 @@ def test_a_range_is_reserved_and_marked_at_once_as_in_two_steps(
         for (page, nr), flags in taken:
             memblock.reserve(page * PAGE, nr * PAGE, flags=flags)
     base, size = span[0] * PAGE, span[1] * PAGE
-    once.reserve_noinit(base, size)
+    once.reserve_noinit([(base, base + size)])
     twice.reserve(base, size)
     twice.mark_noinit(base, size)
     assert list(once.reserved) == list(twice.reserved)
