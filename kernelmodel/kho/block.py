@@ -112,14 +112,14 @@ class KhoBlockSet:
         Raises:
             NoSpace: the set has not grown for so many; nothing is written.
         """
-        capacity, at = self.capacity, 0
+        write, capacity, at = self._kho.kernel.memory.write, self.capacity, 0
         if len(entries) > len(self.blocks) * capacity:
             raise NoSpace("no block for this entry", index=len(entries) - 1)
         for block in self.blocks:
             part = entries[at : at + capacity]
             if not part:
-                return
-            self._kho.kernel.memory.write(block + 8, _U64.pack(len(part)) + b"".join(part))
+                break
+            write(block + 8, _U64.pack(len(part)) + b"".join(part))
             at += capacity
 
     def clear(self) -> None:

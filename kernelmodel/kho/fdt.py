@@ -116,8 +116,9 @@ class Fdt:
 
     def _at(self, off_rsvmap: int) -> bytes:
         """The tree's bytes, the reserve map at this offset and all else close behind it."""
-        strings, offsets = _strings(tuple(self.strings))
-        block = _node_bytes(self.root, offsets) + _END_TOKEN
+        names = tuple(self.strings)
+        strings = _strings(names)[0]
+        block = _node_bytes(self.root, names) + _END_TOKEN
         off_struct = off_rsvmap + 16
         off_strings = off_struct + len(block)
         total = off_strings + len(strings)
@@ -175,16 +176,23 @@ def _strings(names: tuple[str, ...]) -> tuple[bytes, Mapping[str, int]]:
     return block, MappingProxyType(offsets)
 
 
-def _node_bytes(node: FdtNode, offsets: Mapping[str, int]) -> bytes:
-    """The node's tokens; what stands between two of them fills up whole words."""
-    name = node.name.encode()
-    block = _BEGIN_NODE_TOKEN + name + bytes(4 - len(name) % 4)  # a zero ends it at least
-    for prop, value in node.props.items():
+def _node_bytes(node: FdtNode, names: tuple[str, ...]) -> bytes:
+    """The node's tokens; `names` of properties are those in the strings block."""
+    block = _opening(node.name, tuple(node.props.items()), names)
+    for sub in node.subnodes:
+        block += _node_bytes(sub, names)
+    return block + _END_NODE_TOKEN
+
+
+@lru_cache(maxsize=64)
+def _opening(name: str, props: tuple[tuple[str, bytes], ...], names: tuple[str, ...]) -> bytes:
+    """A node's tokens before its subnodes; what stands between two of them fills up whole words."""
+    offsets, raw = _strings(names)[1], name.encode()
+    block = _BEGIN_NODE_TOKEN + raw + bytes(4 - len(raw) % 4)  # a zero ends it at least
+    for prop, value in props:
         size = len(value)
         block += _PROP_HEAD.pack(_PROP, size, offsets[prop]) + value + bytes(-size % 4)
-    for sub in node.subnodes:
-        block += _node_bytes(sub, offsets)
-    return block + _END_NODE_TOKEN
+    return block
 
 
 @lru_cache(maxsize=64)

@@ -14,6 +14,7 @@ C: kernel/liveupdate/kexec_handover.c (kho_populate, kho_mem_deserialize), 7.3.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import starmap
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -69,10 +70,8 @@ def read_handover(kernel: Kernel, firmware: Firmware) -> KhoIn | None:
         kernel.printk("KHO: disabling KHO revival: an array of no bytes cannot be mapped")
         return None
     raw = memory.read(scratch_pa, scratch_len)
-    scratch = tuple(
-        KhoScratch.unpack(raw, at)
-        for at in range(0, scratch_len - KhoScratch.SIZE + 1, KhoScratch.SIZE)
-    )
+    whole = scratch_len // KhoScratch.SIZE * KhoScratch.SIZE
+    scratch = tuple(starmap(KhoScratch, KhoScratch.FORMAT.iter_unpack(raw[:whole])))
     for area in scratch:
         if area.size and not memory.is_ram(area.addr, area.size):
             # it is taken for memory, the highest is allocated first, and nothing written stays

@@ -187,25 +187,23 @@ class KhoRadixTree:
         """New nodes for a key, down from a free slot of a table of `level`; the bitmap page."""
         if self._alloc_page is None:
             raise NoMemory("a tree that is only read does not grow")
-        write_u64, anchor, before = self.memory.write_u64, slot, len(self._made)
+        write_u64, made, anchor, before = self.memory.write_u64, self._made, slot, len(self._made)
         try:
-            while level:
+            for above in range(level, 0, -1):
                 node = self._alloc_page()
-                first = key >> TABLE_SHIFTS[level] << TABLE_SHIFTS[level]
-                self._made.append((first, KHO_TREE_MAX_DEPTH - level, node >> PAGE_SHIFT))
+                first = key >> TABLE_SHIFTS[above] << TABLE_SHIFTS[above]
+                made.append((first, KHO_TREE_MAX_DEPTH - above, node >> PAGE_SHIFT))
                 write_u64(slot, node)
-                level -= 1
-                if level == 1:
-                    self._tables[first >> TABLE_SHIFTS[2]] = node
-                slot = node + 8 * (key >> TABLE_SHIFTS[level] & _TABLE_MASK)
+                slot = node + 8 * (key >> TABLE_SHIFTS[above - 1] & _TABLE_MASK)
         except NoMemory:
-            if self._free_page is not None and len(self._made) > before:
+            if self._free_page is not None and len(made) > before:
                 write_u64(anchor, 0)
-                for _, _, pfn in self._made[before:]:
+                for _, _, pfn in made[before:]:
                     self._free_page(pfn << PAGE_SHIFT)
-                self._tables.pop(key >> TABLE_SHIFTS[2], None)
-                del self._made[before:]
+                del made[before:]
             raise
+        if level > 1:
+            self._tables[key >> TABLE_SHIFTS[2]] = made[-2][2] << PAGE_SHIFT
         return node
 
     def destroy(self) -> None:
