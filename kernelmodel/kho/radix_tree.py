@@ -97,9 +97,14 @@ class KhoRadixTree:
         """
         key = (_ORDER_0 | pfn) >> order
         page = self._bitmaps.get(key >> BITMAP_LOG2)
-        if nr == 1 and page is not None:  # as most often
-            page[(key & _BITMAP_MASK) >> 3] |= 1 << (key & 7)
-            return
+        if page is not None:  # as most often
+            bit = key & _BITMAP_MASK
+            if nr == 1:
+                page[bit >> 3] |= 1 << (bit & 7)
+                return
+            if bit + nr <= _BITMAP_BITS:
+                _put_bits(page, bit, nr, True)
+                return
         at, end = key, key + nr
         if end > _KEYS_END:
             raise OutOfRange("key is too wide", pfn=pfn, order=order)
