@@ -245,9 +245,16 @@ class KhoRadixTree:
     def extents(self) -> list[tuple[int, int] | Extents]:
         """The frames of all nodes and then of all keys, ascending; what this object made of them.
 
-        A node stands before those below it.
+        A node stands before those below it; nodes that follow one another in memory, too, are one.
         """
-        found: list[tuple[int, int] | Extents] = [(pfn, 1) for _, _, pfn in sorted(self._made)]
+        found: list[tuple[int, int] | Extents] = []
+        first = end = self.root_pa >> PAGE_SHIFT
+        for _, _, pfn in sorted(self._made):
+            if pfn != end:
+                found.append((first, end - first))
+                first = pfn
+            end = pfn + 1
+        found.append((first, end - first))
         for number in sorted(self._bitmaps):
             keys = leaf_runs(bit_runs(bytes(self._bitmaps[number])), number << BITMAP_LOG2)
             found += [

@@ -72,7 +72,7 @@ class PageTags:
         mine = self._by_order.get(order)
         if mine is None:
             mine = self._by_order[order] = RangeSet()
-        if order:
+        if order and self._pages:
             self._settle()
         for other, entries in self._by_order.items():
             if other != order and entries.overlaps(pfn >> other, -(-end >> other)):
