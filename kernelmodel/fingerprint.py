@@ -9,9 +9,6 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
-from itertools import chain, starmap
-from operator import itemgetter
 from typing import Final
 
 import numpy as np
@@ -30,8 +27,6 @@ _PIECE: Final = _HEADER.pack
 _PLAIN: Final = _PIECE(PAGE_SIZE, 0, 1)
 #: Pieces whose bytes are put together at a time.
 _STRIDE: Final = 1 << 16
-
-_rule_of: Callable[[Piece], Content | None] = itemgetter(2)
 
 Numbers = NDArray[np.int64]
 
@@ -112,37 +107,26 @@ def content_digest(
 
     `segments` is the memory's, `plain` its frames that hold bytes.
     """
-    pieces = (*chain.from_iterable(starmap(segments, extents)),)
-    if all(map(_rule_of, pieces)):
-        return _digest_of_rules(pieces)
-    return _digest(pieces, plain)
-
-
-@lru_cache(maxsize=64)  # most guests' memory is the same after the jump as it was before
-def _digest_of_rules(pieces: tuple[Piece, ...]) -> bytes:
-    return _digest(pieces, {})
-
-
-def _digest(pieces: Iterable[Piece], plain: Mapping[int, bytes | bytearray]) -> bytes:
     parts: list[bytes | bytearray] = []
     # The last piece, which may go on: its key (None for bytes, which never do), first page, pages.
     key: bytes | None = None
     start = nr = 0
-    for frame, frames, content, first in pieces:
-        if content is not None:
-            new = content.key()
-        elif frame in plain and (page := plain[frame]) != _ZERO_PAGE:
-            parts += (_PLAIN, page)
-            key = None
-            continue
-        else:
-            new = b""
-        if new == key and (first == start + nr or not new):
-            nr += frames
-            parts[-2] = _PIECE(len(new), start, nr)
-        else:
-            key, start, nr = new, first, frames
-            parts += (_PIECE(len(new), first, frames), new)
+    for pfn, nr_pages in extents:
+        for frame, frames, content, first in segments(pfn, nr_pages):
+            if content is not None:
+                new = content.key()
+            elif frame in plain and (page := plain[frame]) != _ZERO_PAGE:
+                parts += (_PLAIN, page)
+                key = None
+                continue
+            else:
+                new = b""
+            if new == key and (first == start + nr or not new):
+                nr += frames
+                parts[-2] = _PIECE(len(new), start, nr)
+            else:
+                key, start, nr = new, first, frames
+                parts += (_PIECE(len(new), first, frames), new)
     return hashlib.blake2b(b"".join(parts), digest_size=16).digest()
 
 

@@ -283,7 +283,7 @@ class Host:
         vm.advance(VmState.PAUSED)
         self.clock.charge("vmm_rebuild", vm.spec.vcpus)
         intact = vm.read_fingerprint(self.machine.memory) == vm.fingerprint != b""
-        self.emit("retrieved", vm=name, intact=intact)
+        self.trace.append(self.clock.now_ns, "retrieved", {"vm": name, "intact": intact})
         return intact
 
     def finish_session(self, name: str) -> None:

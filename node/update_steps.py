@@ -270,10 +270,11 @@ class Update:
     def vm_result(self, name: str, blackout_ns: int) -> VmResult:
         """Downtime of one VM, in phases that add up to it, of a blackout so far of that length."""
         times = self.vms[name]
-        if times.outcome is VmOutcome.LOST:
-            return VmResult(name, times.outcome, times.reason, None, {})
-        if times.held and times.outcome is VmOutcome.PRESERVED:
-            return VmResult(name, times.outcome, times.reason, 0, {})
+        outcome, reason = times.outcome, times.reason
+        if outcome is VmOutcome.LOST:
+            return VmResult(name, outcome, reason, None, {})
+        if times.held and outcome is VmOutcome.PRESERVED:
+            return VmResult(name, outcome, reason, 0, {})
         phases = {"failed_freeze": times.failed_freeze_ns} if times.failed_freeze_ns else {}
         if times.paused_ns is not None:
             start_ns = self.blackout_start_ns
@@ -290,7 +291,7 @@ class Update:
         spans = phases.values()
         if spans and min(spans) < 0:
             raise ModelBug(f"{self.host.name}: {name} has a phase that ends before it starts")
-        return VmResult(name, times.outcome, times.reason, sum(spans), phases)
+        return VmResult(name, outcome, reason, sum(spans), phases)
 
     def result(self, outcome: HostOutcome, reason: str, detail: str) -> UpdateResult:
         """Close the books."""

@@ -44,12 +44,6 @@ class LuoFileSet:
         self.files: list[LuoFile] = []
         self.block_set = KhoBlockSet(luo.kernel.kho, LuoFileSer.SIZE)
 
-    def _find(self, token: int) -> LuoFile | None:
-        for luo_file in self.files:
-            if luo_file.token == token:
-                return luo_file
-        return None
-
     def preserve_file(self, task: Task, token: int, fd: int) -> LuoFile:
         """Preserve the file behind a descriptor. C: luo_preserve_file().
 
@@ -58,10 +52,11 @@ class LuoFileSet:
             BadFileDescriptor. NoEntry: no handler takes it. Busy: the object is preserved
             already, in whatever session. Others: the handler's.
         """
-        if self.files and self._find(token) is not None:
-            raise Exists("token is used", token=token)
-        self.kernel.charge("luo_preserve_file")
         files = self.files
+        for other in files:
+            if other.token == token:
+                raise Exists("token is used", token=token)
+        self.kernel.charge("luo_preserve_file")
         try:
             self.block_set.grow(len(files) + 1)
             file = task.files.fdt[fd].get()
@@ -184,8 +179,10 @@ class LuoFileSet:
         Raises:
             NoEntry: unknown token. Others: what the handler said, the first time and ever after.
         """
-        luo_file = self._find(token)
-        if luo_file is None:
+        for luo_file in self.files:
+            if luo_file.token == token:
+                break
+        else:
             raise NoEntry("no such token", token=token)
         if luo_file.retrieve_status < 0:
             raise stored_error(luo_file.retrieve_status)
