@@ -52,6 +52,27 @@ class Extents:
         """Every frame, run after run."""
         return expanded(self.pfns, self.counts)
 
+    def ends_by_block(self, order: int) -> tuple[Frames, NDArray[np.bool_]]:
+        """Blocks of 1 << order frames in which a run begins or ends: (numbers, frames in runs).
+
+        A row of flags for each block. The runs ascend, and none is empty.
+        """
+        first, last = self.pfns >> order, self.ends - 1 >> order
+        cut = first != last
+        at, stop = np.repeat(self.pfns, 1 + cut), np.repeat(self.ends, 1 + cut)
+        behind = np.flatnonzero(cut) + np.arange(1, np.count_nonzero(cut) + 1)
+        stop[behind - 1] = first[cut] + 1 << order
+        at[behind] = last[cut] << order
+        new = np.diff(at >> order, prepend=-1) != 0
+        numbers = at[new] >> order
+        # frames as if there were no blocks but these
+        starts = (np.cumsum(new) - 1 << order) + (at & (1 << order) - 1)
+        edges = np.stack([starts, starts + stop - at], axis=1).ravel()
+        lengths = np.diff(edges, prepend=0, append=len(numbers) << order)
+        inside = np.zeros(len(lengths), dtype=np.bool_)
+        inside[1::2] = True
+        return numbers, np.repeat(inside, lengths).reshape(-1, 1 << order)
+
 
 def expanded(firsts: Frames, counts: Frames) -> Frames:
     """first, first + 1, … of each run, run after run."""

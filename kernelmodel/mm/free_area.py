@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 
 from kernelmodel.errors import ModelBug
-from kernelmodel.mm.extents import Extents, Frames
+from kernelmodel.mm.extents import Extents
 from kernelmodel.mm.ranges import RangeSet
 
 __all__ = [
@@ -38,6 +38,8 @@ MAX_ORDER_NR_PAGES: Final = 1 << MAX_PAGE_ORDER
 _PLACE: Final = MAX_ORDER_NR_PAGES - 1
 #: Bitmaps of the pages of a block, by its order.
 _PAGES: Final = tuple((1 << (1 << order)) - 1 for order in range(MAX_PAGE_ORDER + 1))
+#: Runs that are freed at once where there are many: arrays of all of them fit no cache.
+_AT_ONCE: Final = 1 << 14
 #: Beyond every page frame and block number.
 _LAST: Final = 1 << 60
 #: Runs of blocks: (first page frame, number of blocks).
@@ -225,44 +227,30 @@ class FreeArea:
 
     def put_many(self, pages: Extents) -> None:
         """As `put` for each of these runs, which ascend; no page beside one of them is free."""
-        at, ends = pages.pfns, pages.ends
-        found: list[list[Frames]] = [[] for _ in self.low]
-        while len(at):
-            align = np.bitwise_count((at & -at) - 1)
-            orders = np.minimum(align, np.frexp(ends - at)[1] - 1)
-            whole = orders >= MAX_PAGE_ORDER
-            taken = np.where(whole, ends - at & -MAX_ORDER_NR_PAGES, 1 << orders)
-            for first, nr in zip(at[whole].tolist(), taken[whole].tolist(), strict=True):
-                self.top.add(first >> MAX_PAGE_ORDER, first + nr >> MAX_PAGE_ORDER)
-            for order in np.flatnonzero(np.bincount(orders)).tolist():
-                if order < MAX_PAGE_ORDER:
-                    found[order].append(at[orders == order])
-            at = at + taken
-            left = at < ends
-            at, ends = at[left], ends[left]
-        self._add_pages(found)
-        for order, blocks in enumerate(found):
-            if blocks:
-                free = dict.fromkeys(np.sort(np.concatenate(blocks), kind="stable").tolist())
-                self.low[order] = self.low[order] | free if self.low[order] else free
+        for at in range(0, len(pages), _AT_ONCE):
+            part = slice(at, at + _AT_ONCE)
+            self._put_many(Extents(pages.pfns[part], pages.counts[part]))
 
-    def _add_pages(self, found: list[list[Frames]]) -> None:
-        """Note the pages of blocks given as lists of their first pages by order."""
-        starts = [pfns for blocks in found for pfns in blocks]
-        if not starts:
-            return
-        ends = [pfns + (1 << order) for order, blocks in enumerate(found) for pfns in blocks]
-        firsts = np.concatenate(starts)
-        numbers, rows = np.unique(firsts >> MAX_PAGE_ORDER, return_inverse=True)
-        moved = (rows - (firsts >> MAX_PAGE_ORDER)) << MAX_PAGE_ORDER  # as if there were no others
-        edges = np.zeros((len(numbers) << MAX_PAGE_ORDER) + 1, dtype=np.int8)
-        edges[firsts + moved] += 1
-        edges[np.concatenate(ends) + moved] -= 1
-        flags = np.cumsum(edges[:-1], dtype=np.int8).reshape(len(numbers), MAX_ORDER_NR_PAGES)
-        bitmaps = np.packbits(flags, axis=1, bitorder="little")
-        for number, bitmap in zip(numbers.tolist(), bitmaps, strict=True):
-            pages = int.from_bytes(bitmap.tobytes(), "little")
-            self._pages[number] = self._pages.get(number, 0) | pages
+    def _put_many(self, pages: Extents) -> None:
+        first, last = pages.pfns >> MAX_PAGE_ORDER, pages.ends - 1 >> MAX_PAGE_ORDER
+        long = last - first > 1
+        for low, high in zip(first[long].tolist(), last[long].tolist(), strict=True):
+            self.top.add(low + 1, high)
+        numbers, free = pages.ends_by_block(MAX_PAGE_ORDER)
+        bitmaps = np.packbits(free, axis=1, bitorder="little")
+        for order, blocks in enumerate(self.low):
+            pairs = free[:, ::2] & free[:, 1::2]
+            alone = np.flatnonzero(free & ~np.repeat(pairs, 2, axis=1))
+            rows, places = alone >> MAX_PAGE_ORDER - order, alone << order & _PLACE
+            found = dict.fromkeys(((numbers[rows] << MAX_PAGE_ORDER) + places).tolist())
+            blocks.update(found)
+            free = pairs
+        whole = free[:, 0]
+        for number in numbers[whole].tolist():
+            self.top.add(number, number + 1)
+        for number, bitmap in zip(numbers[~whole].tolist(), bitmaps[~whole], strict=True):
+            here = int.from_bytes(bitmap.tobytes(), "little")
+            self._pages[number] = self._pages.get(number, 0) | here
 
     def ranges(self) -> Iterator[tuple[int, int]]:
         """Every free block as page frames [start, end), largest blocks by runs."""
