@@ -140,10 +140,11 @@ class PhysicalMemory:
         if end <= PAGE_SIZE and (page := self._pages.get(pa >> PAGE_SHIFT)):
             page[offset:end] = data
             return
-        while data:
-            part = data[: PAGE_SIZE - offset]
-            self.writable(pa >> PAGE_SHIFT)[offset : offset + len(part)] = part
-            pa, data, offset = pa + len(part), data[len(part) :], 0
+        at = 0
+        while at < len(data):
+            part = data[at : at + PAGE_SIZE - offset]
+            self.writable(pa + at >> PAGE_SHIFT)[offset : offset + len(part)] = part
+            at, offset = at + len(part), 0
 
     def writable(self, pfn: int) -> bytearray:
         """The 4096 bytes of one frame, to be changed in place.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -161,6 +162,14 @@ def test_a_digest_follows_content_to_another_place() -> None:
     assert memory.content_digest([(9, 4)]) == memory.content_digest([(0, 2), (2, 2)])
     memory.write(9 * PAGE_SIZE, b"\0")
     assert memory.content_digest([(9, 4)]) != memory.content_digest([(0, 4)])
+
+
+def test_a_large_write_costs_what_it_is_long() -> None:
+    memory, data = PhysicalMemory((MemoryRange(0, GIB, 0),)), bytes(range(256)) * (32 * MIB // 256)
+    began = time.process_time()
+    memory.write(PAGE_SIZE - 8, data)
+    assert time.process_time() - began < 2  # a tenth of a second; ten, if each page moved the rest
+    assert memory.read(PAGE_SIZE - 8, len(data)) == data
 
 
 def test_zeroes_count_alike_whether_written_or_not() -> None:
