@@ -48,6 +48,24 @@ class Extents:
         """Frames of all runs."""
         return int(self.counts.sum())
 
+    def between(self, ranges: Iterable[tuple[int, int]]) -> Extents:
+        """What these runs leave of ranges (start, end); the ranges ascend, as do the runs.
+
+        A run lies in one of the ranges or in none.
+        """
+        lows, highs = np.array([*ranges], dtype=np.int64).reshape(-1, 2).T
+        if not len(lows):
+            return Extents(lows, highs)
+        pfns, ends = self.pfns, self.ends
+        first = np.searchsorted(ends, lows[0], "right")
+        last = np.searchsorted(pfns, highs[-1], "left")
+        starts = np.append(lows, ends[first:last])
+        stops = np.append(highs, pfns[first:last])
+        starts.sort()
+        stops.sort()
+        stops -= starts  # 0 or less where a run lies at the edge of its range
+        return Extents(starts[stops > 0], stops[stops > 0])
+
     def frames(self) -> Frames:
         """Every frame, run after run."""
         return expanded(self.pfns, self.counts)

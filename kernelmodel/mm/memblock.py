@@ -25,13 +25,14 @@ from typing import Final
 
 import numpy as np
 
-from kernelmodel.errors import ModelBug, NoMemory
+from kernelmodel.errors import NoMemory
 from kernelmodel.mm.extents import Extents
 from kernelmodel.mm.memblock_regions import (
     NUMA_NO_NODE,
     MemblockFlags,
     Region,
     RegionList,
+    validate_regions,
 )
 from kernelmodel.mm.ranges import RangeSet
 
@@ -151,7 +152,7 @@ class Memblock:
         """`reserve` and `mark_noinit` for each of these ranges (base, end)."""
         for base, end in ranges:
             self._free.remove(base, end)
-        self._later.append(partial(_list_noinit, self._reserved, ranges))
+        self._later.append(partial(self._reserved.add_all, ranges, _RSRV_NOINIT))
 
     def reserve_noinit_pages(self, pages: Extents) -> None:
         """`reserve_noinit` for runs of pages, which ascend and do not touch."""
@@ -182,8 +183,6 @@ class Memblock:
         self._later.append(partial(self._reserved.remove, base, base + size))
         for region in self._ram.within(base, base + size):
             self._free.add(region.base, region.end)
-
-    phys_free = free
 
     def set_reserved_nodes(self) -> None:
         """Record for everything that is taken by now on which node it lies.
@@ -219,10 +218,7 @@ class Memblock:
     # Searching and allocating.
 
     def free_ranges(self, nid: int | None = None) -> list[tuple[int, int, int]]:
-        """Memory that is not reserved as (base, end, nid), ascending. C: for_each_free_mem_range().
-
-        Every border of a region ends a range.
-        """
+        """Memory that is free as (base, end, nid), ascending. C: for_each_free_mem_range()."""
         if self._scattered is not None:
             self._list_scattered(self._scattered)
         return [
@@ -252,25 +248,16 @@ class Memblock:
         ]
 
     def free_extents(self) -> list[Extents]:
-        """As `free_pages`, many short runs at once, where reserved pages lie scattered.
-
-        They are the parts of each region: every reserved page ends one and begins the next.
-        """
-        scattered, found = self._scattered, list[Extents]()
-        if scattered is None:
-            return found
-        pfns, page_ends = scattered.pfns, scattered.ends
-        for base, end, _, _ in self.memory.regions:
-            free = np.array(self._free.within(base, end), dtype=np.int64).reshape(-1, 2)
-            first = np.searchsorted(page_ends, base >> PAGE_SHIFT, "right")
-            last = np.searchsorted(pfns, -(-end >> PAGE_SHIFT), "left")
-            starts = np.append(-(-free[:, 0] >> PAGE_SHIFT), page_ends[first:last])
-            ends = np.append(free[:, 1] >> PAGE_SHIFT, pfns[first:last])
-            starts.sort()
-            ends.sort()
-            ends -= starts  # 0 or less where a page lies at the edge of a range
-            found.append(Extents(starts[ends > 0], ends[ends > 0]))
-        return found
+        """As `free_pages`, many short runs at once, where reserved pages lie scattered."""
+        if self._scattered is None:
+            return []
+        return [
+            self._scattered.between(
+                (-(-low >> PAGE_SHIFT), high >> PAGE_SHIFT)
+                for low, high in self._free.within(base, end)
+            )
+            for base, end, _, _ in self.memory.regions
+        ]
 
     def find_in_range(
         self, size: int, align: int, start: int = 0, end: int | None = None, nid: int = NUMA_NO_NODE
@@ -351,25 +338,11 @@ class Memblock:
         return runs
 
 
-def _list_noinit(reserved: RegionList, ranges: Sequence[tuple[int, int]]) -> None:
-    for base, end in ranges:
-        reserved.add(base, end, NUMA_NO_NODE, 0)
-        reserved.change(base, end, on=_RSRV_NOINIT)
-
-
 def validate_memblock(memblock: Memblock) -> None:
     """Regions are sorted, disjoint, not empty, and equal neighbours are merged.
 
     Raises:
         ModelBug: they are not.
     """
-    for name, regions in (("memory", memblock.memory), ("reserved", memblock.reserved)):
-        last: Region | None = None
-        for region in regions:
-            if region.base >= region.end:
-                raise ModelBug(f"memblock.{name}: empty region {region}")
-            if last and last.end > region.base:
-                raise ModelBug(f"memblock.{name}: {last} and {region} overlap")
-            if last and last.end == region.base and last[2:] == region[2:]:
-                raise ModelBug(f"memblock.{name}: {last} and {region} should be one")
-            last = region
+    validate_regions("memory", memblock.memory)
+    validate_regions("reserved", memblock.reserved)

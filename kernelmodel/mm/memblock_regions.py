@@ -11,7 +11,9 @@ from collections.abc import Iterable, Iterator
 from enum import IntFlag
 from typing import Final, NamedTuple
 
-__all__ = ["NUMA_NO_NODE", "MemblockFlags", "Region", "RegionList"]
+from kernelmodel.errors import ModelBug
+
+__all__ = ["NUMA_NO_NODE", "MemblockFlags", "Region", "RegionList", "validate_regions"]
 
 NUMA_NO_NODE: Final = -1
 
@@ -115,6 +117,12 @@ class RegionList:
             pieces.append((at, end, nid, flags))
         regions[low:high] = _merged(pieces)
 
+    def add_all(self, ranges: Iterable[tuple[int, int]], flags: int) -> None:
+        """Add these ranges (base, end), and set flags on all that is there of them."""
+        for base, end in ranges:
+            self.add(base, end, NUMA_NO_NODE, 0)
+            self.change(base, end, on=flags)
+
     def remove(self, base: int, end: int) -> None:
         """Take [base, end) out, whatever of it is there. C: memblock_remove_range()."""
         low = self.first_beyond(base)
@@ -177,3 +185,20 @@ class RegionList:
             Region(max(first, base), min(last, end), nid, flags)
             for first, last, nid, flags in self.regions[at:high]
         ]
+
+
+def validate_regions(name: str, regions: RegionList) -> None:
+    """Regions are sorted, disjoint, not empty, and equal neighbours are merged.
+
+    Raises:
+        ModelBug: they are not.
+    """
+    last: Region | None = None
+    for region in regions:
+        if region.base >= region.end:
+            raise ModelBug(f"memblock.{name}: empty region {region}")
+        if last and last.end > region.base:
+            raise ModelBug(f"memblock.{name}: {last} and {region} overlap")
+        if last and last.end == region.base and last[2:] == region[2:]:
+            raise ModelBug(f"memblock.{name}: {last} and {region} should be one")
+        last = region
