@@ -123,6 +123,7 @@ class Clock:
         "_draws",
         "_draws_outside",
         "_group",
+        "_known",
         "_luck",
         "_luck_of_phase",
         "_main_locks",
@@ -154,11 +155,12 @@ class Clock:
         self.on_phase: Callable[[Phase], None] | None = None
         self._luck = stream_key(seed, *path, "cost")
         self._phases_so_far: dict[str, int] = {}
-        self._draws_outside: dict[str, int] = {}
+        self._draws_outside: dict[tuple[str, str], int] = {}
         self._draws = self._draws_outside  # or this phase's own
         self._luck_of_phase = ""
         self._slowdowns: dict[str, list[int]] = {}
         self._costs = cost.plain  # shared by the hosts of a run, until a fault slows this one
+        self._known = cost.plain.known
 
     def advance_to(self, now_ns: int) -> None:
         """Let idle time pass on the main lane, until `now_ns`."""
@@ -183,7 +185,10 @@ class Clock:
 
     def charge(self, op: str, units: int = 1) -> None:
         """State that `units` of `op` are done on the current lane, under the locks it holds."""
-        ns = self._costs[op, units]
+        try:
+            ns = self._known[op, units]
+        except KeyError:
+            ns = self._costs.ns(op, units)
         if ns is None:
             ns = self._uncommon_cost_ns(op, units)
         lane = self.running
@@ -196,7 +201,7 @@ class Clock:
 
     def charge_locked(self, lock: str, op: str, units: int = 1) -> None:
         """As `charge` in a block under `lock` of which it is all."""
-        lane, ns = self.running, self._costs[op, units]
+        lane, ns = self.running, self._known.get((op, units))
         if not ns or lane is None or lock in lane.held or lock in self._main_locks:
             with self.lock(lock):
                 self.charge(op, units)
@@ -276,17 +281,17 @@ class Clock:
         slowed = {op for op, factors in self._slowdowns.items() if factors}
         plain = self.cost.plain
         self._costs = plain.without(slowed) if slowed else plain
+        self._known = self._costs.known
 
     def _uncommon_cost_ns(self, op: str, units: int) -> int:
         if op in self.cost.lucky:
             base_ns, per_unit_ps, spread = self.cost.lucky[op]
             # Draws are counted apart for each op, lane and phase, so that one VM's luck does not
             # depend on how many others its host has, nor this update's on how the last one went.
-            name = f"{self._luck_of_phase}{op}"
-            if self.running is not None:
-                name = f"{name} {self.running.name}"
-            index = self._draws.get(name, 0)
-            self._draws[name] = index + 1
+            lane = "" if self.running is None else f" {self.running.name}"
+            index = self._draws.get((op, lane), 0)
+            self._draws[op, lane] = index + 1
+            name = f"{self._luck_of_phase}{op}{lane}"
             drawn = draw(self._luck, name, index, Spread.RESOLUTION)
             ns = base_ns + (units * per_unit_ps + 500) // 1000
             ns = ns * spread.multiplier_permille(drawn) // _PERMILLE

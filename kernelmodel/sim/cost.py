@@ -112,27 +112,28 @@ class CostModel:
         return "\n".join(lines) + "\n"
 
 
-class PlainCosts(dict[tuple[str, int], int | None]):
-    """Nanoseconds of (op, units), worked out when first asked for; None if op is not of `rows`."""
+class PlainCosts:
+    """What the ops cost that always cost the same, worked out when first asked for."""
 
-    __slots__ = ("rows",)
+    __slots__ = ("known", "rows")
 
     def __init__(self, rows: Mapping[str, tuple[int, int]]) -> None:
-        super().__init__()
         #: (base_ns, per_unit_ps) by op.
         self.rows = rows
+        #: Nanoseconds of (op, units) as far as they were asked for; None if op is not of `rows`.
+        self.known: dict[tuple[str, int], int | None] = {}
 
-    def __missing__(self, charge: tuple[str, int]) -> int | None:
-        op, units = charge
+    def ns(self, op: str, units: int) -> int | None:
+        """Nanoseconds of `units` of `op`, known from now on; None if it is not of `rows`."""
         if units < 0:
             raise ModelBug(f"{units} units of {op!r}")
-        if len(self) == _MANY:  # fleets of few kinds of hosts have some hundreds
-            self.clear()
+        if len(self.known) == _MANY:  # fleets of few kinds of hosts have some hundreds
+            self.known.clear()
         ns = None
         if op in self.rows:
             base_ns, per_unit_ps = self.rows[op]
             ns = base_ns + (int(units) * per_unit_ps + 500) // 1000
-        self[charge] = ns
+        self.known[op, units] = ns
         return ns
 
     def without(self, ops: Collection[str]) -> PlainCosts:

@@ -25,7 +25,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from heapq import heapify, heappop, heappush, heapreplace
+from operator import itemgetter
 from types import TracebackType
+from typing import Final
 
 from kernelmodel.errors import ModelBug
 
@@ -33,6 +35,7 @@ __all__ = ["Group", "Lane", "LockBlock"]
 
 #: (work done until then, lock, whether it is taken or dropped).
 _LockOp = tuple[int, str, bool]
+_LOCK: Final = itemgetter(0)  # of a block
 
 
 class Lane:
@@ -139,12 +142,13 @@ class Group:
 
 def _shared_locks(lanes: Iterable[Lane]) -> set[str]:
     """Locks that more than one lane takes: nobody waits for, or inherits, any other."""
-    first: dict[str, Lane] = {}
+    taken: set[str] = set()
     shared: set[str] = set()
     for lane in lanes:
-        for lock, _, _ in lane.blocks:
-            if first.setdefault(lock, lane) is not lane:
-                shared.add(lock)
+        if lane.blocks:
+            locks = set(map(_LOCK, lane.blocks))
+            shared |= taken & locks
+            taken |= locks
     return shared
 
 

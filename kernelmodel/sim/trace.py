@@ -58,7 +58,6 @@ _START: Final = bytes(_SIZE)
 _hasher: Final = blake2b(digest_size=_SIZE).copy
 _HEAD: Final = Struct(">BQ")
 _LINK: Final = Struct(f">{_SIZE}sBQ")  # of the chain: state, head
-_CELLS: Final = 1024
 _U16: Final = Struct(">H")
 _U32: Final = Struct(">I")
 
@@ -92,18 +91,18 @@ class Trace:
 
     def append(self, now_ns: int, event: str, fields: Mapping[str, Value]) -> None:
         """Append an event to the stream."""
-        heading, columns = _SHAPES[event, *fields]
-        name, value = "", None
         try:
+            heading, columns = _SHAPES[event, len(fields)]
             parts = [_LINK.pack(self._state, _VERSION, now_ns), heading]
-            for name, column in columns:
+            for name, writers in columns:
                 value = fields[name]
-                parts.append(column[type(value)][value])
+                parts.append(writers[type(value)](value))
+        except KeyError:
+            _learn(event, fields)
+            self.append(now_ns, event, fields)
+            return
         except struct.error:
             raise ModelBug(f"event {event!r} at {now_ns} ns") from None
-        except TypeError:
-            message = f"field {name!r} is {value!r}, not int, str, bytes or bool"
-            raise ModelBug(f"event {event!r}: {message}") from None
         link = b"".join(parts)
         hasher = _hasher()
         hasher.update(link)
@@ -206,54 +205,38 @@ _ENCODERS: Final[tuple[tuple[type, Callable[[Any], bytes]], ...]] = (
 )
 
 
-class _Cells(dict[Value, bytes]):
-    """How a field of one name and type is written, by its value, as far as it was needed lately."""
-
-    __slots__ = ("_encode", "_short")
-
-    def __init__(self, short: bytes, encode: Callable[[Any], bytes]) -> None:
-        super().__init__()
-        self._short = short
-        self._encode = encode
-
-    def __missing__(self, value: Value) -> bytes:
-        if len(self) == _CELLS:
-            self.clear()
-        self[value] = cell = self._short + self._encode(value)
-        return cell
+_Writer = Callable[[Any], bytes]
+#: By an event's name and number of fields, as there were last: what such records share, and the
+#: fields in order, each with what writes its values, by type.
+_SHAPES: Final[dict[tuple[str, int], tuple[bytes, list[tuple[str, dict[type, _Writer]]]]]] = {}
 
 
-class _Column(dict[type, _Cells]):
-    """How a field of one name is written, by its type."""
-
-    __slots__ = ("_name",)
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self._name = name
-
-    def __missing__(self, kind: type) -> _Cells:
+def _learn(event: str, fields: Mapping[str, Value]) -> None:
+    """Find out how an event is written whose fields or types are not those of the last."""
+    shape = (event, len(fields))
+    names = sorted(fields)
+    if shape not in _SHAPES or [name for name, _ in _SHAPES[shape][1]] != names:
+        heading = _short(event) + _U16.pack(len(fields))
+        _SHAPES[shape] = heading, [(name, {}) for name in names]
+    for name, writers in _SHAPES[shape][1]:
+        value = fields[name]
         for base, encode in _ENCODERS:
-            if issubclass(kind, base):
-                self[kind] = cells = _Cells(_short(self._name), encode)
-                return cells
-        raise TypeError(f"{kind} cannot be written")
+            if isinstance(value, base):
+                writers[type(value)] = _writer(_short(name), encode)
+                break
+        else:
+            message = f"field {name!r} is {value!r}, not int, str, bytes or bool"
+            raise ModelBug(f"event {event!r}: {message}")
 
 
-class _Shapes(dict[tuple[str, ...], tuple[bytes, list[tuple[str, _Column]]]]):
-    """What records of one kind share: name and number of fields, and the fields in order.
+def _writer(short: bytes, encode: _Writer) -> _Writer:
+    """Writes a field; fields of one name and type often have few values."""
 
-    By the event's name and the fields' as they come.
-    """
+    @lru_cache(maxsize=256)
+    def write(value: Value) -> bytes:
+        return short + encode(value)
 
-    def __missing__(self, shape: tuple[str, ...]) -> tuple[bytes, list[tuple[str, _Column]]]:
-        event, *names = shape
-        heading = _short(event) + _U16.pack(len(names))
-        self[shape] = made = heading, [(name, _Column(name)) for name in sorted(names)]
-        return made
-
-
-_SHAPES: Final = _Shapes()
+    return write
 
 
 @lru_cache(maxsize=4096)
