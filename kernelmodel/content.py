@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 __all__ = ["PAGE_SIZE", "Content", "GuestContent", "Piece"]
 
@@ -26,15 +26,29 @@ class Content(Protocol):
 Piece = tuple[int, int, Content | None, int]
 
 
-class GuestContent(NamedTuple):
+class GuestContent:
     """What a guest keeps in its RAM: a seeded function of (VM, page, version).
 
     Page `index` is guest page `index`; a guest that writes to a page moves it to the next
     version. The bytes are those of SHAKE-128 over the three, so no page equals another.
     """
 
-    vm: str
-    version: int
+    __slots__ = ("_key", "version", "vm")
+
+    def __init__(self, vm: str, version: int) -> None:
+        self.vm = vm
+        self.version = version
+        # asked for at every look at the guest's memory
+        self._key = f"guest\0{vm}\0{version}".encode()
+
+    def __eq__(self, other: object) -> bool:
+        return self._key == other._key if isinstance(other, GuestContent) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __repr__(self) -> str:
+        return f"GuestContent({self.vm!r}, {self.version})"
 
     def page(self, index: int) -> bytes:
         """The bytes of guest page `index` in this version."""
@@ -43,4 +57,4 @@ class GuestContent(NamedTuple):
 
     def key(self) -> bytes:
         """VM and version."""
-        return f"guest\0{self.vm}\0{self.version}".encode()
+        return self._key
