@@ -152,9 +152,7 @@ class Kho:
             self.unpreserve_free(self.fdt_pa)
         if self._tree is not None:
             self._tree.destroy()
-        self.enabled = False
-        self._tree = None
-        self.fdt_pa = 0
+        self.enabled, self._tree, self.fdt_pa = False, None, 0
 
     def _start_fdt(self, tree: KhoRadixTree) -> None:
         self._fdt = RootFdt(self._write_fdt)
@@ -236,10 +234,9 @@ class Kho:
 
     def unpreserve_folios(self, pfn: int, order: int, nr: int = 1) -> None:
         """Take the keys back; one that is not set is none. C: kho_unpreserve_folio()."""
-        if self._tree is None:
-            return
-        self.kernel.clock.charge_locked(TREE_LOCK, "kho_radix_del_key", nr)
-        self._tree.del_run(pfn, order, nr)
+        if self._tree is not None:
+            self.kernel.clock.charge_locked(TREE_LOCK, "kho_radix_del_key", nr)
+            self._tree.del_run(pfn, order, nr)
 
     @property
     def preserved_keys(self) -> int:
@@ -258,7 +255,11 @@ class Kho:
         """
         kernel = self.kernel
         kernel.fail_function("kho_alloc_preserve")
-        order = 0 if 0 < size <= PAGE_SIZE else _order_of(size)
+        if size == 0:
+            raise InvalidArgument("size 0")
+        if size > PAGE_SIZE << MAX_PAGE_ORDER:
+            raise TooBig("above the largest order", size=size)
+        order = 0 if size <= PAGE_SIZE else (size - 1).bit_length() - PAGE_SHIFT
         pfn = kernel.page_alloc.alloc_pages(order)
         if order:
             kernel.memory.zero(pfn, 1 << order)
@@ -348,13 +349,3 @@ class Kho:
     def outgoing_nodes(self) -> list[tuple[int, int]]:
         """Pages of the outgoing tree as (level, address)."""
         return self._tree.nodes() if self._tree is not None else []
-
-
-def _order_of(size: int) -> int:
-    """Of the smallest block that holds so many bytes. Raises: InvalidArgument, TooBig."""
-    if size == 0:
-        raise InvalidArgument("size 0")
-    order = (size - 1).bit_length() - PAGE_SHIFT
-    if order > MAX_PAGE_ORDER:
-        raise TooBig("above the largest order", size=size)
-    return order
