@@ -343,8 +343,7 @@ class Kho:
 
     def handover_digest(self) -> bytes:
         """Of every byte that is handed over: the tree's pages and all that it lists."""
-        extents = self._tree.extents() if self._tree is not None else ()
-        return self.kernel.memory.content_digest(extents)
+        return self.kernel.memory.content_digest(self._tree.extents() if self._tree else ())
 
     def outgoing_nodes(self) -> list[tuple[int, int]]:
         """Pages of the outgoing tree as (level, address)."""
