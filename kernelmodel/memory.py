@@ -195,9 +195,13 @@ class PhysicalMemory:
         self._usual = range(0)
         at, last = bisect_right(self._bounds, low) >> 1, bisect_left(self._bounds, high) + 1 >> 1
         for frame, frames, content, first in self._pieces[at:last]:
+            if content is None:
+                if frame in wanted:
+                    self.zero(frame, 1)
+                continue
             start, end = max(frame, low), min(frame + frames, high)
             holes = [run for batch in wanted.runs(start, end) for run in batch]
-            if content is not None and len(holes) > FEW_RUNS:  # it is no run any more
+            if len(holes) > FEW_RUNS:  # it is no run any more
                 self.zero(start, end - start)
                 pages = np.arange(start - frame, end - frame) + first
                 here.put(np.arange(start, end), content, pages)
