@@ -64,6 +64,8 @@ _NAMED: Final = struct.Struct("<Ii64s")
 _FD_TOKEN: Final = struct.Struct("<IiQ")
 _FINISH: Final = struct.Struct("<II")
 _NAME: Final = struct.Struct("<64s")
+#: Tokens that the structure has room for.
+_TOKENS: Final = range(1 << 64)
 #: What the kernel answers with, behind the size.
 _S32: Final = struct.Struct("<i")
 
@@ -150,7 +152,7 @@ class Task:
 
     def preserve_in(self, session: File, fd: int, token: int) -> None:
         """The same, in a session that another process lends for it."""
-        if isinstance(session.f_op, OutgoingSession):
+        if isinstance(session.f_op, OutgoingSession) and token in _TOKENS:
             session.f_op.preserve_fd(self, session, fd, token)
         else:
             self._asked(session, LIVEUPDATE_SESSION_PRESERVE_FD, _FD_TOKEN, fd, token)
@@ -161,7 +163,7 @@ class Task:
 
     def retrieve_from(self, session: File, token: int) -> int:
         """The same, from a session that another process lends for it."""
-        if isinstance(session.f_op, IncomingSession):
+        if isinstance(session.f_op, IncomingSession) and token in _TOKENS:
             return session.f_op.retrieve_fd(self, session, token)
         return self._asked(session, LIVEUPDATE_SESSION_RETRIEVE_FD, _FD_TOKEN, 0, token)
 

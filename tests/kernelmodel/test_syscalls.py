@@ -277,6 +277,18 @@ def test_each_call_on_each_kind_of_file(row: str) -> None:
         assert str(answer(_call(task, name, fd))) == expected, kind
 
 
+@pytest.mark.parametrize("token", [-1, 1 << 64])
+def test_a_token_that_no_structure_has_room_for_does_not_reach_the_kernel(token: int) -> None:
+    agent = Agent(power_on())
+    task, session = agent.task, agent.session("s")
+    with pytest.raises(struct.error):
+        task.preserve_fd(session, task.memfd_create(), token)
+    agent = Agent(reboot(agent.kernel))
+    task = agent.task
+    with pytest.raises(struct.error):
+        task.retrieve_fd(task.retrieve_session(agent.device, "s"), token)
+
+
 def test_what_cannot_be_preserved() -> None:
     agent = Agent(power_on())
     task, session = agent.task, agent.session("s")
