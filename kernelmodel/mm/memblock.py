@@ -135,24 +135,28 @@ class Memblock:
     @property
     def reserved(self) -> RegionList:
         """Everything that is taken."""
-        if self._scattered is not None:
-            self._list_scattered(self._scattered)
+        self._list_scattered()
         for change in self._later:
             change()
         self._later.clear()
         return self._reserved
 
-    def _list_scattered(self, scattered: Extents) -> None:
-        self._scattered = None
-        self.reserve_noinit(
-            [(pfn << PAGE_SHIFT, pfn + nr_pages << PAGE_SHIFT) for pfn, nr_pages in scattered]
-        )
+    def _list_scattered(self) -> None:
+        scattered, self._scattered = self._scattered, None
+        if scattered is not None:
+            starts, ends = scattered.pfns << PAGE_SHIFT, scattered.ends << PAGE_SHIFT
+            self.reserve_noinit(list(zip(starts.tolist(), ends.tolist(), strict=True)))
+
+    def _then(self, change: partial[None]) -> None:
+        """Do this to the list of what is reserved, after all that came before."""
+        self._list_scattered()
+        self._later.append(change)
 
     def reserve_noinit(self, ranges: Sequence[tuple[int, int]]) -> None:
         """`reserve` and `mark_noinit` for each of these ranges (base, end)."""
         for base, end in ranges:
             self._free.remove(base, end)
-        self._later.append(partial(self._reserved.add_all, ranges, _RSRV_NOINIT))
+        self._then(partial(self._reserved.add_all, ranges, _RSRV_NOINIT))
 
     def reserve_noinit_pages(self, pages: Extents) -> None:
         """`reserve_noinit` for runs of pages, which ascend and do not touch."""
@@ -169,18 +173,18 @@ class Memblock:
     def reserve(self, base: int, size: int, nid: int = NUMA_NO_NODE, flags: int = 0) -> None:
         """Take a range; parts already taken keep their reason. C: memblock_reserve()."""
         self._free.remove(base, base + size)
-        self._later.append(partial(self._reserved.add, base, base + size, nid, int(flags)))
+        self._then(partial(self._reserved.add, base, base + size, nid, int(flags)))
 
     def mark_noinit(self, base: int, size: int) -> None:
         """Tell boot to leave the page structures of a taken range alone.
 
         C: memblock_reserved_mark_noinit().
         """
-        self._later.append(partial(self._reserved.change, base, base + size, on=_RSRV_NOINIT))
+        self._then(partial(self._reserved.change, base, base + size, on=_RSRV_NOINIT))
 
     def free(self, base: int, size: int) -> None:
         """Give a range back. C: memblock_phys_free()."""
-        self._later.append(partial(self._reserved.remove, base, base + size))
+        self._then(partial(self._reserved.remove, base, base + size))
         for region in self._ram.within(base, base + size):
             self._free.add(region.base, region.end)
 
@@ -191,7 +195,7 @@ class Memblock:
         their node from then on, what is allocated later for the node that was asked for.
         C: numa_clear_kernel_node_hotplug().
         """
-        self._later.append(partial(self._reserved.change_nodes, tuple(self._ram.regions)))
+        self._then(partial(self._reserved.change_nodes, tuple(self._ram.regions)))
 
     def is_reserved(self, base: int, size: int = 1) -> bool:
         """Whether any of the range is taken. C: memblock_is_region_reserved()."""
@@ -219,8 +223,7 @@ class Memblock:
 
     def free_ranges(self, nid: int | None = None) -> list[tuple[int, int, int]]:
         """Memory that is free as (base, end, nid), ascending. C: for_each_free_mem_range()."""
-        if self._scattered is not None:
-            self._list_scattered(self._scattered)
+        self._list_scattered()
         return [
             (low, high, region_nid)
             for base, end, region_nid, _ in self.memory.regions
@@ -230,8 +233,7 @@ class Memblock:
 
     def _from_the_top(self, nid: int) -> Iterator[tuple[int, int]]:
         """What may be allocated (on `nid`), highest first. C: for_each_free_mem_range_reverse()."""
-        if self._scattered is not None:
-            self._list_scattered(self._scattered)
+        self._list_scattered()
         marks = _KHO_SCRATCH if self.kho_scratch_only else 0
         for base, end, region_nid, flags in reversed(self.memory.regions):
             if flags & marks == marks and nid in (NUMA_NO_NODE, region_nid):

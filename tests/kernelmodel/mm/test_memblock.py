@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kernelmodel.errors import NoMemory
+from kernelmodel.mm.extents import Extents
 from kernelmodel.mm.memblock import NUMA_NO_NODE, Memblock, MemblockFlags, validate_memblock
 from kernelmodel.mm.ranges import RangeSet
 
@@ -163,6 +165,19 @@ def test_a_range_is_reserved_and_marked_at_once_as_in_two_steps(
     twice.mark_noinit(base, size)
     assert list(once.reserved) == list(twice.reserved)
     validate_memblock(once)
+
+
+@pytest.mark.parametrize("then", ["reserve", "free", "mark_noinit"])
+def test_scattered_pages_are_reserved_before_what_comes_after_them(then: str) -> None:
+    later, listed = two_nodes(), two_nodes()
+    pages = Extents(np.arange(0, 100, 2), np.ones(50, dtype=np.int64))
+    for memblock in (later, listed):
+        memblock.reserve_noinit_pages(pages)
+        if memblock is listed:
+            assert len(list(memblock.reserved)) == 50
+        getattr(memblock, then)(10 * PAGE, 21 * PAGE)
+    assert list(later.reserved) == list(listed.reserved)
+    assert later.free_ranges() == listed.free_ranges()
 
 
 def test_a_reserved_range_can_be_given_its_node() -> None:
