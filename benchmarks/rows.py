@@ -74,7 +74,7 @@ def _least(work: Callable[[], object], rounds: int = 5) -> float:
 
 def _simpy() -> float:
     """Seconds of CPU a host of a rollout without kernels."""
-    return _least(lambda: simpy_rollout.roll_out(1000, 10), 3) / 1000
+    return _least(lambda: simpy_rollout.roll_out(1000, 10), 9) / 1000
 
 
 def _shard(vms: int, each: int, backing: Backing) -> Shard:
