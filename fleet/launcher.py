@@ -196,8 +196,8 @@ class RayBackend:
         """Kill the actors, and Ray with them if we started it."""
         for shard in self._shards:
             shard.kill()
-        if self._owns_ray:
-            self._ray.shutdown()
+        if self._owns_ray:  # it takes more than a second, in which the caller may do other things
+            await asyncio.to_thread(self._ray.shutdown)
 
     def start(self, config: ShardConfig, *, squeezed: bool) -> Any:  # noqa: ANN401 - Ray's handles are not typed
         """An actor; see `fleet.shard_actor.Place`, as for what follows."""

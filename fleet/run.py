@@ -25,7 +25,7 @@ from fleet.frame import (
 )
 from fleet.journal import Journal, JournalError
 from fleet.launcher import HostUnreachable
-from fleet.outputs import write_outputs
+from fleet.outputs import Outputs, write_outputs
 from fleet.plan import make_plan
 from fleet.scenario import Scenario, load_scenario
 from fleet.units import counted
@@ -67,7 +67,9 @@ def run(options: RunOptions, console: Console, errors: Console) -> ExitCode:
     note_actors(options, scenario, errors)
     with journal:
         try:
-            record, dumped = asyncio.run(_run(scenario, options, dumps, journal, console))
+            record, outputs, dumped = asyncio.run(
+                _run(scenario, options, dumps, journal, out, console)
+            )
         except (asyncio.CancelledError, KeyboardInterrupt):
             count = len(journal.results())
             kept = f"{counted(count, 'host update')} {'is' if count == 1 else 'are'} kept"
@@ -80,17 +82,12 @@ def run(options: RunOptions, console: Console, errors: Console) -> ExitCode:
             return ExitCode.SIMULATOR_FAILED
         except (CannotWrite, DumpError) as error:
             again = options.resume_command(out)
-            errors.print(Text(f"{error}. To go on from where it was:\n  {again}"))
+            results = "the results cannot be written: " if isinstance(error, CannotWrite) else ""
+            errors.print(Text(f"{results}{error}. To go on from where it was:\n  {again}"))
             return ExitCode.BAD_INPUT
         except Exception as bug:  # noqa: BLE001 - the outermost frame
             errors.print(confession(bug, scenario, options, out))
             return ExitCode.SIMULATOR_FAILED
-    try:
-        outputs = write_outputs(record, out)
-    except CannotWrite as error:
-        again = options.resume_command(out)
-        errors.print(Text(f"the results cannot be written: {error}. To try again:\n  {again}"))
-        return ExitCode.BAD_INPUT
     console.print(closing_tables(record, outputs.result))
     written = [outputs.result_json, outputs.report_html, outputs.event_store]
     if options.trace_out is not None:
@@ -123,9 +120,17 @@ def _prepare(options: RunOptions, scenario: Scenario, out: Path, errors: Console
 
 
 async def _run(
-    scenario: Scenario, options: RunOptions, dumps: list[Dump], journal: Journal, console: Console
-) -> tuple[RunRecord, list[str]]:
-    """The record, and what became of the images."""
+    scenario: Scenario,
+    options: RunOptions,
+    dumps: list[Dump],
+    journal: Journal,
+    out: Path,
+    console: Console,
+) -> tuple[RunRecord, Outputs, list[str]]:
+    """The record, what was made of it, and what became of the images.
+
+    Results are written while the backend ends, which takes Ray more than a second.
+    """
     began = time.monotonic()  # Ray's start is part of what a run takes
     with Progression(console) as progression:
         backend = make_backend(options)
@@ -143,6 +148,8 @@ async def _run(
             await experiment.open()
             running = asyncio.ensure_future(experiment.run())
             on_signals(running.cancel)
-            return await running, await write_dumps(experiment, dumps)
+            record, dumped = await running, await write_dumps(experiment, dumps)
+            outputs = asyncio.ensure_future(asyncio.to_thread(write_outputs, record, out))
         finally:
             await backend.close()
+        return record, await outputs, dumped

@@ -10,9 +10,14 @@ the collector of cycles need not look at them (`gc=False`), of which a run has m
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Callable
 from enum import StrEnum
+from typing import Final
 
 from msgspec import Struct, field
+from msgspec.msgpack import Decoder, Encoder
+from msgspec.structs import astuple
 
 from kernelmodel.releases import Release
 
@@ -237,3 +242,16 @@ class ShardConfig(Struct, frozen=True):
     commands: tuple[UpdateCommand | HostCall, ...] = field(default=())
     incarnation: int = 0  # how many actors had this shard before; changes nothing about its hosts
     of_shards: int = 1  # into how many the fleet is split; decides where this one is put, at most
+
+    def __reduce__(self) -> tuple[Callable[..., ShardConfig], tuple[object, ...]]:
+        """Its inventory as one blob: Ray's pickler calls into Python for each object it meets."""
+        seed, hosts, vms, *rest = astuple(self)
+        inventory = zlib.compress(Encoder().encode((hosts, vms)), level=1)
+        return _unpickled, (seed, inventory, *rest)
+
+
+_INVENTORY: Final = Decoder(tuple[tuple[HostSpec, ...], tuple[VmSpec, ...]])
+
+
+def _unpickled(seed: int, inventory: bytes, *rest: object) -> ShardConfig:
+    return ShardConfig(seed, *_INVENTORY.decode(zlib.decompress(inventory)), *rest)  # type: ignore[arg-type]  # as they were

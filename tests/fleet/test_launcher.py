@@ -9,12 +9,13 @@ from pathlib import Path
 from subprocess import run as run_process
 
 import pytest
+from msgspec.structs import replace
 
 from fleet.launcher import HostUnreachable, RayBackend
 from fleet.placement import partition
 from fleet.plan import make_plan
 from fleet.scenario import load_scenario
-from node.api import UpdateCommand, UpdatePolicy
+from node.api import HostCall, UpdateCommand, UpdatePolicy
 from node.shard import Shard
 from tests.fleet.rollouts import NEW
 
@@ -47,3 +48,14 @@ def test_what_crosses_for_a_host_update_is_small() -> None:
     print(f"{asked / 64:.0f} and {answered / 64:.0f} bytes a host update, ten VMs each")
     assert asked < 64 * 64
     assert answered < 100 << 10
+
+
+def test_a_config_comes_to_an_actor_as_it_was_and_small() -> None:
+    """An actor is sent its shard's config once, which lies in the object store on its way."""
+    fleet = load_scenario(EXAMPLES / "scale.toml", ["fleet.host_class.0.count=1000"])
+    (config,) = partition(fleet, make_plan(fleet), shards=1, records_events=True)
+    asked = UpdateCommand("node-1", 1, 0, NEW, UpdatePolicy())
+    whole = replace(config, commands=(asked, HostCall("node-2", 5, "ListVms", b"")), incarnation=3)
+    sent = pickle.dumps(whole)
+    assert pickle.loads(sent) == whole
+    assert len(sent) < 100_000  # of 11,000 hosts and VMs
