@@ -4,16 +4,19 @@
 
     scenario = scenario_of({"fleet": {...}, "update": {...}, "rollout": {...}})
     rollout = roll_out(scenario)
-    rollout.table("vm_updates").df()         # a pandas frame; .pl() polars, .arrow() pyarrow
+    rollout.table("vm_updates").df()   # a pandas frame; .pl() polars, .to_arrow_table() pyarrow
 
 It works in a notebook, where an event loop runs already, and in a script. Tables are DuckDB
-relations: they print themselves, take SQL, and become the frames of whichever library is installed.
+relations: they print themselves, take SQL, and become the frames of whichever library is installed;
+SQL sees the caller's own frames by their names. A run that is interrupted ends soon after.
 """
 
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -44,7 +47,7 @@ class Rollout:
     @cached_property
     def store(self) -> duckdb.DuckDBPyConnection:
         """Everything as tables in memory; `fleet.event_store` lists them."""
-        store = duckdb.connect()
+        store = duckdb.connect(config={"python_scan_all_frames": True})
         fill_event_store(store, self.record)
         return store
 
@@ -74,11 +77,27 @@ def roll_out(
 ) -> Rollout:
     """Run a scenario to its end, in this process or (`backend="ray"`) in Ray actors.
 
+    `actors` is how many shards the fleet is split into, or "per-host"; what suits it, if not given.
+
     Raises:
+        TypeError: `scenario` is none, but the values of one, say.
+        ValueError: there is no such backend, or number of actors.
         kernelmodel.errors.ModelBug: the simulator is wrong.
     """
+    if not isinstance(scenario, Scenario):
+        raise TypeError(
+            f"a {type(scenario).__name__} is no scenario: scenario_of() makes one of it"
+        )
+    if backend not in ("local", "ray"):
+        raise ValueError(f'backend {backend!r} is not known: "local" or "ray"')
+    if actors not in (None, "per-host") and not (isinstance(actors, int) and actors > 0):
+        raise ValueError(f'actors {actors!r}: a number from 1, or "per-host"')
+    cancel: Future[Callable[[], object]] = Future()
 
     async def run() -> RunRecord:
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert task is not None, "this is one"
+        cancel.set_result(lambda: loop.call_soon_threadsafe(task.cancel))
         where = RayBackend() if backend == "ray" else LocalBackend()
         try:
             return await run_rollout(scenario, where, actors=actors)
@@ -87,4 +106,10 @@ def roll_out(
 
     # A thread of its own: in a notebook this one has an event loop that runs.
     with ThreadPoolExecutor(1) as thread:
-        return Rollout(thread.submit(asyncio.run, run()).result())
+        running = thread.submit(asyncio.run, run())
+        try:
+            return Rollout(running.result())
+        except KeyboardInterrupt:
+            with suppress(RuntimeError):  # its loop is closed: it had just ended
+                cancel.result()()
+            raise

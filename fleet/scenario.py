@@ -94,6 +94,12 @@ class Scenario(Struct, frozen=True, omit_defaults=True):
     digest: str  # hex over all of this but `source`, the seed included
     releases: tuple[Release, ...] = ()  # its own, beside those of the catalogue
 
+    def __repr__(self) -> str:  # all of a large fleet would be megabytes on a notebook's page
+        return (
+            f"<Scenario {self.name}: {len(self.hosts)} hosts, {len(self.vms)} VMs, "
+            f"to {self.target_release}, seed {self.seed}>"
+        )
+
     @property
     def catalogue(self) -> dict[str, Release]:
         """Every release that may be named."""
@@ -117,7 +123,9 @@ class Reading(Struct, frozen=True):
     asked: tuple[str, ...]  # every key that a scenario file could have had
 
 
-def load_scenario(path: Path, overrides: Sequence[str] = (), seed: int | None = None) -> Scenario:
+def load_scenario(
+    path: Path | str, overrides: Sequence[str] = (), seed: int | None = None
+) -> Scenario:
     """Read a scenario, its tables and its cost rows, and check that it can be run.
 
     `overrides` are `a.b=v` as `--set` takes them, `seed` replaces that of the file.
@@ -125,13 +133,13 @@ def load_scenario(path: Path, overrides: Sequence[str] = (), seed: int | None = 
     Raises:
         BadInput: with every mistake that was found.
     """
-    return read_scenario(path, overrides, seed).scenario
+    return read_scenario(Path(path), overrides, seed).scenario
 
 
 def read_scenario(path: Path, overrides: Sequence[str] = (), seed: int | None = None) -> Reading:
     """`load_scenario` with what `lufleet check` shows beside the scenario."""
     faults = Faults()
-    source = TomlSource.read(path, overrides, faults)
+    source = TomlSource.read(path, _each(overrides), faults)
     if len(faults) and not source.values:
         faults.raise_if_any()
     return _read(source, path, seed, faults)
@@ -146,8 +154,13 @@ def scenario_of(
         BadInput: with every mistake that was found, by its key.
     """
     faults = Faults()
-    source = TomlSource.of_values("scenario", values, overrides, faults)
+    source = TomlSource.of_values("scenario", values, _each(overrides), faults)
     return _read(source, Path("scenario"), seed, faults).scenario
+
+
+def _each(overrides: Sequence[str]) -> Sequence[str]:
+    """The overrides; a text is one of them, and not its letters."""
+    return (overrides,) if isinstance(overrides, str) else overrides
 
 
 def _read(source: TomlSource, path: Path, seed: int | None, faults: Faults) -> Reading:

@@ -14,12 +14,14 @@ follows can be trusted and the search ends.
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import tree_sitter_toml
 from tree_sitter import Language, Node, Parser
 
@@ -187,6 +189,11 @@ def _plain(value: object) -> TomlValue:
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, np.generic):
+        plain: TomlValue = value.item()
+        return plain
     return value
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 
-from fleet.scenario import BadInput, scenario_of
+from fleet.scenario import BadInput, load_scenario, scenario_of
+
+SMALL = Path(__file__).parents[2] / "examples" / "small.toml"
+CLASS = {"name": "n", "count": 2, "memory": "64GiB", "cpus": 4, "release": "7.3.2"}
 
 
 def test_values_in_code_are_read_as_a_file_would_be() -> None:
     values: dict[str, object] = {
         "seed": 3,
-        "fleet": {
-            "host_class": (
-                {"name": "n", "count": 2, "memory": "64GiB", "cpus": 4, "release": "7.3.2"},
-            )
-        },
+        "fleet": {"host_class": (CLASS,)},
         "update": {"target": "7.3.4"},
         "rollout": {"wave_size": 1},
     }
@@ -27,3 +29,19 @@ def test_values_in_code_are_read_as_a_file_would_be() -> None:
     said = {str(fault) for fault in caught.value.faults}
     assert 'scenario: rollout.wave_sise: unknown key, did you mean "wave_size"?' in said
     assert any(text.startswith("--set update.target: ") for text in said)
+
+
+def test_what_notebooks_hold_is_taken() -> None:
+    """Numbers of numpy, paths, and one override that stands in no list."""
+    text = str(SMALL)
+    assert load_scenario(text, "seed=4") == load_scenario(SMALL, ["seed=4"])
+    with pytest.raises(BadInput, match=r"^scenario: cannot read hosts\.csv: "):
+        scenario_of({"fleet": {"hosts": Path("hosts.csv")}})
+    values = {"host_class": [{**CLASS, "count": np.int64(3)}]}
+    scenario = scenario_of({"fleet": values, "update": {"target": "7.3.4"}, "rollout": {}})
+    assert len(scenario.hosts) == 3
+
+
+def test_a_scenario_shows_itself_on_one_line() -> None:
+    shown = repr(load_scenario(SMALL))
+    assert shown == "<Scenario small: 3 hosts, 9 VMs, to 7.3.4+hugetlb, seed 1>"

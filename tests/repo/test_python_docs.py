@@ -7,11 +7,14 @@ import io
 import re
 from pathlib import Path
 
+import pytest
+
 DOCS = Path(__file__).parents[2] / "docs" / "python.md"
 _BLOCK = re.compile(r"```(python|text)\n(.*?)```", re.DOTALL)
 
 
-def test_the_examples_print_what_the_page_shows() -> None:
+def test_the_examples_print_what_the_page_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(DOCS.parents[1])
     namespace: dict[str, object] = {}
     printed = ""
     pairs = _BLOCK.findall(DOCS.read_text("utf-8"))
