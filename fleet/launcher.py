@@ -264,7 +264,7 @@ def _init(ray: ModuleType, address: str | None) -> None:
     """Start a Ray on this machine, or join one.
 
     Raises:
-        HostUnreachable: there is none at that address.
+        HostUnreachable: there is none at that address, or none can be started.
     """
     _check_listens(address)
     if address is None:
@@ -280,10 +280,14 @@ def _init(ray: ModuleType, address: str | None) -> None:
         ray.init(
             address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **size
         )
-    except (ConnectionError, RuntimeError) as error:
+    except Exception as error:  # Ray raises what it meets, and a bare one where it waits in vain
         if address is None:
-            raise
-        raise HostUnreachable(f"cannot join a Ray cluster at {address}: {error}") from error
+            ray.shutdown()
+            without = "--backend local does without"
+            raise HostUnreachable(f"Ray does not start here: {error}; {without}") from error
+        if isinstance(error, (ConnectionError, RuntimeError)):
+            raise HostUnreachable(f"cannot join a Ray cluster at {address}: {error}") from error
+        raise
 
 
 def _check_listens(address: str | None) -> None:

@@ -38,6 +38,15 @@ def test_an_address_on_which_nobody_listens_is_refused_at_once(no_ray: None) -> 
             RayBackend(address)
 
 
+@pytest.mark.ray
+def test_a_ray_that_does_not_start_is_no_bug_of_the_simulators(
+    no_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", "/proc/nowhere")
+    with pytest.raises(HostUnreachable, match="Ray does not start here: .*/proc/nowhere"):
+        RayBackend()
+
+
 def test_what_crosses_for_a_host_update_is_small() -> None:
     """Beyond 100 KiB an answer would go through Ray's object store."""
     fleet = load_scenario(EXAMPLES / "scale.toml", ["fleet.host_class.0.count=64"])
