@@ -43,7 +43,7 @@ def test_a_ray_that_does_not_start_is_no_bug_of_the_simulators(
     no_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_TMPDIR", "/proc/nowhere")
-    with pytest.raises(HostUnreachable, match="Ray does not start here: .*/proc/nowhere"):
+    with pytest.raises(HostUnreachable, match=r"Ray does not start here: .*/proc/nowhere"):
         RayBackend()
 
 
