@@ -20,9 +20,11 @@ from kernelmodel import errors
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("kernelmodel", "node", "fleet")
 
-#: Outermost frames: whatever went wrong is told with what replays it.
+#: Outermost frames: whatever went wrong is told with what replays it. And Ray's start, which
+#: raises bare exceptions and runs nothing of the model's.
 BLANKET = {
     "fleet/inspect_command.py:inspect",
+    "fleet/launcher.py:_init",
     "fleet/run.py:run",
     "fleet/serve.py:serve",
     "fleet/sweep/worker.py:perform",
