@@ -149,7 +149,8 @@ class Fields:
             return None
         values = self.values[name]
         if not isinstance(values, dict):
-            self.complain(name, f"{shown(values)} is no table", f"[{self._path(name)}]")
+            right = f"[{self._path(name).replace('.[]', '')}]"
+            self.complain(name, f"{shown(values)} is no table", right)
             return None
         return Fields(self.source, values, self.faults, (*self.key, name), self.asked)
 
@@ -157,7 +158,10 @@ class Fields:
         """The items of an array of tables; none if it is not there."""
         self._ask(name)
         items = self.values.get(name, [])
-        right = f"[[{self._path(name)}]]"
+        right = f"[[{self._path(name).replace('.[]', '')}]]"
+        if isinstance(items, dict) and items and all(map(str.isdecimal, items)):
+            self.complain(name, f"has no item {next(iter(items))}", "it has none at all")
+            return
         if not isinstance(items, list):
             self.complain(name, "is no list of tables", right)
             return

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
+from statistics import fmean, geometric_mean
 from typing import Final
 
 from msgspec import Struct
 
 from fleet.charts.svg import WIDTH, Canvas, Scale, clock_step, linear, seconds, tick_step
+from fleet.charts.svg import log as logarithmic
 
-__all__ = ["Dot", "Panel", "Point", "effect_chart", "front_chart"]
+__all__ = ["Dot", "Panel", "Point", "effect_chart", "front_chart", "sampled_chart"]
 
 _LEFT, _RIGHT, _TOP, _TALL = 86.0, WIDTH - 30, 26.0, 330.0
 _PANEL, _PANEL_GAP = 150.0, 34.0
@@ -18,6 +21,8 @@ _ROOM: Final = 0.06  # of an axis, beyond its ends
 _CLOCK_FROM: Final = 60.0  # seconds from which an axis is marked at whole minutes
 _LETTER: Final = 6.4  # width of one, about
 _TICKS: Final = 6
+_EDGE: Final = 24.0  # between the ends of a sampled range and those of the panel
+_GROUPS, _LEAST_OF_A_GROUP = 6, 3  # neighbours that a trend is drawn through
 
 
 class Dot(Struct, frozen=True):
@@ -29,14 +34,19 @@ class Dot(Struct, frozen=True):
     y_half: float
     label: str
     on_front: bool = False
+    is_best: bool = False
 
 
 class Point(Struct, frozen=True):
-    """One value of a parameter and what it yields."""
+    """One value of a parameter and what it yields; `mean` is None if that is nothing finite.
+
+    `number` is the value's place on an axis, where there is one.
+    """
 
     label: str
-    mean: float
-    half: float
+    mean: float | None
+    half: float = 0.0
+    number: float = 0.0
 
 
 class Panel(Struct, frozen=True):
@@ -79,18 +89,22 @@ def front_chart(dots: Sequence[Dot], x_title: str, y_title: str) -> str:
             canvas.line(at, y.from_low(dot.y - dot.y_half), at, y.scale(dot.y + dot.y_half), "axis")
         tip = f"{dot.label}: {x_title} {seconds(dot.x)}, {y_title} {seconds(dot.y)}"
         style = "cell-front" if dot.on_front else "cell"
+        if dot.is_best:
+            canvas.rect(at - 8.5, up - 8.5, 17, 17, "cell-best")
         canvas.rect(at - 4.5, up - 4.5, 9, 9, style, tip)
     _labels(canvas, [(x.scale(dot.x), y.scale(dot.y), dot) for dot in dots])
     return canvas.render()
 
 
 def _labels(canvas: Canvas, dots: Sequence[tuple[float, float, Dot]]) -> None:
-    """Names beside the dots, efficient ones first, as long as none lies on another."""
+    """Names beside the dots, the best and efficient ones first, none on another."""
     taken: list[tuple[float, float, float]] = []  # left, right, baseline
-    for at, up, dot in sorted(dots, key=lambda placed: not placed[2].on_front):
+    for at, up, dot in sorted(
+        dots, key=lambda placed: (not placed[2].is_best, not placed[2].on_front)
+    ):
         width = len(dot.label) * _LETTER
-        left = at - 9 - width if at + 9 + width > _RIGHT else at + 9
-        for baseline in (up - 8, up + 17):
+        left = at - 12 - width if at + 12 + width > _RIGHT else at + 12
+        for baseline in (up - 9, up + 18):
             if all(
                 left > end or left + width < start or abs(baseline - other) > 13
                 for start, end, other in taken
@@ -109,28 +123,89 @@ def effect_chart(name: str, panels: Sequence[Panel], *, is_ordered: bool) -> str
     return canvas.render()
 
 
+def sampled_chart(name: str, panels: Sequence[Panel], unit: str, *, is_log: bool) -> str:
+    """One parameter of which every cell has a value of its own: a dot a cell, and their trend.
+
+    `unit` is that of the parameter, as it stands behind its values.
+    """
+    height = 24 + len(panels) * (_PANEL + _PANEL_GAP)
+    canvas = Canvas(f"sampled-{name}", height, f"Effect of {name}", "The table has the figures.")
+    numbers = [point.number for panel in panels for point in panel.points]
+    scale, ticks = _number_axis(numbers, is_log=is_log)
+    for nr, panel in enumerate(panels):
+        top = 24 + nr * (_PANEL + _PANEL_GAP)
+        floor = top + _PANEL - 20
+        points = sorted((p.number, p.mean, p.label) for p in panel.points if p.mean is not None)
+        y = _frame(canvas, top, floor, panel)
+        if y is None:
+            continue
+        for tick in ticks:
+            canvas.text(scale(tick), floor + 19, f"{tick:g}{unit}", "tick", "middle")
+        canvas.path([(scale(at), y.scale(up)) for at, up in _trend(points, is_log)], "trend")
+        for at, up, label in points:
+            tip = f"{label}: {_tick_text(up, panel.unit)}"
+            canvas.rect(scale(at) - 3.5, y.scale(up) - 3.5, 7, 7, "cell-front", tip)
+    return canvas.render()
+
+
+def _trend(points: Sequence[tuple[float, float, str]], is_log: bool) -> list[tuple[float, float]]:
+    """Means over groups of neighbours, as many in each; none of a few points."""
+    groups = min(_GROUPS, len(points) // _LEAST_OF_A_GROUP)
+    if groups < 2:
+        return []
+    mean = geometric_mean if is_log else fmean
+    edges = [round(nr * len(points) / groups) for nr in range(groups + 1)]
+    parts = [points[start:end] for start, end in pairwise(edges)]
+    return [(mean([p[0] for p in part]), fmean([p[1] for p in part])) for part in parts]
+
+
+def _number_axis(numbers: Sequence[float], *, is_log: bool) -> tuple[Scale, list[float]]:
+    """Where the values of a parameter stand across a panel, and those that are marked."""
+    low, high = min(numbers, default=0.0), max(numbers, default=1.0)
+    if is_log and low < high:
+        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        marked = [m * 10.0**power for power in powers for m in (1, 2, 5)]
+        scale = logarithmic(low, high, _LEFT + _EDGE, _RIGHT - _EDGE)
+        return scale, [tick for tick in marked if low <= tick <= high]
+    step = tick_step(high - low, _TICKS)
+    marked = [nr * step for nr in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    return linear(low, high, _LEFT + _EDGE, _RIGHT - _EDGE), marked
+
+
 def _draw(canvas: Canvas, top: float, panel: Panel, *, is_ordered: bool) -> None:
     floor = top + _PANEL - 20
-    canvas.text(_LEFT, top - 9, panel.title, "label")
-    if not panel.points:
-        canvas.text(_LEFT, (top + floor) / 2, "no finite mean", "tick")
+    y = _frame(canvas, top, floor, panel)
+    if y is None:
         return
-    y = _axis([(point.mean, point.half) for point in panel.points], floor, top, panel.unit)
-    for tick, text in y.ticks:
-        canvas.line(_LEFT, y.scale(tick), _RIGHT, y.scale(tick), "grid")
-        canvas.text(_LEFT - 8, y.scale(tick) + 4, text, "tick", "end")
     step = (_RIGHT - _LEFT) / len(panel.points)
-    at = [_LEFT + step * (nr + 0.5) for nr in range(len(panel.points))]
+    placed = [(_LEFT + step * (nr + 0.5), point) for nr, point in enumerate(panel.points)]
     if is_ordered:
-        ups = [y.scale(point.mean) for point in panel.points]
-        canvas.path(list(zip(at, ups, strict=True)), "trend")
-    for across, point in zip(at, panel.points, strict=True):
+        line = [(at, y.scale(point.mean)) for at, point in placed if point.mean is not None]
+        canvas.path(line, "trend")
+    for across, point in placed:
+        canvas.text(across, floor + 19, point.label, "tick", "middle")
+        if point.mean is None:
+            canvas.text(across, (top + floor) / 2, "–", "tick", "middle")
+            continue
         if point.half:
             high, low = y.scale(point.mean + point.half), y.from_low(point.mean - point.half)
             canvas.line(across, high, across, low, "whisker")
         tip = f"{point.label}: {_tick_text(point.mean, panel.unit)}"
         canvas.mark(across, y.scale(point.mean), "●", "dot", tip)
-        canvas.text(across, floor + 16, point.label, "tick", "middle")
+
+
+def _frame(canvas: Canvas, top: float, floor: float, panel: Panel) -> _Axis | None:
+    """Title and axis of a panel; None if there is nothing to be shown in it."""
+    canvas.text(_LEFT, top - 9, panel.title, "label")
+    means = [(point.mean, point.half) for point in panel.points if point.mean is not None]
+    if not means:
+        canvas.text(_LEFT, (top + floor) / 2, "no finite mean", "tick")
+        return None
+    y = _axis(means, floor, top, panel.unit)
+    for tick, text in y.ticks:
+        canvas.line(_LEFT, y.scale(tick), _RIGHT, y.scale(tick), "grid")
+        canvas.text(_LEFT - 8, y.scale(tick) + 4, text, "tick", "end")
+    return y
 
 
 class _Axis(Struct, frozen=True):

@@ -38,6 +38,16 @@ class CellSummary(Struct, frozen=True):
     #: Metric of the goal, this cell less the best one, seed by seed; None for the best itself.
     to_best: Estimate | None = None
 
+    def mean(self, name: str) -> float | None:
+        """The mean of a metric that every run has, infinity if one's is; None if not all have it.
+
+        A rollout that was halted has no duration: those that got through are no fair sample.
+        """
+        found = self.estimates[name]
+        if not self.runs or found.count + found.infinite < self.runs:
+            return None
+        return math.inf if found.infinite else found.mean
+
 
 class Effect(Struct, frozen=True):
     """What one value of a parameter does to a metric, over all cells that have it."""
@@ -107,11 +117,9 @@ def _estimate(name: str, outcomes: Iterable[Outcome]) -> Estimate:
 
 
 def _means(summary: CellSummary) -> tuple[float, ...] | None:
-    """Where the cell stands in the plane of `PARETO`; None if it has not been run."""
-    if not summary.runs:
-        return None
-    means = (summary.estimates[name].mean for name in PARETO)
-    return tuple(math.inf if mean is None else mean for mean in means)
+    """Where the cell stands in the plane of `PARETO`; None if a run of it has no place there."""
+    means = [mean for name in PARETO if (mean := summary.mean(name)) is not None]
+    return tuple(means) if len(means) == len(PARETO) else None
 
 
 def pareto_front(points: Sequence[tuple[float, ...] | None]) -> set[int]:
@@ -133,15 +141,16 @@ def pareto_front(points: Sequence[tuple[float, ...] | None]) -> set[int]:
 
 def _meets(goal: Goal, summary: CellSummary) -> bool:
     """Whether each limit holds for the mean of the cell; every run counts, a failed one too."""
-    if not summary.runs or summary.failed:
+    if summary.failed:
         return False
     for name, limit in goal.within:
-        mean = summary.estimates[name].mean
+        mean = summary.mean(name)
         if mean is None:
             return False
         if mean < limit if METRICS[name].more_is_better else mean > limit:
             return False
-    return summary.estimates[goal.minimise].mean is not None
+    sought = summary.mean(goal.minimise)
+    return sought is not None and math.isfinite(sought)
 
 
 def _best(goal: Goal, cells: Sequence[CellSummary]) -> CellSummary | None:
@@ -149,7 +158,7 @@ def _best(goal: Goal, cells: Sequence[CellSummary]) -> CellSummary | None:
     fitting = [
         (sign * mean, nr)
         for nr, summary in enumerate(cells)
-        if summary.meets_goal and (mean := summary.estimates[goal.minimise].mean) is not None
+        if summary.meets_goal and (mean := summary.mean(goal.minimise)) is not None
     ]
     return cells[min(fitting)[1]] if fitting else None
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
@@ -29,7 +31,7 @@ from fleet.sweep.plan import SweepPlan
 from fleet.sweep.report import write_sweep_report
 from fleet.sweep.runner import Agenda, Run, run_sweep
 from fleet.sweep.store import Store, StoreError
-from fleet.sweep.tables import closing_tables
+from fleet.sweep.tables import setting_text, show_closing
 from fleet.units import counted
 from fleet.unwritable import CannotWrite, writing
 
@@ -91,7 +93,7 @@ def _sweep(
         agenda.ended(outcome)
     by_key = {cell.key: cell for cell in cells}
     try:
-        with _Progress(console, plan, len(cells), agenda) as progress:
+        with _Progress(console, plan, by_key, agenda) as progress:
             run_sweep(
                 agenda,
                 options.jobs or os.cpu_count() or 1,
@@ -112,22 +114,27 @@ def _write(analysis: Analysis, store: Store, out: Path, console: Console) -> Non
     store.write_parquet(parquet)
     with writing(report):
         write_sweep_report(analysis, report)
-    console.print(closing_tables(analysis))
+    show_closing(analysis, console)
     lines = [f"wrote {path}" for path in (store.path, parquet, report)]
     console.print(Text("\n".join(lines)), soft_wrap=True)
 
 
 def _again(options: SweepOptions, out: Path) -> str:
     words = ["lufleet", "sweep", str(options.experiment), "--out", str(out)]
+    words += [] if options.jobs is None else ["--jobs", str(options.jobs)]
     words += ["--adaptive"] if options.adaptive else []
-    return " ".join([*words, "--resume"])
+    return shlex.join([*words, "--resume"])
 
 
 class _Progress:
     """A bar on a terminal, a line for each tenth elsewhere; a line for each run that fails."""
 
-    def __init__(self, console: Console, plan: SweepPlan, cells: int, agenda: Agenda) -> None:
+    def __init__(
+        self, console: Console, plan: SweepPlan, cells: Mapping[str, Cell], agenda: Agenda
+    ) -> None:
         self._console = console
+        self._plan = plan
+        self._cells = cells
         self._bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -142,7 +149,7 @@ class _Progress:
         )
         left = agenda.total - agenda.done
         again = f", {counted(agenda.done, 'run')} done before" if agenda.done else ""
-        told = f"{plan.name}: {counted(cells, 'cell')}, {counted(left, 'run')} to make{again}"
+        told = f"{plan.name}: {counted(len(cells), 'cell')}, {counted(left, 'run')} to make{again}"
         console.print(Text(told))
         self._tenth = agenda.done * 10 // max(1, agenda.total)
         self._task = self._bar.add_task("runs", total=agenda.total, completed=agenda.done)
@@ -161,5 +168,6 @@ class _Progress:
             self._console.print(Text(f"{run.done} of {run.total} runs"))
         self._tenth = tenth
         if run.outcome.error:
-            failed = f"{run.outcome.cell} seed {run.outcome.seed}: {run.outcome.error}"
+            setting = setting_text(self._plan, self._cells[run.outcome.cell])
+            failed = f"{setting}, seed {run.outcome.seed}: {run.outcome.error}"
             self._console.print(Text(failed), soft_wrap=True)

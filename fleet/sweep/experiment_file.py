@@ -8,14 +8,16 @@ from __future__ import annotations
 import json
 import math
 import re
+from functools import partial
 from pathlib import Path
 from typing import Final
 
-from fleet.bad_input import BadInput, Faults, InputFault, Place, did_you_mean
+from fleet.bad_input import Faults, Place, did_you_mean
 from fleet.fields import Fields
-from fleet.scenario import load_scenario
 from fleet.sweep.metrics import METRICS
 from fleet.sweep.plan import Adaptive, Choice, Goal, Parameter, Range, SweepPlan
+from fleet.sweep.store import COLUMNS
+from fleet.sweep.trial import check_keys, try_scenario, try_values
 from fleet.toml_source import TomlSource, TomlValue
 from fleet.units import Unfit, shown
 
@@ -25,7 +27,8 @@ _METHODS: Final = ("grid", "random", "halton")
 _BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
 _LARGEST_SEED: Final = (1 << 63) - 1
 _MOST_SEEDS: Final = 100_000
-_MOST_SAMPLES: Final = 1_000_000
+_MOST_CELLS: Final = 1_000_000
+_MOST_STEPS: Final = 1_000
 _MOST: Final = 1e15
 
 
@@ -49,19 +52,24 @@ def read_plan(path: Path) -> SweepPlan:
     if sampling is not None:
         method = sampling.text("method", "grid", _METHODS, "methods")
         if method != "grid":
-            samples = sampling.integer("samples", None, 1, _MOST_SAMPLES)
+            samples = sampling.integer("samples", None, 1, _MOST_CELLS)
             sampling_seed = sampling.integer("seed", 1, 0, _LARGEST_SEED)
         sampling.close()
     tables = list(root.tables("parameters"))
     parameters = _read_parameters(tables, method)
-    if not root.given("parameters"):
+    if root.take("parameters") in (None, []):
         root.missing("parameters", 'what to vary, as [[parameters]] with key = "rollout.wave_size"')
+    cells = math.prod(len(parameter.choices) for parameter in parameters)
+    if method == "grid" and cells > _MOST_CELLS:
+        right = f"{_MOST_CELLS:,} at most; [sampling] takes some of them"
+        root.complain("parameters", f"{cells:,} combinations are too many", right)
     adaptive = _read_adaptive(root.table("adaptive"))
     goal = _read_goal(root.table("goal"))
     root.close()
-    base = _try_scenario(root, scenario, faults)
+    check_keys(tables, parameters)
+    base = try_scenario(root, scenario, faults)
     if base is not None:
-        _try_values(tables, parameters, scenario, faults)
+        try_values(tables, parameters, scenario, faults)
     faults.raise_if_any()
     assert base is not None, "or there was a fault"
     return SweepPlan(
@@ -103,7 +111,8 @@ def _read_parameters(tables: list[Fields], method: str) -> tuple[Parameter, ...]
     for fields in tables:
         key = fields.text("key") if fields.given("key") else ""
         name = fields.text("name", key.rpartition(".")[2])
-        ways = [way for way in ("values", "choices", "from") if fields.given(way)]
+        ways = [way for way in ("values", "choices") if fields.given(way)]
+        ways += ["from"] if fields.given("from") or fields.given("to") else []
         if len(ways) != 1:
             fields.complain(
                 "values",
@@ -114,12 +123,7 @@ def _read_parameters(tables: list[Fields], method: str) -> tuple[Parameter, ...]
             fields.missing("key", 'the field of the scenario, as key = "rollout.wave_size"')
         elif ways[0] == "choices" and key:
             fields.complain("key", "choices name their own keys", "leave it out")
-        if not name:
-            fields.missing("name", "what tables and plots call it")
-        elif name in places:
-            where = f"{places[name][0]}:{places[name][1]}"
-            fields.complain("name", f'"{name}" is there twice, first at {where}', "another name")
-        places.setdefault(name, fields.place())
+        _check_name(fields, name, key, places)
         spread = _read_range(fields, key, method) if ways == ["from"] else None
         choices: tuple[Choice, ...] = ()
         if ways == ["values"]:
@@ -134,10 +138,26 @@ def _read_parameters(tables: list[Fields], method: str) -> tuple[Parameter, ...]
     return tuple(found)
 
 
+def _check_name(fields: Fields, name: str, key: str, places: dict[str, Place]) -> None:
+    """Note a name that is missing or taken; DuckDB takes large and small letters for the same."""
+    column = name.strip().lower()
+    if not column:
+        if not fields.given("name") or isinstance(fields.take("name"), str):
+            fields.missing("name", "what tables and plots call it")
+        return
+    if column in places:
+        where = f"{places[column][0]}:{places[column][1]}"
+        fields.complain("name", f'"{name}" is there twice, first at {where}', "another name")
+    elif column in COLUMNS and key != "seed":
+        fields.complain("name", f'"{name}" is a column of every sweep', "another name")
+    places.setdefault(column, fields.place())
+
+
 def _read_values(fields: Fields, key: str) -> tuple[Choice, ...]:
     def parse(value: object) -> tuple[Choice, ...]:
         if not isinstance(value, list) or not value:
-            raise Unfit(f"{shown(value)} is no list of values", "one value or more in brackets")
+            what = "is empty" if value == [] else f"{shown(value)} is no list of values"
+            raise Unfit(what, "one value or more in brackets")
         found = tuple(
             Choice(_label(item), tuple(_overrides(key, item)), _number(item)) for item in value
         )
@@ -162,20 +182,26 @@ def _read_choices(fields: Fields) -> tuple[Choice, ...]:
     return tuple(found)
 
 
-def _read_range(fields: Fields, key: str, method: str) -> Range:
+def _read_range(fields: Fields, key: str, method: str) -> Range | None:
+    before = len(fields.faults)
     low = fields.number("from", None, -_MOST, _MOST)
     high = fields.number("to", None, -_MOST, _MOST)
+    is_range = len(fields.faults) == before and fields.given("from") and fields.given("to")
     log = fields.text("scale", "linear", ("linear", "log"), "scales") == "log"
     both_whole = _is_whole(fields.take("from")) and _is_whole(fields.take("to"))
     whole = fields.boolean("whole", both_whole)
     unit = fields.text("unit", "")
     steps = 0
     if method == "grid":
-        steps = fields.integer("steps", None, 2, _MOST_SAMPLES)
+        steps = fields.integer("steps", None, 2, _MOST_STEPS)
+    if not is_range:
+        return None
     if not low < high:
         fields.complain("to", f"{high:g} is not above from", f"something above {low:g}")
-    elif log and low <= 0:
+        return None
+    if log and low <= 0:
         fields.complain("from", f"{low:g} has no logarithm", "something above 0")
+        return None
     return Range(key, low, high, log, whole, unit, steps)
 
 
@@ -198,6 +224,9 @@ def _literal(value: TomlValue) -> str:
         return "true" if value else "false"
     if isinstance(value, list):
         return f"[{', '.join(map(_literal, value))}]"
+    if isinstance(value, dict):
+        inner = (f"{json.dumps(name)} = {_literal(item)}" for name, item in value.items())
+        return f"{{ {', '.join(inner)} }}"
     return str(value)
 
 
@@ -245,53 +274,21 @@ def _read_goal(fields: Fields | None) -> Goal:
         if name not in METRICS:
             right = did_you_mean(name, METRICS, noun="metrics")
             within.complain(name, "is no metric of a run", right)
-        limits.append((name, within.number(name, None, -_MOST, _MOST)))
+        limits.append((name, within.parsed(name, partial(_parse_limit, name), 0.0, "")))
     goal = Goal(_read_metric(fields, "minimise", Goal().minimise), tuple(limits))
     fields.close()
     return goal
 
 
+def _parse_limit(name: str, value: object) -> float:
+    unit = METRICS[name].unit if name in METRICS else ""
+    right = {"s": "seconds, as in 30", "%": "a share, 0.97 for 97 %"}.get(unit, "")
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise Unfit(f"{shown(value)} is not a number", right)
+    if not 0 <= value <= (1 if unit == "%" else _MOST):
+        raise Unfit(f"{shown(value)} is out of range", right)
+    return float(value)
+
+
 def _read_metric(fields: Fields, name: str, default: str) -> str:
     return fields.text(name, default, tuple(METRICS), "metrics")
-
-
-def _try_scenario(root: Fields, scenario: Path, faults: Faults) -> tuple[str, float] | None:
-    """Digest and downtime budget of the scenario as it is; None if it cannot be used."""
-    if not root.given("scenario"):
-        return None
-    if not scenario.is_file():
-        root.complain("scenario", f"cannot read {scenario}", "a scenario, relative to this file")
-        return None
-    try:
-        found = load_scenario(scenario)
-    except BadInput as bad:
-        for fault in bad.faults:
-            faults.add((fault.file, fault.line), fault.what, fault.right)
-        return None
-    return found.digest, found.downtime_budget_ns / 1e9
-
-
-def _try_values(
-    tables: list[Fields], parameters: tuple[Parameter, ...], scenario: Path, faults: Faults
-) -> None:
-    """Every value by itself: what the scenario says of the value is a mistake of the experiment.
-
-    What it says of anything else (VMs that no longer fit, say) may be right with another value of
-    another parameter, and is for the run to find out.
-    """
-    for fields, parameter in zip(tables, parameters, strict=True):
-        choices = parameter.choices
-        if not choices and parameter.range is not None:
-            choices = (parameter.range.at(0), parameter.range.at(1))
-        for choice in choices:
-            for fault in _said_of(choice, scenario):
-                what = f"{choice.label}: {fault.file.removeprefix('--set ')}: {fault.what}"
-                faults.add(fields.place(), what, fault.right)
-
-
-def _said_of(choice: Choice, scenario: Path) -> list[InputFault]:
-    try:
-        load_scenario(scenario, choice.overrides)
-    except BadInput as bad:
-        return [fault for fault in bad.faults if fault.file.startswith("--set ")]
-    return []

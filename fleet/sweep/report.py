@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Final
 
-from fleet.charts.sweep import Dot, Panel, Point, effect_chart, front_chart
+from fleet.charts.sweep import Dot, Panel, Point, effect_chart, front_chart, sampled_chart
 from fleet.html import Markup, code, facts, paragraph, table, text
 from fleet.report import own_version, page_style
 from fleet.sweep.analysis import Analysis, CellSummary
@@ -34,6 +35,7 @@ def write_sweep_report(analysis: Analysis, path: Path) -> None:
 def render_sweep_report(analysis: Analysis) -> str:
     """The whole page."""
     plan = analysis.plan
+    dots = _dots(analysis)
     template = Template((files("fleet") / "templates" / "sweep.html").read_text("utf-8"))
     return template.substitute(
         version=text(own_version()),
@@ -45,7 +47,8 @@ def render_sweep_report(analysis: Analysis) -> str:
             f"{counted(analysis.runs, 'run')} · simulated, all times virtual"
         ),
         headline=text(answer(analysis)),
-        front_chart=front_chart(_dots(analysis), METRICS[_ACROSS].title, METRICS[_UP].title),
+        front_chart=front_chart(dots, METRICS[_ACROSS].title, METRICS[_UP].title),
+        not_shown=_not_shown(analysis, len(dots)),
         effects=Markup("".join(_effects(analysis))),
         cells=_cells(analysis),
         failures=_failures(analysis),
@@ -61,36 +64,62 @@ def _label(summary: CellSummary) -> str:
 def _dots(analysis: Analysis) -> list[Dot]:
     dots = []
     for summary in analysis.cells:
-        across, up = summary.estimates[_ACROSS], summary.estimates[_UP]
-        if across.mean is None or up.mean is None:
+        across, up = summary.mean(_ACROSS), summary.mean(_UP)
+        if across is None or up is None or not math.isfinite(across + up):
             continue
         dots.append(
             Dot(
-                across.mean,
-                up.mean,
-                across.half_width or 0.0,
-                up.half_width or 0.0,
+                across,
+                up,
+                summary.estimates[_ACROSS].half_width or 0.0,
+                summary.estimates[_UP].half_width or 0.0,
                 _label(summary),
                 summary.is_efficient,
+                _is_best(analysis, summary),
             )
         )
     return dots
 
 
+def _is_best(analysis: Analysis, summary: CellSummary) -> bool:
+    return analysis.best is not None and summary.cell.key == analysis.best.cell.key
+
+
+def _not_shown(analysis: Analysis, shown: int) -> Markup:
+    """A sentence on the cells that have no place in the plane."""
+    left = sum(1 for summary in analysis.cells if summary.runs) - shown
+    if not left:
+        return Markup("")
+    have = "has" if left == 1 else "have"
+    said = f"{counted(left, 'cell')} {have} no place here: a rollout was halted, or VMs were lost."
+    return paragraph(said, "note")
+
+
 def _effects(analysis: Analysis) -> list[str]:
-    """A chart a parameter; one with too many values to be told apart has none."""
+    """A chart a parameter: means of its values, or every cell where each has another value."""
     shown = metrics_shown(analysis)
-    parts = []
-    for nr, parameter in enumerate(analysis.plan.parameters):
-        panels = [_panel(analysis, parameter.name, name) for name in shown]
-        parts.append(f"<h3>{text(parameter.name)}</h3>")
-        if max(len(panel.points) for panel in panels) > _MOST_VALUES:
-            parts.append(paragraph("Sampled at too many values for a chart of means.", "note"))
-            continue
-        is_ordered = parameter.range is not None or all(
-            choice.number is not None for choice in parameter.choices
+    parts: list[str] = []
+    if any(summary.estimates["halted"].most for summary in analysis.cells):
+        said = (
+            "Some rollouts were halted and have no duration: durations are those of the others,"
+            " and a cell with such a rollout is neither efficient nor the answer."
         )
-        chart = effect_chart(f"{nr}", panels, is_ordered=is_ordered)
+        parts.append(paragraph(said, "note"))
+    for nr, parameter in enumerate(analysis.plan.parameters):
+        parts.append(f"<h3>{text(parameter.name)}</h3>")
+        spread = parameter.range
+        is_ordered = spread is not None or all(c.number is not None for c in parameter.choices)
+        is_sampled = spread is not None and not parameter.choices
+        panels = [_panel(analysis, parameter.name, name) for name in shown]
+        if is_sampled or (is_ordered and len(panels[0].points) > _MOST_VALUES):
+            panels = [_cells_panel(analysis, nr, name) for name in shown]
+            unit, is_log = (spread.unit, spread.log) if spread is not None else ("", False)
+            chart = sampled_chart(f"{nr}", panels, unit, is_log=is_log)
+        elif len(panels[0].points) > _MOST_VALUES:
+            parts.append(paragraph("Too many values for a chart of means.", "note"))
+            continue
+        else:
+            chart = effect_chart(f"{nr}", panels, is_ordered=is_ordered)
         parts.append(f'<div class="wide" tabindex="0" role="group">{chart}</div>')
     return parts
 
@@ -99,12 +128,19 @@ def _panel(analysis: Analysis, parameter: str, name: str) -> Panel:
     effects = [e for e in analysis.effects[name] if e.parameter == parameter]
     if all(effect.number is not None for effect in effects):
         effects.sort(key=lambda effect: effect.number or 0.0)
-    points = tuple(
-        Point(e.label, e.estimate.mean, e.estimate.half_width or 0.0)
-        for e in effects
-        if e.estimate.mean is not None
-    )
+    points = tuple(Point(e.label, e.estimate.mean, e.estimate.half_width or 0.0) for e in effects)
     return Panel(METRICS[name].title, METRICS[name].unit, points)
+
+
+def _cells_panel(analysis: Analysis, axis: int, name: str) -> Panel:
+    points = []
+    for summary in analysis.cells:
+        mean = summary.mean(name)
+        known = None if mean is None or math.isinf(mean) else mean
+        points.append(
+            Point(_label(summary), known, number=summary.cell.choices[axis].number or 0.0)
+        )
+    return Panel(METRICS[name].title, METRICS[name].unit, tuple(points))
 
 
 def _cells(analysis: Analysis) -> Markup:
@@ -121,13 +157,14 @@ def _cells(analysis: Analysis) -> Markup:
             for sign, is_so in (("efficient", summary.is_efficient), ("fits", summary.meets_goal))
             if is_so
         )
-        is_best = analysis.best is not None and summary.cell.key == analysis.best.cell.key
         rows.append(
             [
                 *(choice.label for choice in summary.cell.choices),
                 summary.runs,
-                *(estimate_text(name, summary.estimates[name]) for name in shown),
-                "the best" if is_best else _difference(goal.minimise, summary.to_best),
+                *(estimate_text(name, summary.estimates[name], summary.runs) for name in shown),
+                "the best"
+                if _is_best(analysis, summary)
+                else _difference(goal.minimise, summary.to_best),
                 signs,
             ]
         )
@@ -156,6 +193,8 @@ def _failures(analysis: Analysis) -> Markup:
 def _how(analysis: Analysis) -> Markup:
     plan = analysis.plan
     goal = METRICS[plan.goal.minimise].title
+    is_same = len({summary.runs + summary.failed for summary in analysis.cells}) == 1
+    some = "" if is_same else ", some with more of them than others"
     parts = [
         facts(
             {
@@ -167,10 +206,10 @@ def _how(analysis: Analysis) -> Markup:
             }
         ),
         paragraph(
-            "Every cell was run with the same seeds. A host's luck depends on the seed and on names"
-            " alone, so cells differ by what was varied; differences are taken seed by seed. The"
-            " intervals speak of the luck within the model, not of how far the model is from a"
-            " fleet.",
+            f"Every cell was run with the same seeds{some}. A host's luck depends on the seed and"
+            " on names alone, so cells differ by what was varied; differences are taken seed by"
+            " seed. The intervals speak of the luck within the model, not of how far the model is"
+            " from a fleet.",
             "note",
         ),
     ]

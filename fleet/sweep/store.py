@@ -4,14 +4,16 @@ It is what a sweep that was interrupted goes on from, and what people query:
 
     SELECT wave_size, avg(rollout_seconds) FROM runs WHERE error = '' GROUP BY wave_size
 
-`runs` has a row a run: `cell`, `seed`, a column for each parameter (its label), `overrides`, then
-`state`, `why`, `digest`, `error` and a column for each metric (infinity for a downtime that a
-lost VM decides, NULL for what the run does not have). `plan` has one row, which says what was
-swept. Rows are committed as runs end: whatever kills the sweep costs the runs that were under way.
+`runs` has a row a run: `cell`, `seed`, `overrides` as a shell takes them, `state`, `why`, `digest`,
+`error`, a column for each parameter (its label) and one for each metric (infinity for a downtime
+that a lost VM decides, NULL for what the run does not have). `plan` has one row, which says what
+was swept. Rows are committed as runs end: whatever kills the sweep costs the runs that were under
+way.
 """
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -25,10 +27,13 @@ from fleet.sweep.plan import SweepPlan
 from fleet.sweep.worker import Outcome
 from fleet.unwritable import CannotWrite
 
-__all__ = ["Store", "StoreError"]
+__all__ = ["COLUMNS", "Store", "StoreError"]
 
 _OURS: Final = ("cell", "seed", "overrides", "state", "why", "digest", "error")
 _LAST: Final = ("wall_seconds", "peak_rss_bytes")
+
+#: What no parameter can be called: the columns that every sweep has.
+COLUMNS: Final = (*_OURS, *METRICS, *_LAST)
 
 
 class StoreError(Exception):
@@ -50,7 +55,7 @@ class Store:
         is_new = not path.exists()
         try:
             self._db = duckdb.connect(str(path))
-            if is_new:
+            if not self._db.execute("SHOW TABLES").fetchall():  # or killed before it had any
                 self._create(plan)
             else:
                 self._check(plan)
@@ -104,7 +109,7 @@ class Store:
         Raises:
             CannotWrite: the file cannot be written.
         """
-        row: list[object] = [outcome.cell, outcome.seed, " ".join(cell.overrides)]
+        row: list[object] = [outcome.cell, outcome.seed, shlex.join(cell.overrides)]
         row += [outcome.state, outcome.why, outcome.digest, outcome.error]
         row += [choice.label for choice in cell.choices]
         row += [outcome.metrics.get(name) for name in METRICS]
@@ -131,11 +136,13 @@ class Store:
         kinds = {"seed": "UBIGINT", "peak_rss_bytes": "BIGINT", "wall_seconds": "DOUBLE"}
         kinds |= dict.fromkeys(METRICS, "DOUBLE")
         columns = ", ".join(f'"{_quoted(name)}" {kinds.get(name, "VARCHAR")}' for name in names)
+        self._db.begin()
         self._db.execute("CREATE TABLE plan (name VARCHAR, scenario VARCHAR, base_digest VARCHAR)")
         self._db.execute(
             "INSERT INTO plan VALUES (?, ?, ?)", [plan.name, str(plan.scenario), plan.base_digest]
         )
         self._db.execute(f"CREATE TABLE runs ({columns})")
+        self._db.commit()
 
     def _check(self, plan: SweepPlan) -> None:
         try:
@@ -149,9 +156,7 @@ class Store:
             raise StoreError(f"{self.path}: results of a sweep over other parameters")
 
     def _columns(self) -> list[str]:
-        taken = {*_OURS, *METRICS, *_LAST}
-        names = [f"{name} " if name in taken else name for name in self._names]
-        return [*_OURS, *names, *METRICS, *_LAST]
+        return [*_OURS, *self._names, *METRICS, *_LAST]
 
 
 def _escaped(path: Path) -> str:

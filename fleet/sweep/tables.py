@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
-from rich.console import Group, RenderableType
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from fleet.sweep.analysis import PARETO, Analysis, CellSummary
+from fleet.sweep.cells import Cell
 from fleet.sweep.metrics import METRICS
+from fleet.sweep.plan import SweepPlan
 from fleet.sweep.statistics import Estimate
 from fleet.units import counted
 
-__all__ = ["answer", "closing_tables", "estimate_text", "metrics_shown"]
+__all__ = ["answer", "estimate_text", "metrics_shown", "setting_text", "show_closing"]
 
 _MOST_ROWS: Final = 40
+_NO_EDGE: Final = 10_000  # a width that everything fits in
+_NUMBER: Final = 9  # letters of a figure that are kept on one line
 _IN_MINUTES: Final = 120.0
 
 
@@ -58,8 +65,18 @@ def _figure(value: float, error: float) -> str:
     return text.rstrip("0").rstrip(".") if error <= 0 and "." in text else text
 
 
-def estimate_text(name: str, found: Estimate) -> str:
-    """A mean and its interval: `21 ± 6 min`; what is the same in every run has none."""
+def estimate_text(name: str, found: Estimate, runs: int = 0) -> str:
+    """A mean and its interval: `21 ± 6 min`; what is the same in every run has none.
+
+    Of what fewer than `runs` of them have (the duration of rollouts, some of which were halted) it
+    is said in how many: `21 ± 6 min in 3 of 4`.
+    """
+    told = _estimate_text(name, found)
+    some = 0 < found.count + found.infinite < runs
+    return f"{told} in {found.count} of {runs}" if some and not found.infinite else told
+
+
+def _estimate_text(name: str, found: Estimate) -> str:
     if found.infinite:
         return f"∞ in {found.infinite} of {found.count + found.infinite}"
     if found.mean is None:
@@ -82,11 +99,10 @@ def answer(analysis: Analysis) -> str:
     asked = f"{least} {METRICS[goal.minimise].title}" + (f" with {limits}" if limits else "")
     best = analysis.best
     if best is None:
+        if not analysis.runs:
+            return "No run yielded a result."
         return f"No cell gives {asked}."
-    setting = ", ".join(
-        f"{parameter.name} {choice.label}"
-        for parameter, choice in zip(analysis.plan.parameters, best.cell.choices, strict=True)
-    )
+    setting = setting_text(analysis.plan, best.cell)
     found = estimate_text(goal.minimise, best.estimates[goal.minimise])
     rivals = [s for s in analysis.cells if s.meets_goal and _is_rival(s)]
     told = f"{asked[:1].upper()}{asked[1:]}: {setting} ({found})."
@@ -94,6 +110,12 @@ def answer(analysis: Analysis) -> str:
         others = counted(len(rivals), "other cell")
         told += f" With so few seeds {others} within the limits cannot be told from it."
     return told
+
+
+def setting_text(plan: SweepPlan, cell: Cell) -> str:
+    """What a cell is called: `wave 16, when a freeze fails retry`."""
+    pairs = zip(plan.parameters, cell.choices, strict=True)
+    return ", ".join(f"{parameter.name} {choice.label}" for parameter, choice in pairs)
 
 
 def _is_rival(summary: CellSummary) -> bool:
@@ -106,39 +128,67 @@ def _is_rival(summary: CellSummary) -> bool:
     )
 
 
-def closing_tables(analysis: Analysis) -> RenderableType:
-    """The cells with their estimates, and the answer."""
+def show_closing(analysis: Analysis, console: Console) -> None:
+    """Print the cells with their estimates, and the answer.
+
+    A file or a pipe gets every column on lines of any length, a terminal those that fit.
+    """
+    metrics = list(metrics_shown(analysis))
+    table = _table(analysis, metrics)
+    if not console.is_terminal:
+        console.width = max(console.width, _widths(console, table).maximum)
+    left_out = 0
+    while len(metrics) > 1 and _widths(console, table).minimum > console.width:
+        metrics.pop()
+        left_out += 1
+        table = _table(analysis, metrics)
+    console.print(table)
+    axes = ", ".join(METRICS[name].title for name in PARETO)
+    notes = [f"● no other cell is better in one of {axes} and worse in none"]
+    if analysis.plan.goal.within:
+        notes.append("✓ within the limits of the goal")
+    if left_out:
+        notes.append(f"{counted(left_out, 'more column')} in the report: this terminal is narrow")
+    if analysis.failed:
+        notes.append(f"{counted(analysis.failed, 'run')} failed: column error of the results")
+    console.print(Text("\n".join(notes), style="dim"))
+    console.print(Text(answer(analysis), style="bold"))
+
+
+def _widths(console: Console, table: Table) -> Measurement:
+    return console.measure(table, options=console.options.update_width(_NO_EDGE))
+
+
+def _table(analysis: Analysis, metrics: Sequence[str]) -> Table:
     plan = analysis.plan
-    shown = metrics_shown(analysis)
-    table = Table(title=f"{plan.name}: means over seeds with 95 % intervals", title_justify="left")
-    for parameter in plan.parameters:
-        table.add_column(parameter.name)
-    table.add_column("runs", justify="right")
-    for name in shown:
-        title = METRICS[name].title
-        table.add_column(title, justify="right", min_width=max(map(len, title.split())))
+    title = f"{plan.name}: means over seeds with 95 % intervals"
+    table = Table(
+        title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0)
+    )
     table.add_column("")
+    for parameter in plan.parameters:
+        table.add_column(parameter.name, overflow="fold")
+    table.add_column("runs", justify="right")
+    for name in metrics:
+        words = METRICS[name].title.split()
+        table.add_column(
+            METRICS[name].title, justify="right", min_width=max(_NUMBER, *map(len, words))
+        )
     rows = _in_order(analysis)
     for summary in rows[:_MOST_ROWS]:
         runs = str(summary.runs) + (f" +{summary.failed} failed" if summary.failed else "")
         signs = ("●" if summary.is_efficient else "") + ("✓" if summary.meets_goal else "")
         best = analysis.best is not None and summary.cell.key == analysis.best.cell.key
         table.add_row(
+            signs,
             *(Text(choice.label) for choice in summary.cell.choices),
             runs,
-            *(estimate_text(name, summary.estimates[name]) for name in shown),
-            signs,
+            *(estimate_text(name, summary.estimates[name], summary.runs) for name in metrics),
             style="bold" if best else "",
         )
     if len(rows) > _MOST_ROWS:
         table.caption = f"{len(rows) - _MOST_ROWS} more cells are in the report"
-    axes = ", ".join(METRICS[name].title for name in PARETO)
-    notes = [f"● no other cell is better in one of {axes} and worse in none"]
-    if plan.goal.within:
-        notes.append("✓ within the limits of the goal")
-    if analysis.failed:
-        notes.append(f"{counted(analysis.failed, 'run')} failed: column error of the results")
-    return Group(table, Text("\n".join(notes), style="dim"), Text(answer(analysis), style="bold"))
+    return table
 
 
 def _in_order(analysis: Analysis) -> list[CellSummary]:

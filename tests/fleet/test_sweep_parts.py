@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,13 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
 
-from fleet.sweep.analysis import analyse, pareto_front
+from fleet.sweep.analysis import Analysis, analyse, pareto_front
 from fleet.sweep.cells import Cell, cells_of, halton
 from fleet.sweep.plan import Adaptive, Choice, Goal, Parameter, Range, SweepPlan
+from fleet.sweep.report import render_sweep_report
 from fleet.sweep.runner import Agenda
 from fleet.sweep.statistics import estimate, student_quantile
-from fleet.sweep.tables import answer, estimate_text
+from fleet.sweep.tables import answer, estimate_text, show_closing
 from fleet.sweep.worker import Outcome
 
 
@@ -193,6 +198,70 @@ def test_a_cell_with_failed_or_halted_runs_is_not_the_answer() -> None:
     found = analyse(plan, cells_of(plan), runs)
     assert found.best is None
     assert answer(found) == "No cell gives least rollout with VMs lost ≤ 0."
+
+
+def test_rollouts_that_got_through_do_not_speak_for_those_that_were_halted() -> None:
+    """The quick cell is quick in one run of three, and is halted in the others."""
+    plan = replace(PLAN, parameters=(Parameter("a", choices("a", 1, 2)),))
+    steady, lucky = cells_of(plan)
+    more = {"downtime_p99_seconds": 5.0, "vms_given_up": 0.0}
+    runs = [outcome(steady, seed, 100.0 + seed, halted=0.0, **more) for seed in (1, 2, 3)]
+    runs += [outcome(lucky, 1, 10.0, halted=0.0, **more)]
+    runs += [Outcome(lucky.key, seed, "", metrics={"halted": 1.0, **more}) for seed in (2, 3)]
+    found = analyse(plan, cells_of(plan), runs)
+    assert found.best is not None
+    assert found.best.cell == steady
+    assert [summary.is_efficient for summary in found.cells] == [True, False]
+    page = render_sweep_report(found)
+    assert "10 s in 1 of 3" in page
+    assert "1 cell has no place here" in page
+    assert "durations are those of the others" in page
+
+
+def closing(analysis: Analysis, *, width: int, is_terminal: bool) -> str:
+    file = StringIO()
+    show_closing(analysis, Console(file=file, width=width, force_terminal=is_terminal))
+    return file.getvalue()
+
+
+def test_a_table_is_never_cut_off() -> None:
+    names = ("a long name of a parameter", "b", "c")
+    parameters = tuple(Parameter(name, choices(name, 1, 2)) for name in names)
+    limits = (("downtime_p90_seconds", 9.0), ("hosts_updated", 0.9), ("within_budget", 0.9))
+    plan = replace(PLAN, parameters=parameters, goal=Goal("rollout_seconds", limits))
+    metrics = {name: 0.95 for name, _ in limits} | {
+        "downtime_p99_seconds": 7.0,
+        "vms_given_up": 0.0,
+    }
+    cells = cells_of(plan)
+    found = analyse(
+        plan, cells, [outcome(cell, 1, 50.0 + nr, **metrics) for nr, cell in enumerate(cells)]
+    )
+    for width in (60, 80, 120):
+        lines = closing(found, width=width, is_terminal=True).splitlines()
+        assert all(cell_len(Text.from_ansi(line).plain.rstrip()) <= width for line in lines)
+        rows = [line for line in lines if "✓" in line]
+        assert len(rows) >= len(cells), "the sign of each cell"
+    narrow = closing(found, width=60, is_terminal=True)
+    assert "in the report: this terminal is narrow" in narrow
+    piped = closing(found, width=40, is_terminal=False)
+    assert "95 %" in next(line for line in piped.splitlines() if "✓" in line)
+    assert "terminal is narrow" not in piped
+
+
+def test_sampled_ranges_have_a_chart_however_many_values_they_have() -> None:
+    spread = Range("faults.0.rate", 0.01, 1.0, log=True, unit="x")
+    plan = replace(PLAN, parameters=(Parameter("rate", range=spread),), method="halton", samples=40)
+    cells = cells_of(plan)
+    more = {"downtime_p99_seconds": 5.0, "vms_given_up": 0.0}
+    runs = [outcome(cell, 1, 60.0 + (c.number or 0)) for cell in cells for c in cell.choices]
+    runs = [replace(run, metrics={**run.metrics, **more}) for run in runs]
+    page = render_sweep_report(analyse(plan, cells, runs))
+    chart = page[page.index("Effect of 0") : page.index('<h2 id="s-cells"')]
+    assert len(cells) == 40
+    assert chart.count("<rect") == 3 * 40, "three metrics"
+    assert chart.count('class="trend"') == 3
+    assert all(f">{tick}x<" in chart for tick in ("0.02", "0.1", "0.5"))
 
 
 @pytest.mark.parametrize(
