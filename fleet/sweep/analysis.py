@@ -1,7 +1,8 @@
 """What a sweep came to: an estimate a cell and metric, effects, the Pareto front, the answer.
 
 Differences between cells are taken seed by seed: cells share their seeds, hence their luck, so the
-interval of a difference is much narrower than those of the two means.
+interval of a difference is much narrower than those of the two means. Where some cells have more
+seeds than others the means tell all of them, and cells are ranked by those that they share.
 """
 
 from __future__ import annotations
@@ -76,12 +77,16 @@ def analyse(plan: SweepPlan, cells: Sequence[Cell], outcomes: Iterable[Outcome])
         if outcome.cell in of_cell:
             of_cell[outcome.cell][outcome.seed] = outcome
     found = [_summary(cell, of_cell[cell.key]) for cell in cells]
-    efficient = pareto_front([_means(summary) for summary in found])
+    fair_of = _of_common_seeds(of_cell)
+    fair = [_summary(cell, fair_of[cell.key]) for cell in cells]
+    efficient = pareto_front(
+        [_means(same) if _means(all_) else None for all_, same in zip(found, fair, strict=True)]
+    )
     found = [
         replace(summary, is_efficient=nr in efficient, meets_goal=_meets(plan.goal, summary))
         for nr, summary in enumerate(found)
     ]
-    best = _best(plan.goal, found)
+    best = _best(plan.goal, found, fair)
     if best is not None:
         found = [
             summary
@@ -93,11 +98,26 @@ def analyse(plan: SweepPlan, cells: Sequence[Cell], outcomes: Iterable[Outcome])
     return Analysis(
         plan=plan,
         cells=tuple(found),
-        effects={name: tuple(_effects(plan, name, cells, of_cell)) for name in METRICS},
+        effects={name: tuple(_effects(plan, name, cells, fair_of)) for name in METRICS},
         best=best,
         runs=sum(summary.runs for summary in found),
         failed=sum(summary.failed for summary in found),
     )
+
+
+def _of_common_seeds(
+    of_cell: Mapping[str, Mapping[int, Outcome]],
+) -> dict[str, dict[int, Outcome]]:
+    """The runs with seeds that every cell was run with; all of them if there is no such seed.
+
+    With `--adaptive`, or seeds that were taken out of an experiment, some cells have more.
+    """
+    seeds = [set(runs) for runs in of_cell.values() if runs]
+    common = set.intersection(*seeds) if seeds else set()
+    return {
+        key: {seed: run for seed, run in runs.items() if not common or seed in common}
+        for key, runs in of_cell.items()
+    }
 
 
 def _summary(cell: Cell, outcomes: Mapping[int, Outcome]) -> CellSummary:
@@ -153,12 +173,15 @@ def _meets(goal: Goal, summary: CellSummary) -> bool:
     return sought is not None and math.isfinite(sought)
 
 
-def _best(goal: Goal, cells: Sequence[CellSummary]) -> CellSummary | None:
+def _best(
+    goal: Goal, cells: Sequence[CellSummary], fair: Sequence[CellSummary]
+) -> CellSummary | None:
+    """The best of those that meet the goal, by what they yield on the same luck (`fair`)."""
     sign = -1 if METRICS[goal.minimise].more_is_better else 1
     fitting = [
         (sign * mean, nr)
-        for nr, summary in enumerate(cells)
-        if summary.meets_goal and (mean := summary.mean(goal.minimise)) is not None
+        for nr, (summary, same) in enumerate(zip(cells, fair, strict=True))
+        if summary.meets_goal and (mean := same.mean(goal.minimise)) is not None
     ]
     return cells[min(fitting)[1]] if fitting else None
 

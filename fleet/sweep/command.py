@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
@@ -92,6 +93,7 @@ def _sweep(
     for outcome in before:
         agenda.ended(outcome)
     by_key = {cell.key: cell for cell in cells}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         with _Progress(console, plan, by_key, agenda) as progress:
             run_sweep(

@@ -176,6 +176,24 @@ def test_a_sweep_that_is_killed_goes_on_without_making_a_run_twice(
     assert set(rows(swept[0], RESULTS)) <= set(rows(out, RESULTS)), "as if undisturbed"
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_sweep_says_how_to_go_on(tmp_path: Path, number: int) -> None:
+    (tmp_path / "a b").mkdir()
+    experiment = written(tmp_path / "a b", EXPERIMENT.replace("seeds = 3", "seeds = 150"))
+    words = (experiment, "--out", tmp_path / "out", "--jobs", 1)
+    stopped = subprocess.Popen(
+        command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    with stopped:
+        assert stopped.stdout is not None
+        assert "900 runs to make" in stopped.stdout.readline()
+        stopped.send_signal(number)
+        _, said = stopped.communicate()
+    assert stopped.returncode == 130
+    again = shlex.split(said.splitlines()[-1])
+    assert again == ["lufleet", "sweep", *map(str, words), "--resume"]
+
+
 def test_runs_that_fail_are_rows(tmp_path: Path) -> None:
     experiment = written(
         tmp_path,

@@ -218,6 +218,22 @@ def test_rollouts_that_got_through_do_not_speak_for_those_that_were_halted() -> 
     assert "durations are those of the others" in page
 
 
+def test_cells_are_ranked_on_the_seeds_that_they_share() -> None:
+    """Seed 9 is a lucky one, with which only one cell was run: that makes it no better."""
+    plan = replace(PLAN, parameters=(Parameter("a", choices("a", 1, 2)),))
+    more = {"downtime_p99_seconds": 5.0, "vms_given_up": 0.0}
+    slow, fast = cells_of(plan)
+    runs = [outcome(slow, seed, 110.0, **more) for seed in (1, 2)]
+    runs += [outcome(fast, seed, 100.0, **more) for seed in (1, 2)]
+    found = analyse(plan, (slow, fast), [*runs, outcome(slow, 9, 1.0, **more)])
+    assert found.best is not None
+    assert found.best.cell == fast
+    assert [summary.is_efficient for summary in found.cells] == [False, True]
+    assert [summary.runs for summary in found.cells] == [3, 2]
+    assert [effect.estimate.mean for effect in found.effects["rollout_seconds"]] == [110.0, 100.0]
+    assert "the same seeds, some with more of them" in render_sweep_report(found)
+
+
 def closing(analysis: Analysis, *, width: int, is_terminal: bool) -> str:
     file = StringIO()
     show_closing(analysis, Console(file=file, width=width, force_terminal=is_terminal))
