@@ -22,8 +22,9 @@ from fleet.sweep.worker import Outcome
 
 __all__ = ["PARETO", "Analysis", "CellSummary", "Effect", "analyse", "pareto_front"]
 
-#: What a rollout is weighed by: how long it takes, what VMs feel, what is put at risk.
-PARETO: Final = ("rollout_seconds", "downtime_p99_seconds", "vms_given_up")
+#: What a rollout is weighed by: how long it takes, what VMs feel, what is put at risk, and whether
+#: it gets there at all.
+PARETO: Final = ("rollout_seconds", "downtime_p99_seconds", "vms_given_up", "halted")
 
 
 class CellSummary(Struct, frozen=True):
@@ -39,15 +40,16 @@ class CellSummary(Struct, frozen=True):
     #: Metric of the goal, this cell less the best one, seed by seed; None for the best itself.
     to_best: Estimate | None = None
 
-    def mean(self, name: str) -> float | None:
-        """The mean of a metric that every run has, infinity if one's is; None if not all have it.
+    def mean(self, name: str, *, of_some: bool = False) -> float | None:
+        """The mean of a metric, infinity if it is so in a run; None if a run does not have it.
 
-        A rollout that was halted has no duration: those that got through are no fair sample.
+        A rollout that was halted has no duration, and those that got through are no fair sample:
+        it takes `of_some` to have their mean.
         """
         found = self.estimates[name]
-        if not self.runs or found.count + found.infinite < self.runs:
-            return None
-        return math.inf if found.infinite else found.mean
+        if found.infinite:
+            return math.inf
+        return found.mean if of_some or found.count == self.runs else None
 
 
 class Effect(Struct, frozen=True):
@@ -137,9 +139,10 @@ def _estimate(name: str, outcomes: Iterable[Outcome]) -> Estimate:
 
 
 def _means(summary: CellSummary) -> tuple[float, ...] | None:
-    """Where the cell stands in the plane of `PARETO`; None if a run of it has no place there."""
-    means = [mean for name in PARETO if (mean := summary.mean(name)) is not None]
-    return tuple(means) if len(means) == len(PARETO) else None
+    """Where the cell stands in the plane of `PARETO`; None if it has no rollout that got there."""
+    means = (summary.mean(name, of_some=True) for name in PARETO)
+    known = tuple(mean for mean in means if mean is not None)
+    return known if len(known) == len(PARETO) else None
 
 
 def pareto_front(points: Sequence[tuple[float, ...] | None]) -> set[int]:
@@ -160,16 +163,19 @@ def pareto_front(points: Sequence[tuple[float, ...] | None]) -> set[int]:
 
 
 def _meets(goal: Goal, summary: CellSummary) -> bool:
-    """Whether each limit holds for the mean of the cell; every run counts, a failed one too."""
-    if summary.failed:
+    """Whether each limit holds for the mean of the cell; every run counts, a failed one too.
+
+    So does a rollout that was halted, unless the goal itself says how many may be.
+    """
+    if summary.failed or not summary.runs:
         return False
     for name, limit in goal.within:
-        mean = summary.mean(name)
+        mean = summary.mean(name, of_some=goal.allows_halted)
         if mean is None:
             return False
         if mean < limit if METRICS[name].more_is_better else mean > limit:
             return False
-    sought = summary.mean(goal.minimise)
+    sought = summary.mean(goal.minimise, of_some=goal.allows_halted)
     return sought is not None and math.isfinite(sought)
 
 
@@ -181,7 +187,7 @@ def _best(
     fitting = [
         (sign * mean, nr)
         for nr, (summary, same) in enumerate(zip(cells, fair, strict=True))
-        if summary.meets_goal and (mean := same.mean(goal.minimise)) is not None
+        if summary.meets_goal and (mean := same.mean(goal.minimise, of_some=True)) is not None
     ]
     return cells[min(fitting)[1]] if fitting else None
 

@@ -75,6 +75,11 @@ class Goal(Struct, frozen=True):
     minimise: str = "rollout_seconds"
     within: tuple[tuple[str, float], ...] = ()
 
+    @property
+    def allows_halted(self) -> bool:
+        """Whether it says itself how many rollouts may be halted."""
+        return any(name == "halted" for name, _ in self.within)
+
 
 class SweepPlan(Struct, frozen=True):
     """One checked experiment. `base_digest` is that of the scenario that it varies."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -64,8 +63,8 @@ def _label(summary: CellSummary) -> str:
 def _dots(analysis: Analysis) -> list[Dot]:
     dots = []
     for summary in analysis.cells:
-        across, up = summary.mean(_ACROSS), summary.mean(_UP)
-        if across is None or up is None or not math.isfinite(across + up):
+        across, up = summary.estimates[_ACROSS].mean, summary.estimates[_UP].mean
+        if across is None or up is None:
             continue
         dots.append(
             Dot(
@@ -91,7 +90,7 @@ def _not_shown(analysis: Analysis, shown: int) -> Markup:
     if not left:
         return Markup("")
     have = "has" if left == 1 else "have"
-    said = f"{counted(left, 'cell')} {have} no place here: a rollout was halted, or VMs were lost."
+    said = f"{counted(left, 'cell')} {have} no place here: all rollouts were halted, or VMs lost."
     return paragraph(said, "note")
 
 
@@ -101,8 +100,8 @@ def _effects(analysis: Analysis) -> list[str]:
     parts: list[str] = []
     if any(summary.estimates["halted"].most for summary in analysis.cells):
         said = (
-            "Some rollouts were halted and have no duration: durations are those of the others,"
-            " and a cell with such a rollout is neither efficient nor the answer."
+            "Some rollouts were halted and have no duration: durations are those of the others."
+            " A cell with such a rollout is not the answer unless the goal says how many may be."
         )
         parts.append(paragraph(said, "note"))
     for nr, parameter in enumerate(analysis.plan.parameters):
@@ -135,11 +134,8 @@ def _panel(analysis: Analysis, parameter: str, name: str) -> Panel:
 def _cells_panel(analysis: Analysis, axis: int, name: str) -> Panel:
     points = []
     for summary in analysis.cells:
-        mean = summary.mean(name)
-        known = None if mean is None or math.isinf(mean) else mean
-        points.append(
-            Point(_label(summary), known, number=summary.cell.choices[axis].number or 0.0)
-        )
+        mean = summary.estimates[name].mean
+        points.append(Point(_label(summary), mean, number=summary.cell.choices[axis].number or 0.0))
     return Panel(METRICS[name].title, METRICS[name].unit, tuple(points))
 
 

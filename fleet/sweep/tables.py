@@ -30,7 +30,8 @@ _IN_MINUTES: Final = 120.0
 def metrics_shown(analysis: Analysis) -> tuple[str, ...]:
     """The columns of the table: the usual ones, what the goal speaks of, what went wrong."""
     goal = analysis.plan.goal
-    names = [*PARETO, goal.minimise, *(name for name, _ in goal.within)]
+    names = [name for name in PARETO if name != "halted"]
+    names += [goal.minimise, *(name for name, _ in goal.within), analysis.plan.adaptive.metric]
     names += [
         name
         for name in ("vms_lost", "halted")
@@ -101,6 +102,8 @@ def answer(analysis: Analysis) -> str:
     if best is None:
         if not analysis.runs:
             return "No run yielded a result."
+        if all(s.failed or s.mean(goal.minimise) is None for s in analysis.cells):
+            return f"No cell gives {asked}: in each of them a run failed or was halted."
         return f"No cell gives {asked}."
     setting = setting_text(analysis.plan, best.cell)
     found = estimate_text(goal.minimise, best.estimates[goal.minimise])

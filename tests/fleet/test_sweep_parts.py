@@ -211,17 +211,35 @@ def test_rollouts_that_got_through_do_not_speak_for_those_that_were_halted() -> 
     found = analyse(plan, cells_of(plan), runs)
     assert found.best is not None
     assert found.best.cell == steady
-    assert [summary.is_efficient for summary in found.cells] == [True, False]
+    assert [summary.is_efficient for summary in found.cells] == [True, True], (
+        "one seldom gets there"
+    )
     page = render_sweep_report(found)
     assert "10 s in 1 of 3" in page
-    assert "1 cell has no place here" in page
     assert "durations are those of the others" in page
+    risky = replace(plan, goal=Goal("rollout_seconds", (("halted", 0.7),)))
+    allowed = analyse(risky, cells_of(risky), runs).best
+    assert allowed is not None
+    assert allowed.cell == lucky
+
+
+def test_a_cell_of_which_no_rollout_got_there_is_nowhere() -> None:
+    """However little its VMs felt."""
+    plan = replace(PLAN, parameters=(Parameter("a", choices("a", 1, 2)),))
+    steady, stuck = cells_of(plan)
+    bad = {"halted": 1.0, "vms_given_up": 0.0, "downtime_p99_seconds": 1.0}
+    runs = [outcome(steady, 1, 100.0, halted=0.0, vms_given_up=0.0, downtime_p99_seconds=5.0)]
+    found = analyse(plan, cells_of(plan), [*runs, Outcome(stuck.key, 1, "", metrics=bad)])
+    assert [summary.is_efficient for summary in found.cells] == [True, False]
+    assert "1 cell has no place here" in render_sweep_report(found)
+    alone = analyse(plan, (stuck,), [Outcome(stuck.key, 1, "", metrics=bad)])
+    assert answer(alone).endswith(": in each of them a run failed or was halted.")
 
 
 def test_cells_are_ranked_on_the_seeds_that_they_share() -> None:
     """Seed 9 is a lucky one, with which only one cell was run: that makes it no better."""
     plan = replace(PLAN, parameters=(Parameter("a", choices("a", 1, 2)),))
-    more = {"downtime_p99_seconds": 5.0, "vms_given_up": 0.0}
+    more = {"downtime_p99_seconds": 5.0, "vms_given_up": 0.0, "halted": 0.0}
     slow, fast = cells_of(plan)
     runs = [outcome(slow, seed, 110.0, **more) for seed in (1, 2)]
     runs += [outcome(fast, seed, 100.0, **more) for seed in (1, 2)]
