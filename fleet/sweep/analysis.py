@@ -40,16 +40,18 @@ class CellSummary(Struct, frozen=True):
     #: Metric of the goal, this cell less the best one, seed by seed; None for the best itself.
     to_best: Estimate | None = None
 
-    def mean(self, name: str, *, of_some: bool = False) -> float | None:
-        """The mean of a metric, infinity if it is so in a run; None if a run does not have it.
+    @property
+    def is_halting(self) -> bool:
+        """Whether a rollout of it was halted."""
+        return bool(self.estimates["halted"].most)
 
-        A rollout that was halted has no duration, and those that got through are no fair sample:
-        it takes `of_some` to have their mean.
+    def mean(self, name: str) -> float | None:
+        """The mean of a metric, infinity if it is so in a run; None if no run has it.
+
+        A rollout that was halted has no duration: the mean is that of the others.
         """
         found = self.estimates[name]
-        if found.infinite:
-            return math.inf
-        return found.mean if of_some or found.count == self.runs else None
+        return math.inf if found.infinite else found.mean
 
 
 class Effect(Struct, frozen=True):
@@ -140,7 +142,7 @@ def _estimate(name: str, outcomes: Iterable[Outcome]) -> Estimate:
 
 def _means(summary: CellSummary) -> tuple[float, ...] | None:
     """Where the cell stands in the plane of `PARETO`; None if it has no rollout that got there."""
-    means = (summary.mean(name, of_some=True) for name in PARETO)
+    means = (summary.mean(name) for name in PARETO)
     known = tuple(mean for mean in means if mean is not None)
     return known if len(known) == len(PARETO) else None
 
@@ -165,17 +167,18 @@ def pareto_front(points: Sequence[tuple[float, ...] | None]) -> set[int]:
 def _meets(goal: Goal, summary: CellSummary) -> bool:
     """Whether each limit holds for the mean of the cell; every run counts, a failed one too.
 
-    So does a rollout that was halted, unless the goal itself says how many may be.
+    A rollout that was halted did not get there, and those that did are no fair sample: one is
+    enough, unless the goal itself says how many may be.
     """
-    if summary.failed or not summary.runs:
+    if summary.failed or (summary.is_halting and not goal.allows_halted):
         return False
     for name, limit in goal.within:
-        mean = summary.mean(name, of_some=goal.allows_halted)
+        mean = summary.mean(name)
         if mean is None:
             return False
         if mean < limit if METRICS[name].more_is_better else mean > limit:
             return False
-    sought = summary.mean(goal.minimise, of_some=goal.allows_halted)
+    sought = summary.mean(goal.minimise)
     return sought is not None and math.isfinite(sought)
 
 
@@ -187,7 +190,7 @@ def _best(
     fitting = [
         (sign * mean, nr)
         for nr, (summary, same) in enumerate(zip(cells, fair, strict=True))
-        if summary.meets_goal and (mean := same.mean(goal.minimise, of_some=True)) is not None
+        if summary.meets_goal and (mean := same.mean(goal.minimise)) is not None
     ]
     return cells[min(fitting)[1]] if fitting else None
 

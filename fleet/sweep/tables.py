@@ -102,7 +102,7 @@ def answer(analysis: Analysis) -> str:
     if best is None:
         if not analysis.runs:
             return "No run yielded a result."
-        if all(s.failed or s.mean(goal.minimise) is None for s in analysis.cells):
+        if all(s.failed or s.is_halting for s in analysis.cells):
             return f"No cell gives {asked}: in each of them a run failed or was halted."
         return f"No cell gives {asked}."
     setting = setting_text(analysis.plan, best.cell)

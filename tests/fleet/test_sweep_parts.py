@@ -232,6 +232,8 @@ def test_a_cell_of_which_no_rollout_got_there_is_nowhere() -> None:
     found = analyse(plan, cells_of(plan), [*runs, Outcome(stuck.key, 1, "", metrics=bad)])
     assert [summary.is_efficient for summary in found.cells] == [True, False]
     assert "1 cell has no place here" in render_sweep_report(found)
+    calm = replace(plan, goal=Goal("downtime_p99_seconds"))
+    assert analyse(calm, (stuck,), [Outcome(stuck.key, 1, "", metrics=bad)]).best is None
     alone = analyse(plan, (stuck,), [Outcome(stuck.key, 1, "", metrics=bad)])
     assert answer(alone).endswith(": in each of them a run failed or was halted.")
 
