@@ -240,7 +240,7 @@ def _headline(record: RunRecord, result: Result) -> Table:
     rate = f"{result.host_updates_per_second:.1f} host updates/s"
     here = f"{record.backend} backend, {counted(record.actors, 'shard')}, {rate}"
     grid.add_row("real time", f"{duration_text(record.wall_seconds)}, {here}")
-    grid.add_row("digest", record.digest)
+    grid.add_row("digest", Text(record.digest, overflow="fold"))
     grid.add_row("", "")
     return grid
 

@@ -188,3 +188,10 @@ def test_a_long_list_of_troubles_is_cut() -> None:
     gate = replace(SCENARIO.rollout.gate, max_failed_hosts=99)
     scenario = replace(SCENARIO, faults=faults, rollout=replace(SCENARIO.rollout, gate=gate))
     assert "and 3 more" in told(scenario)
+
+
+def test_the_digest_is_whole_on_a_narrow_terminal() -> None:
+    record = asyncio.run(run_rollout(SCENARIO, ToyBackend()))
+    file = io.StringIO()
+    Console(file=file, width=50).print(closing_tables(record, summarise(record)))
+    assert record.digest in "".join(file.getvalue().split())
