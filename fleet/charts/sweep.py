@@ -183,7 +183,7 @@ def _draw(canvas: Canvas, top: float, panel: Panel, *, is_ordered: bool) -> None
         line = [(at, y.scale(point.mean)) for at, point in placed if point.mean is not None]
         canvas.path(line, "trend")
     for across, point in placed:
-        canvas.text(across, floor + 19, point.label, "tick", "middle")
+        canvas.text(across, floor + 19, _fitted(point.label, step), "tick", "middle")
         if point.mean is None:
             canvas.text(across, (top + floor) / 2, "–", "tick", "middle")
             continue
@@ -192,6 +192,12 @@ def _draw(canvas: Canvas, top: float, panel: Panel, *, is_ordered: bool) -> None
             canvas.line(across, high, across, low, "whisker")
         tip = f"{point.label}: {_tick_text(point.mean, panel.unit)}"
         canvas.mark(across, y.scale(point.mean), "●", "dot", tip)
+
+
+def _fitted(label: str, width: float) -> str:
+    """As much of a label as there is room for; a pointer on its point shows all of it."""
+    letters = max(2, int(width / _LETTER) - 1)
+    return label if len(label) <= letters else f"{label[: letters - 1].rstrip()}…"
 
 
 def _frame(canvas: Canvas, top: float, floor: float, panel: Panel) -> _Axis | None:

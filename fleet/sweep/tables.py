@@ -111,7 +111,8 @@ def answer(analysis: Analysis) -> str:
     told = f"{asked[:1].upper()}{asked[1:]}: {setting} ({found})."
     if rivals:
         others = counted(len(rivals), "other cell")
-        told += f" With so few seeds {others} within the limits cannot be told from it."
+        within = " within the limits" if goal.within else ""
+        told += f" With so few seeds {others}{within} cannot be told from it."
     return told
 
 

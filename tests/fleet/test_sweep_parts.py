@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from io import StringIO
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +16,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
+from fleet.charts.sweep import Panel, Point, effect_chart
 from fleet.sweep.analysis import Analysis, analyse, pareto_front
 from fleet.sweep.cells import Cell, cells_of, halton
 from fleet.sweep.plan import Adaptive, Choice, Goal, Parameter, Range, SweepPlan
@@ -283,6 +285,21 @@ def test_a_table_is_never_cut_off() -> None:
     piped = closing(found, width=40, is_terminal=False)
     assert "95 %" in next(line for line in piped.splitlines() if "✓" in line)
     assert "terminal is narrow" not in piped
+
+
+def test_labels_of_values_do_not_lie_on_each_other() -> None:
+    labels = ("wait five minutes and freeze again, at most three times", "cold reboot", "give up")
+    panel = Panel(
+        "rollout", "s", tuple(Point(f"{label} {nr}", 1.0) for nr in "ab" for label in labels)
+    )
+    chart = effect_chart("x", [panel], is_ordered=False)
+    found = re.findall(
+        r'<text class="tick" x="([\d.]+)" y="[\d.]+" text-anchor="middle">(.*?)<', chart
+    )
+    ends = [(float(at) - 3 * len(label), float(at) + 3 * len(label)) for at, label in found]
+    assert len(ends) == 6
+    assert all(end < start for (_, end), (start, _) in pairwise(ends))
+    assert chart.count("wait five minutes and freeze again, at most three times a") == 1, "its tip"
 
 
 def test_sampled_ranges_have_a_chart_however_many_values_they_have() -> None:
