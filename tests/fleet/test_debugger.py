@@ -62,6 +62,7 @@ def test_it_runs_from_one_breakpoint_to_the_next_until_the_machine_is_off(tmp_pa
         ("p10", word(0x1000)),
         ("z1,1000,1", "OK"),
         ("s", "T05thread:01;"),
+        ("p10", word(0x1004)),
         ("Z1,1000,1", "OK"),
         ("c", None),
     ]
@@ -70,6 +71,39 @@ def test_it_runs_from_one_breakpoint_to_the_next_until_the_machine_is_off(tmp_pa
         debugger.break_at(0x1000)
         assert debugger.run(10) == 0x1000
         assert debugger.run(10) is None
+
+
+def test_a_step_that_was_cut_short_is_no_second_stop(tmp_path: Path) -> None:
+    """Or one call of a function would count twice."""
+    answers: list[tuple[str, str | None]] = [
+        ("Z1,1000,1", "OK"),
+        ("p10", word(0x1000)),
+        ("z1,1000,1", "OK"),
+        ("s", "T05thread:01;"),
+        ("p10", word(0x1000)),  # a timer of QEMU's came first
+        ("s", "T05thread:01;"),
+        ("p10", word(0x1004)),
+        ("Z1,1000,1", "OK"),
+        ("c", "T05thread:01;"),
+        ("p10", word(0x2000)),
+    ]
+    with debugging(tmp_path, answers) as debugger:
+        debugger.break_at(0x1000)
+        assert debugger.run(10) == 0x2000
+
+
+def test_a_machine_that_no_step_moves_is_an_error(tmp_path: Path) -> None:
+    standing: list[tuple[str, str | None]] = [("s", "T05thread:01;"), ("p10", word(0x1000))]
+    answers: list[tuple[str, str | None]] = [
+        ("Z1,1000,1", "OK"),
+        ("p10", word(0x1000)),
+        ("z1,1000,1", "OK"),
+        *standing * 100,
+    ]
+    with debugging(tmp_path, answers) as debugger:
+        debugger.break_at(0x1000)
+        with pytest.raises(DebuggerError, match="nowhere from 0x1000"):
+            debugger.run(10)
 
 
 def test_a_function_is_left_with_an_error_in_its_place(tmp_path: Path) -> None:
