@@ -53,8 +53,8 @@ FAILING: Final = {
     "kho_preserve_vmalloc": "kho_preserve_vmalloc",
 }
 
-#: Arguments of each operation: v a variable, i an integer, s a size, w a word, f a function that
-#: can fail, e an error's name; `?` from here on optional, `*` any number of the last one.
+#: Arguments of each operation: v a variable, i an integer, c one from 1 on, s a size, w a word, f a
+#: function that can fail, e an error's name; `?` from here on optional, `*` any number of the last.
 _OPERATIONS: Final = {
     "open": "v",
     "null": "v",
@@ -77,7 +77,7 @@ _OPERATIONS: Final = {
     "same": "vv",
     "raw": "vii?*",
     "read": "w",
-    "fail": "fie",
+    "fail": "fce",
     "tryreboot": "",
     "pool": "si?i",
     "overcommit": "si",
@@ -273,15 +273,20 @@ def _fault(words: list[str], *, huge: bool) -> str:
     if not len(required) <= len(args) <= len(kinds):
         most = "" if len(kinds) == len(required) else f" to {len(kinds)}"
         return f"{op} takes {len(required)}{most} arguments, not {len(args)}"
-    for kind, arg in zip(kinds, args, strict=False):
-        if kind == "i" and _parse(arg) is None:
-            return f"{arg!r} is no number; 4096 and 0x1000 are"
-        if kind == "s" and arg not in HUGE_PAGE_ORDERS:
-            return f"{arg!r} is no huge page size; 2M and 1G are"
-        if kind == "f" and arg not in FAILING:
-            return f"{arg!r} cannot be made to fail; {', '.join(FAILING)} can"
-        if kind == "e" and arg not in ERRNO_CLASSES:
-            return f"{arg!r} is no error; ENOMEM is"
+    return next(filter(None, map(_fault_of_argument, kinds, args)), "")
+
+
+def _fault_of_argument(kind: str, arg: str) -> str:
+    if kind in "ic" and _parse(arg) is None:
+        return f"{arg!r} is no number; 4096 and 0x1000 are"
+    if kind == "c" and number(arg) < 1:
+        return f"{arg!r} is no call; the next one is 1"
+    if kind == "s" and arg not in HUGE_PAGE_ORDERS:
+        return f"{arg!r} is no huge page size; 2M and 1G are"
+    if kind == "f" and arg not in FAILING:
+        return f"{arg!r} cannot be made to fail; {', '.join(FAILING)} can"
+    if kind == "e" and arg not in ERRNO_CLASSES:
+        return f"{arg!r} is no error; ENOMEM is"
     return ""
 
 

@@ -7,7 +7,6 @@ scripts about huge pages, where lengths of files count huge pages.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from kernelmodel.errors import BadAddress, InvalidArgument, KernelError, NoEntry, kernel_error
@@ -23,6 +22,7 @@ from kernelmodel.mm.memfd import (
 )
 from kernelmodel.mm.shmem import PG_UPTODATE, ShmemInode
 from kernelmodel.script import FAILING, HUGE_PAGE_ORDERS, Step, number
+from kernelmodel.script_failures import ScriptFailures
 from kernelmodel.syscalls import DEV_LIVEUPDATE, DEV_NULL, Task
 from kernelmodel.xorshift import xorshift
 
@@ -38,13 +38,6 @@ _RLIMIT_NOFILE: Final = 1024
 _PIECE: Final = 1 << 16
 
 
-@dataclass(slots=True)
-class _Failure:
-    hook: str
-    calls_left: int
-    error: str
-
-
 class Program:
     """One process that runs operations; its methods are called like them."""
 
@@ -52,7 +45,7 @@ class Program:
         self.task = Task(kernel, "script", _RLIMIT_NOFILE)
         self.variables: dict[str, int] = {}
         self.maps: dict[str, HugetlbMapping | HugetlbPrivateMapping] = {}
-        self.failures: list[_Failure] = []
+        self.failures = ScriptFailures()
 
     def run(self, step: Step) -> str:
         """Run one operation; what the trace says of it."""
@@ -154,19 +147,13 @@ class Program:
         return " ".join(f"{area.size:#x}" for area in kho.scratch)
 
     def _op_fail(self, function: str, call: str, error: str) -> None:
-        self.failures.append(_Failure(FAILING[function], number(call), error))
+        self.failures.add(FAILING[function], number(call), error)
         self.task.kernel.fail_function = self.maybe_fail
 
     def maybe_fail(self, hook: str, **context: object) -> None:
         """Raise what is due at this call of a kernel function."""
-        due = ""
-        for failure in [one for one in self.failures if one.hook == hook]:
-            failure.calls_left -= 1
-            if failure.calls_left == 0:
-                self.failures.remove(failure)
-                due = due or failure.error
-        if due:
-            raise kernel_error(due, "made to fail", **context)
+        if error := self.failures.call(hook):
+            raise kernel_error(error, "made to fail", **context)
 
     def inode(self, v: str) -> HugetlbInode:
         """The huge page file that a variable names."""

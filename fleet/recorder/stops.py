@@ -29,6 +29,8 @@ from kernelmodel.image.load import NotAnImage, load_image
 from kernelmodel.image.write import save_image
 from kernelmodel.machine import Firmware
 from kernelmodel.memory import MemoryRange
+from kernelmodel.script import number
+from kernelmodel.script_failures import ScriptFailures
 
 __all__ = ["RECORDER_SECTION", "RecorderError", "Stops", "SystemMap"]
 
@@ -75,13 +77,6 @@ class SystemMap:
 
 
 @dataclass(slots=True)
-class _Failure:
-    address: int
-    calls_left: int
-    errno: int
-
-
-@dataclass(slots=True)
 class Stops:
     """What is planned for one recording; `jumps` counts the kernels that jumped."""
 
@@ -93,7 +88,9 @@ class Stops:
     jumps: int = 0
     #: Whether a kernel has been given a handover that is not what the one before left.
     tampered: bool = False
-    _failures: list[_Failure] = field(default_factory=list)
+    _failures: ScriptFailures = field(default_factory=ScriptFailures)
+    #: Functions that the machine stops at, by their addresses.
+    _watched: dict[int, str] = field(default_factory=dict)
 
     def arm(self, debugger: Debugger) -> None:
         """Say where the machine stops. Raises: RecorderError."""
@@ -114,27 +111,24 @@ class Stops:
             self._maybe_fail(debugger, address)
 
     def _add_failure(self, debugger: Debugger, request: str) -> None:
-        _, function, call, name = request.split()
+        _, function, call, error = request.split()
         address = self.symbols.address(function)
-        self._failures.append(_Failure(address, int(call, 0), ERRNO_CLASSES[name].errno))
+        self._failures.add(function, number(call), error)
+        self._watched[address] = function
         debugger.break_at(address)
 
     def _maybe_fail(self, debugger: Debugger, address: int) -> None:
-        here = [failure for failure in self._failures if failure.address == address]
-        due = None
-        for failure in here:
-            failure.calls_left -= 1
-            if failure.calls_left == 0:
-                self._failures.remove(failure)
-                due = due or failure
-        if not any(failure.address == address for failure in self._failures):
+        function = self._watched.get(address, "")
+        error = self._failures.call(function)
+        if function not in self._failures.functions:
             debugger.no_break_at(address)
-        if due is not None:
-            debugger.skip_function(-due.errno)
+        if error:
+            debugger.skip_function(-ERRNO_CLASSES[error].errno)
 
     def _at_jump(self, debugger: Debugger) -> None:
-        for failure in self._failures:  # they were the old kernel's
-            debugger.no_break_at(failure.address)
+        for address in self._watched:  # they were the old kernel's
+            debugger.no_break_at(address)
+        self._watched.clear()
         self._failures.clear()
         self.jumps += 1
         dump = self.dump.get(self.jumps)

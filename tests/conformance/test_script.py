@@ -71,6 +71,7 @@ def test_every_fault_of_a_first_line_is_named() -> None:
 def test_labels_functions_errors_and_kernels_are_checked() -> None:
     text = (
         "fail luo 1 ENOMEM\nfail memfd_luo_freeze x ENOMEM\nfail memfd_luo_freeze 1 EWHAT\n"
+        "fail memfd_luo_freeze 0 EIO\n"
         "kexec luo-compatibel\nboot kernel=7.4\nopen d\nboot kho=off\nkexec a b\n"
     )
     found = [fault.partition(";")[0] for fault in faults_of(text)]
@@ -78,10 +79,11 @@ def test_labels_functions_errors_and_kernels_are_checked() -> None:
         "1: 'luo' cannot be made to fail",
         "2: 'x' is no number",
         "3: 'EWHAT' is no error",
-        "4: 'luo-compatibel' is no corruption",
-        "5: '7.4' is no kernel",
-        "7: a boot line stands before all operations of its boot",
-        "8: kexec takes one label at most",
+        "4: '0' is no call",
+        "5: 'luo-compatibel' is no corruption",
+        "6: '7.4' is no kernel",
+        "8: a boot line stands before all operations of its boot",
+        "9: kexec takes one label at most",
     ]
     assert "did you mean luo-compatible?" in faults_of("kexec luo-compatibel\n")[0]
 

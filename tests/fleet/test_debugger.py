@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fleet.recorder.debugger import Debugger, DebuggerError
-from fleet.recorder.stops import RecorderError, SystemMap
+from fleet.recorder.stops import RECORDER_SECTION, RecorderError, Stops, SystemMap
 
 
 @contextmanager
@@ -26,7 +26,10 @@ def debugging(tmp_path: Path, answers: list[tuple[str, str | None]]) -> Iterator
             unread = b""
             for _, answer in [("", "l<target/>"), *answers]:
                 while unread.count(b"#") == 0 or len(unread.rpartition(b"#")[2]) < 2:
-                    unread += peer.recv(4096)
+                    more = peer.recv(4096)
+                    if not more:
+                        return  # the test has failed
+                    unread += more
                 asked.append(unread.partition(b"$")[2].partition(b"#")[0].decode())
                 unread = b""
                 if answer is None:
@@ -37,14 +40,14 @@ def debugging(tmp_path: Path, answers: list[tuple[str, str | None]]) -> Iterator
                 peer.sendall(packet[3:])
                 assert peer.recv(1) == b"+"
 
-    with Debugger(path) as debugger:
-        thread = threading.Thread(target=stub)
-        thread.start()
-        try:
+    thread = threading.Thread(target=stub)
+    try:
+        with Debugger(path) as debugger:
+            thread.start()
             debugger.accept(10)
             yield debugger
-        finally:
-            thread.join()
+    finally:
+        thread.join()
     assert asked[1:] == [request for request, _ in answers]
 
 
@@ -128,6 +131,45 @@ def test_text_is_read_up_to_its_end_and_a_refusal_is_an_error(tmp_path: Path) ->
         assert debugger.read_text(0x2000) == "fail kho_alloc_preserve 1 EIO"
         with pytest.raises(DebuggerError, match="0x3000"):
             debugger.read_text(0x3000)
+
+
+def asks(request: str) -> list[tuple[str, str | None]]:
+    """What the recorder wants to know when the player asks for something."""
+    data = request.encode().ljust(256, b"\0")
+    pieces = [("m" + f"{0x8000 + at:x},10", data[at : at + 16]) for at in range(0, 256, 16)]
+    read = next(at for at, (_, piece) in enumerate(pieces) if b"\0" in piece) + 1
+    return [("p5", word(0x8000)), *((asked, piece.hex()) for asked, piece in pieces[:read])]
+
+
+def returns(errno: int) -> list[tuple[str, str | None]]:
+    """How a function is left."""
+    return [
+        ("p7", word(0x9000)),
+        ("m9000,8", word(0x4242)),
+        ("P0=" + word((1 << 64) - errno), "OK"),
+        ("P10=" + word(0x4242), "OK"),
+        ("P7=" + word(0x9008), "OK"),
+    ]
+
+
+def test_failures_that_wait_side_by_side_each_count_every_call(tmp_path: Path) -> None:
+    (tmp_path / "System.map").write_text(
+        "ffffffff81039e85 T machine_kexec\nffffffff8112a298 t memfd_luo_preserve\n"
+    )
+    here = 0xFFFF_FFFF_8112_A298
+    answers = [
+        *asks("fail memfd_luo_preserve 1 EIO"),
+        (f"Z1,{here:x},1", "OK"),
+        *asks("fail memfd_luo_preserve 0x3 EBUSY"),
+        *asks("fail memfd_luo_preserve 03 ENOMEM"),
+        *returns(5),
+        (f"z1,{here:x},1", "OK"),  # nothing waits after the third
+        *returns(16),
+    ]
+    with debugging(tmp_path, answers) as debugger:
+        stops = Stops(SystemMap(tmp_path / "bzImage", None), tmp_path / "memory", ())
+        for at in [RECORDER_SECTION] * 3 + [here] * 3:
+            stops.handle(debugger, at)
 
 
 def test_a_system_map_is_found_beside_the_image_or_in_its_tree(tmp_path: Path) -> None:

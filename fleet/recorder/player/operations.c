@@ -216,6 +216,8 @@ static int op_fail(void)
 	char request[128];
 
 	snprintf(request, sizeof(request), "fail %s %s %s", words[1], words[2], words[3]);
+	// Its page has to be there: a machine that stops, and faults then, stops a second time.
+	(void)*(volatile const char *)ask_recorder;
 	ask_recorder(request);
 	return 0;
 }
