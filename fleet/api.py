@@ -83,6 +83,7 @@ class RunRecord(Struct, frozen=True):
     peak_rss_bytes: int
     backend: str  # "local" | "ray"
     actors: int
+    from_journal: int = 0  # updates that an interrupted run had computed already
 
     def __repr__(self) -> str:
         """Which run it is, not a million VMs: asyncio spells out the result of a task that ends."""

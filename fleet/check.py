@@ -19,6 +19,7 @@ from fleet.feasibility import Crossing, crossings
 from fleet.host_memory import HostMemory, memfd_need, try_boot
 from fleet.plan import PlannedWave, make_plan
 from fleet.scenario import Reading, Scenario
+from fleet.terminal_tables import titled_table
 from fleet.units import counted, show_duration, show_size
 from kernelmodel.releases import Release
 from node.api import Backing, FaultSpec, HostSpec, VmSpec
@@ -45,19 +46,9 @@ def summary(reading: Reading) -> RenderableType:
     return Group(*parts)
 
 
-def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
-    """A table with columns of text and then columns of figures."""
-    table = Table(title=title, title_justify="left", title_style="bold")
-    for name in left:
-        table.add_column(name)
-    for name in right:
-        table.add_column(name, justify="right")
-    return table
-
-
 def _head(scenario: Scenario) -> Text:
     rows = {
-        "scenario": f"{scenario.name}, seed {scenario.seed}, digest {scenario.digest}",
+        "scenario": f"{scenario.name}, seed {scenario.seed}, scenario digest {scenario.digest}",
         "fleet": f"{counted(len(scenario.hosts), 'host')}, {counted(len(scenario.vms), 'VM')}",
         "update": scenario.update_title,
         "budget": f"{show_duration(scenario.downtime_budget_ns)} of downtime per VM",
@@ -75,7 +66,7 @@ def _makes(scenario: Scenario) -> Table:
     title = "Makes of hosts"
     if len(makes) > len(shown):
         title += f" (the first {len(shown)} of {len(makes)})"
-    table = _table(title, ("",), [alike[0].name for alike in shown])
+    table = titled_table(title, ("",), [alike[0].name for alike in shown])
     columns = [_make(alike, try_boot(alike[0], scenario.catalogue)) for alike in shown]
     for label in columns[0] if columns else ():
         table.add_row(label, *(column[label] for column in columns))
@@ -119,7 +110,7 @@ def _racks(scenario: Scenario) -> Table:
     for vm in scenario.vms:
         vms.setdefault(vm.host, []).append(vm)
     known = scenario.catalogue
-    table = _table(
+    table = titled_table(
         "Hosts by rack; use of all, and of the fullest host",
         ("rack",),
         ("hosts", "memory", "VMs", "2MiB pool", "1GiB pool", "room for memfds"),
@@ -176,7 +167,7 @@ def _use(pairs: list[tuple[int, int]]) -> str:
 
 
 def _backings(vms: Sequence[VmSpec]) -> Table:
-    table = _table(
+    table = titled_table(
         "VMs by backing",
         ("backing",),
         ("VMs", "memory", "min", "median", "90%", "max", "vCPUs"),
@@ -204,7 +195,7 @@ def _waves(scenario: Scenario) -> Table:
     limits = ", ".join(f"{most} per {key}" for key, most in plan.max_unavailable.items())
     racks = {host.name: host.domains["rack"] for host in scenario.hosts}
     title = f"Waves (at once at most: {limits})" if limits else "Waves"
-    table = _table(title, ("wave", "first hosts", "by rack"), ("hosts", "soak"))
+    table = titled_table(title, ("wave", "first hosts", "by rack"), ("hosts", "soak"))
     shown: list[PlannedWave | None] = list(plan.waves)
     if len(shown) > _MOST_WAVES_SHOWN:
         shown[_MOST_WAVES_SHOWN - 2 : -1] = [None]
@@ -229,7 +220,7 @@ def _some(names: Iterable[str], most: int) -> str:
 
 
 def _faults(faults: Sequence[FaultSpec]) -> Table:
-    table = _table("Injected faults", ("host", "kind", "details"), ("times",))
+    table = titled_table("Injected faults", ("host", "kind", "details"), ("times",))
     for fault in faults[:_MOST_FAULTS_SHOWN]:
         details = {
             "VM": fault.vm,
@@ -264,6 +255,11 @@ def _notes(reading: Reading) -> list[str]:
     empty = len(scenario.hosts) - len({vm.host for vm in scenario.vms})
     if empty:
         notes.append(f"{counted(empty, 'host')} {'has' if empty == 1 else 'have'} no VMs")
+    for key in plan.max_unavailable:
+        outside = sum(1 for values in plan.domains.values() if not dict(values)[key])
+        if outside:
+            which = f"{counted(outside, 'host')} {'has' if outside == 1 else 'have'} no {key}"
+            notes.append(f"{which}: max_unavailable takes them for one {key} of their own")
     known = scenario.catalogue
     tight = [host.name for host in scenario.hosts if _scratch_is_tight(try_boot(host, known))]
     if tight:

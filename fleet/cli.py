@@ -124,7 +124,7 @@ def run(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Directory for results; if not given, runs/NAME-seedN-DIGEST.",
+            help="Directory for results; if not given, runs/NAME-seedN-DIGEST (the scenario's).",
             show_default=False,
         ),
     ] = None,

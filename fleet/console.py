@@ -25,13 +25,15 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from fleet.api import RolloutState, RunRecord, WaveRecord
 from fleet.bad_input import BadInput
 from fleet.results import Result
+from fleet.terminal_tables import SideBySide, titled_table
 from fleet.units import counted, show_size
+from fleet.unwritable import STANDARD_OUTPUT, writing
 from node.api import Backing, HostOutcome, UpdateResult
 
 if TYPE_CHECKING:
@@ -147,10 +149,11 @@ class Progression:
     def __call__(self, experiment: Experiment) -> None:
         """Show how the experiment stands."""
         results, coordinator = experiment.results, experiment.coordinator
+        lines: list[tuple[int, str, str]] = []  # when, what, how; a resumed run skips over waves
         for at in range(self._results_told, len(results)):
             if trouble := trouble_of(results[at]):
                 what = f"{results[at].host} {_words(results[at].outcome)}"
-                self._say(results[at].end_ns, what, trouble)
+                lines.append((results[at].end_ns, what, trouble))
         self._results_told = len(results)
         while self._waves_told <= coordinator.wave:
             wave = coordinator.wave_record(self._waves_told)
@@ -159,8 +162,10 @@ class Progression:
             # A wave starts when the one before it has ended: its results lie together.
             end = self._hosts_of_waves_told + len(wave.hosts)
             outcomes = (result.outcome for result in results[self._hosts_of_waves_told : end])
-            self._say(wave.end_ns, wave.name, _wave_text(wave, Counter(outcomes)))
+            lines.append((wave.end_ns, wave.name, _wave_text(wave, Counter(outcomes))))
             self._waves_told, self._hosts_of_waves_told = self._waves_told + 1, end
+        for line in sorted(lines, key=lambda line: line[0]):
+            self._say(*line)
         if coordinator.state is not self._state and coordinator.state is RolloutState.PAUSED:
             self._say(coordinator.now_ns, "paused", coordinator.why)
         self._state = coordinator.state
@@ -193,7 +198,8 @@ class Progression:
 
     def _say(self, now_ns: int, what: str, how: str) -> None:
         line = Text.assemble((f"{clock_text(now_ns):>9}", "dim"), "  ", (f"{what:20}", "bold"), how)
-        self._console.print(line, soft_wrap=True)
+        with writing(STANDARD_OUTPUT):
+            self._console.print(line, soft_wrap=True)
 
 
 def _where(experiment: Experiment) -> str:
@@ -212,9 +218,9 @@ def _wave_text(wave: WaveRecord, outcomes: Counter[HostOutcome]) -> str:
     counts = ", ".join(
         f"{outcomes[outcome]} {_words(outcome)}" for outcome in HostOutcome if outcomes[outcome]
     )
-    if wave.soak_end_ns is not None and wave.end_ns is not None:
-        soaked = duration_text((wave.soak_end_ns - wave.end_ns) / 1e9)
-        return f"{counts}; soaked {soaked}, {wave.verdict}"
+    soaked_ns = (wave.soak_end_ns or 0) - (wave.end_ns or 0)
+    if soaked_ns > 0:
+        return f"{counts}; soaked {duration_text(soaked_ns / 1e9)}, {wave.verdict}"
     return f"{counts}; {wave.verdict}"
 
 
@@ -230,7 +236,7 @@ def closing_tables(record: RunRecord, result: Result) -> RenderableType:
 
 def _headline(record: RunRecord, result: Result) -> Table:
     scenario = record.scenario
-    grid = Table.grid(padding=(0, 2))
+    grid = Table.grid(Column(), Column(overflow="fold"), padding=(0, 2))
     grid.add_row("", "")
     state = Text(record.state, style=f"bold {_STATE_STYLES[record.state]}")
     grid.add_row("rollout", Text.assemble(state, f": {record.why}"))
@@ -239,27 +245,19 @@ def _headline(record: RunRecord, result: Result) -> Table:
     grid.add_row("virtual time", clock_text(record.virtual_ns))
     rate = f"{result.host_updates_per_second:.1f} host updates/s"
     here = f"{record.backend} backend, {counted(record.actors, 'shard')}, {rate}"
+    if record.from_journal:
+        here += f"; {counted(record.from_journal, 'update')} from before the interruption"
     grid.add_row("real time", f"{duration_text(record.wall_seconds)}, {here}")
     grid.add_row("digest", Text(record.digest, overflow="fold"))
     grid.add_row("", "")
     return grid
 
 
-def _table(title: str, left: tuple[str, ...], right: tuple[str, ...]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold")
-    for name in left:
-        table.add_column(name)
-    for name in right:
-        table.add_column(name, justify="right")
-    return table
-
-
-def _outcomes(result: Result) -> Table:
-    """Hosts and VMs by outcome, side by side."""
-    grid = Table.grid(padding=(0, 4))
+def _outcomes(result: Result) -> SideBySide:
+    """Hosts and VMs by outcome, and downtimes."""
     tables = []
     for title, counts in (("Hosts", result.hosts), ("VMs", result.vms)):
-        table = _table(title, ("outcome",), ("count",))
+        table = titled_table(title, ("outcome",), ("count",))
         for name in counts.__struct_fields__[1:5]:
             count = getattr(counts, name)
             bad = count and name in ("failed", "rolled_back", "restarted", "lost")
@@ -269,13 +267,12 @@ def _outcomes(result: Result) -> Table:
         if counts is result.vms and result.vms.untouched:
             table.add_row("untouched", str(result.vms.untouched), style="dim")
         tables.append(table)
-    grid.add_row(*tables, _downtimes(result))
-    return grid
+    return SideBySide(*tables, _downtimes(result))
 
 
 def _downtimes(result: Result) -> Table:
     down = result.downtime_seconds
-    table = _table("Downtime of a VM", ("",), ("",))
+    table = titled_table("Downtime of a VM", ("",), ("",))
     table.show_header = False
     for name in ("mean", "p50", "p90", "p99", "max"):
         table.add_row(name, duration_text(getattr(down, name)) if down.count else "–")
@@ -290,8 +287,12 @@ def _phases(record: RunRecord, result: Result) -> RenderableType:
     blackouts = [update for update in record.results if update.phases_ns]
     whole = [sum(u.phases_ns.values()) for u in blackouts if u.blackout_end_ns is not None]
     total = sum(phase.mean * phase.count for phase in phases.values())
-    table = _table("Blackout of a host by phase", ("phase",), ("hosts", "mean", "p99", "share"))
-    table.add_column()
+    table = titled_table(
+        "Blackout of a host by phase", ("phase",), ("hosts", "mean", "p99", "share")
+    )
+    for column in table.columns:
+        column.no_wrap = True  # on a narrow console it is the bars that give way
+    table.add_column(overflow="crop")
     for name, phase in phases.items():
         share = phase.mean * phase.count / total
         table.add_row(
@@ -311,7 +312,7 @@ def _phases(record: RunRecord, result: Result) -> RenderableType:
 
 
 def _pages(result: Result) -> Table:
-    table = _table("Pages preserved in memory", ("size",), ("pages", "memory"))
+    table = titled_table("Pages preserved in memory", ("size",), ("pages", "memory"))
     for backing in Backing:
         pages = result.preserved_pages.get(backing.page_label, 0)
         memory = show_size(pages * backing.page_bytes)
@@ -327,7 +328,7 @@ def _troubles(record: RunRecord) -> Iterator[RenderableType]:
         (result, trouble) for result in record.results if (trouble := trouble_of(result, usual_ns))
     ]
     if rows:
-        table = _table("Hosts that did not go well", ("host", "outcome", "runs", "why"), ())
+        table = titled_table("Hosts that did not go well", ("host", "outcome", "runs", "why"), ())
         for result, trouble in rows[:_MOST_TROUBLES]:
             release = result.release or "nothing, it is down"
             table.add_row(result.host, _words(result.outcome), release, trouble)

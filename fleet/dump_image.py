@@ -82,7 +82,7 @@ async def write_dumps(experiment: Experiment, dumps: Sequence[Dump]) -> list[str
             reply: HostReply = await experiment.shard_of(dump.host).call("call_host", call)
             if reply.refusal is not None:
                 dump.path.unlink(missing_ok=True)
-                told.append(f"no image of {dump.host}: {reply.refusal.message}")
+                told.append(f"no image of {dump.host}: {_why_not(experiment, dump.host, reply)}")
                 break
             chunk = host_pb2.DumpImageResponse.FromString(reply.response)
             data += chunk.data
@@ -96,3 +96,13 @@ async def write_dumps(experiment: Experiment, dumps: Sequence[Dump]) -> list[str
                 told.append(f"wrote {dump.path} (what {dump.host} handed over{left_out})")
                 break
     return told
+
+
+def _why_not(experiment: Experiment, host: str, reply: HostReply) -> str:
+    """Why there is no image: what became of the host's update says more than its refusal."""
+    ended = [result for result in experiment.results if result.host == host]
+    if not ended:
+        return f"the rollout ended before it was updated ({experiment.coordinator.why})"
+    if ended[-1].blackout_start_ns is None or not ended[-1].phases_ns.get("kexec"):
+        return f"it never jumped ({ended[-1].reason}: {ended[-1].detail})"
+    return reply.refusal.message if reply.refusal is not None else ""

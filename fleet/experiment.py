@@ -107,6 +107,7 @@ class Experiment:
         self._computing: list[UpdateCommand] = []  # sent, and not all of them answered
         self._events: list[_Event] = []
         self._steps = 0
+        self._from_journal = 0
         self._inbox = Inbox()
         self._changed = asyncio.Event()
         self._is_running = False
@@ -189,6 +190,7 @@ class Experiment:
                     peak_rss_bytes=await self._backend.peak_rss_bytes(),
                     backend=self._backend.name,
                     actors=len(self.shards),
+                    from_journal=self._from_journal,
                 ),
             )
         finally:
@@ -256,6 +258,7 @@ class Experiment:
         for command in batch:
             if old := self._old_results.pop((command.host, command.seq), None):
                 self._take(command, old)
+                self._from_journal += 1
             else:
                 fresh.append(command)
         if fresh:

@@ -128,12 +128,8 @@ class Journal:
         """
         if not path.is_file():
             raise JournalError(f"{path}: there is no run to resume")
-        found = _read_header(path)
-        for name in header.__struct_fields__:
-            ours, theirs = getattr(header, name), getattr(found, name)
-            if ours != theirs:
-                what = name.replace("_", " ")
-                raise JournalError(f"{path}: belongs to another run, its {what} is {theirs!r}")
+        if differs := _difference(_read_header(path), header):
+            raise JournalError(f"{path}: belongs to another run, {differs}")
         lock = _lock(path)
         with _sqlite_writing(path):
             return cls(_connect(path), lock, path)
@@ -261,6 +257,26 @@ def _lock(path: Path) -> BinaryIO:
         lock.close()
         raise JournalError(f"{path.parent}: another run is at work in this directory") from None
     return lock
+
+
+def _difference(theirs: Header, ours: Header) -> str:
+    """What keeps a run from going on with a journal, and what would be right; "" if nothing."""
+    if theirs.format != ours.format:
+        return "written by another version of lufleet; choose another --out"
+    if theirs.scenario != ours.scenario:
+        return f"of the scenario {theirs.scenario!r}; choose another --out"
+    if theirs.scenario_digest != ours.scenario_digest:
+        return (
+            "of another seed, or the scenario has changed since: its file, its tables or --set; "
+            "go on with those that it began with, or choose another --out"
+        )
+    if theirs.cost_digest != ours.cost_digest:
+        return "with other costs; go on with those that it began with, or choose another --out"
+    if theirs.records_events and not ours.records_events:
+        return "with a trace; go on with --trace-out"
+    if ours.records_events and not theirs.records_events:
+        return "without a trace, and one from here on would not be whole; go on without --trace-out"
+    return ""
 
 
 def _read_header(path: Path) -> Header:

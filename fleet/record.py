@@ -25,6 +25,7 @@ class RunCosts(Struct, frozen=True):
     peak_rss_bytes: int
     backend: str
     actors: int
+    from_journal: int
 
 
 def make_record(
@@ -64,4 +65,5 @@ def make_record(
         peak_rss_bytes=costs.peak_rss_bytes,
         backend=costs.backend,
         actors=costs.actors,
+        from_journal=costs.from_journal,
     )

@@ -232,8 +232,12 @@ def _preserved_pages(results: Iterable[UpdateResult]) -> dict[str, int]:
 
 
 def _rate(record: RunRecord) -> float:
-    """Host updates a wall second, everything from the start of Ray to the last answer included."""
-    return len(record.results) / record.wall_seconds if record.wall_seconds > 0 else 0.0
+    """Host updates that this run computed a wall second, the start of Ray included.
+
+    What an interrupted run had computed already took its time then, not now.
+    """
+    computed = len(record.results) - record.from_journal
+    return computed / record.wall_seconds if record.wall_seconds > 0 else 0.0
 
 
 def _wave(wave: WaveRecord) -> WaveSummary:

@@ -29,7 +29,7 @@ from fleet.outputs import Outputs, write_outputs
 from fleet.plan import make_plan
 from fleet.scenario import Scenario, load_scenario
 from fleet.units import counted
-from fleet.unwritable import CannotWrite, writing
+from fleet.unwritable import STANDARD_OUTPUT, CannotWrite, writing
 
 __all__ = ["RunOptions", "run"]
 
@@ -82,18 +82,22 @@ def run(options: RunOptions, console: Console, errors: Console) -> ExitCode:
             return ExitCode.SIMULATOR_FAILED
         except (CannotWrite, DumpError) as error:
             again = options.resume_command(out)
-            results = "the results cannot be written: " if isinstance(error, CannotWrite) else ""
-            errors.print(Text(f"{results}{error}. To go on from where it was:\n  {again}"))
+            errors.print(Text(f"{error}. To go on from where it was:\n  {again}"))
             return ExitCode.BAD_INPUT
         except Exception as bug:  # noqa: BLE001 - the outermost frame
             errors.print(confession(bug, scenario, options, out))
             return ExitCode.SIMULATOR_FAILED
-    console.print(closing_tables(record, outputs.result))
     written = [outputs.result_json, outputs.report_html, outputs.event_store]
     if options.trace_out is not None:
         written.append(options.trace_out)
     lines = [f"wrote {path}" for path in written] + dumped
-    console.print(Text("\n".join(lines)), soft_wrap=True)
+    try:
+        with writing(STANDARD_OUTPUT):
+            console.print(closing_tables(record, outputs.result))
+            console.print(Text("\n".join(lines)), soft_wrap=True)
+    except CannotWrite as error:
+        errors.print(Text(f"{error}. The rollout has ended, {record.state}; results are in {out}"))
+        return ExitCode.BAD_INPUT
     return ExitCode.DONE if record.state is RolloutState.COMPLETED else ExitCode.HALTED
 
 

@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-__all__ = ["CannotWrite", "writing"]
+__all__ = ["STANDARD_OUTPUT", "CannotWrite", "writing"]
+
+#: What stands for the name of a file where it is a log or a pipe that takes no more.
+STANDARD_OUTPUT: Final = Path("standard output")
 
 _ADVICE: Final = {
     errno.ENOSPC: "make room there, or choose another place",

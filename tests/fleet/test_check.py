@@ -82,6 +82,15 @@ def test_a_fleet_of_several_makes_shows_each_and_what_is_left_alone(tmp_path: Pa
     assert "proposal" not in text
 
 
+def test_hosts_without_a_domain_that_has_a_limit_are_noted(tmp_path: Path) -> None:
+    path = tmp_path / "s.toml"
+    text = FLEET.replace('name = "large"', 'name = "large"\ndomains = { zone = 2 }')
+    text = text.replace('release = "7.3.4"', 'release = "7.3.2"')
+    path.write_text(text.replace("[rollout]", "[rollout]\nmax_unavailable = { zone = 1 }"), "utf-8")
+    said = "30 hosts have no zone: max_unavailable takes them for one zone of their own"
+    assert said in shown(path)
+
+
 def test_many_waves_and_faults_are_shown_in_part(tmp_path: Path) -> None:
     path = tmp_path / "s.toml"
     faults = "".join(f"[[faults]]\nkind='boot-hangs'\nhost='small-{n}'\n" for n in range(1, 26))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -165,6 +166,29 @@ def test_an_interrupted_run_is_kept_and_the_line_that_it_prints_goes_on(backends
     assert Path("t/trace").read_bytes() == Path("u").read_bytes()
 
 
+def test_a_run_that_was_resumed_takes_no_credit_for_what_was_done_before(
+    backends: Backends,
+) -> None:
+    backends(3, asyncio.CancelledError())
+    lufleet("run", "s.toml", "--out", "o")
+    backends()
+    again = lufleet("run", "s.toml", "--out", "o", "--resume")
+    assert "; 3 updates from before the interruption" in " ".join(again.stdout.split())
+    written = json.loads(Path("o/result.json").read_text())
+    rate = written["host_updates_per_second"]
+    assert rate * written["wall_seconds"] == pytest.approx(3), "of six"
+
+
+def test_a_resumed_run_tells_its_waves_in_order(backends: Backends) -> None:
+    backends(5, asyncio.CancelledError())
+    lufleet("run", "s.toml", "--out", "o")
+    backends()
+    again = lufleet("run", "s.toml", "--out", "o", "--resume").stdout
+    times = re.findall(r"^  (\d:\d\d:\d\d)  ", again, re.MULTILINE)
+    assert len(times) > 3
+    assert times == sorted(times)
+
+
 def test_starting_over_after_an_interrupt_is_pointed_out(backends: Backends) -> None:
     backends(3, asyncio.CancelledError())
     lufleet("run", "s.toml")
@@ -181,7 +205,7 @@ def test_results_that_cannot_be_written_are_not_lost() -> None:
     Path("o/report.html").mkdir(parents=True)
     result = lufleet("run", "s.toml", "--out", "o")
     assert result.exit_code == 2
-    assert "the results cannot be written" in result.stderr
+    assert "cannot write o/report.html: Is a directory" in result.stderr
     Path("o/report.html").rmdir()
     assert lufleet(*shlex.split(result.stderr.splitlines()[-1])[1:]).exit_code == 0
 

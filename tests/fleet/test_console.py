@@ -21,6 +21,7 @@ from fleet.scenario import Scenario
 from fleet.steps import RequestKind
 from node.api import FaultSpec, HostOutcome, UpdateCommand, UpdatePolicy
 from tests.fleet.rollouts import NEW, SECOND, racks, result_of
+from tests.fleet.sample_run import make_run
 from tests.fleet.toys import SCENARIO, ToyBackend
 
 DURATIONS = [
@@ -89,6 +90,24 @@ def test_every_wave_and_every_trouble_has_a_line() -> None:
     ]
     assert lines[0].endswith("1 updated; soaked 10.0 min, passed")
     assert lines[4].endswith("5 updated, 1 rolled back; soaked 5.0 min, passed")
+
+
+def test_a_wave_without_a_soak_has_not_soaked() -> None:
+    rollout = replace(SCENARIO.rollout, soak_ns=0, canary_soak_ns=0)
+    assert "1 updated; passed" in told(replace(SCENARIO, rollout=rollout))
+
+
+@pytest.mark.parametrize("width", [50, 60, 79, 80])
+def test_a_narrow_console_folds_and_cuts_nothing_off(width: int) -> None:
+    record = make_run(lose_a_vm=True)
+    file = io.StringIO()
+    Console(file=file, width=width).print(closing_tables(record, summarise(record)))
+    text = file.getvalue()
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    for whole in ("│ rolled back │", "│ restarted │", "│ userspace │", " of 192 │"):
+        assert whole in text, whole
+    assert record.digest in re.sub(r"\s", "", text)
 
 
 def test_a_terminal_sees_a_bar_and_a_log_does_not() -> None:

@@ -88,7 +88,15 @@ def test_the_first_hosts_image_is_written_and_changes_nothing() -> None:
 def test_a_host_that_never_jumps_has_none() -> None:
     result = run("--dump-image", "std-2=two.kho")
     assert result.exit_code == 0, result.stderr
-    assert "no image of std-2: std-2: no image was asked for before a jump" in result.stdout
+    assert "no image of std-2: it never jumped (kexec-load-failed: EADDRNOTAVAIL" in result.stdout
+    assert not Path("two.kho").exists()
+
+
+def test_a_host_that_a_halted_rollout_did_not_come_to_has_none() -> None:
+    gate = ("--set", "rollout.gate.max_downtime=1ms")
+    result = run("--dump-image", "std-2=two.kho", *gate)
+    assert result.exit_code == 3, result.stderr
+    assert "no image of std-2: the rollout ended before it was updated (std-1-web" in result.stdout
     assert not Path("two.kho").exists()
 
 

@@ -20,11 +20,11 @@ CALL = HostCall("r1-h01", 3, "PauseVm", b"\0\1")
 
 OTHERS = [
     # header of the run that wants to go on             what is said
-    (replace(HEADER, scenario="other"), "its scenario is 'invented'"),
-    (replace(HEADER, scenario_digest="cc"), "its scenario digest is 'aa'"),
-    (replace(HEADER, cost_digest="cc"), "its cost digest is 'bb'"),
-    (replace(HEADER, records_events=True), "its records events is False"),
-    (replace(HEADER, format=99), "its format is 1"),
+    (replace(HEADER, scenario="other"), "of the scenario 'invented'; choose another --out"),
+    (replace(HEADER, scenario_digest="cc"), "of another seed, or the scenario has changed"),
+    (replace(HEADER, cost_digest="cc"), "with other costs; go on with those that it began with"),
+    (replace(HEADER, records_events=True), "without a trace, .*; go on without --trace-out"),
+    (replace(HEADER, format=99), "written by another version of lufleet"),
 ]
 
 
@@ -32,8 +32,15 @@ OTHERS = [
 def test_another_run_s_journal_is_refused(tmp_path: Path, header: Header, said: str) -> None:
     path = tmp_path / "journal.sqlite"
     Journal.create(path, HEADER).close()
-    with pytest.raises(JournalError, match=said):
+    with pytest.raises(JournalError, match=f"belongs to another run, {said}"):
         Journal.resume(path, header)
+
+
+def test_a_run_with_a_trace_goes_on_with_one(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    Journal.create(path, replace(HEADER, records_events=True)).close()
+    with pytest.raises(JournalError, match="with a trace; go on with --trace-out"):
+        Journal.resume(path, HEADER)
 
 
 def test_no_journal_and_no_sqlite_file_are_refused(tmp_path: Path) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import shlex
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 import fleet.run
@@ -61,6 +64,33 @@ def test_a_disk_that_is_full_is_not_a_bug_of_the_simulator() -> None:
     assert "cannot write /dev/full: No space left on device; make room there" in result.stderr
     assert "the simulator" not in result.stderr
     assert "--resume" in result.stderr.splitlines()[-1]
+
+
+class Log(io.StringIO):
+    """A file on a disk that is full when it comes to `last`."""
+
+    def __init__(self, last: str) -> None:
+        super().__init__()
+        self._last = last
+
+    def write(self, text: str, /) -> int:
+        if self._last in text:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(text)
+
+
+@pytest.mark.parametrize(
+    ("last", "advice"),
+    [("canary", "--out o --resume"), ("Downtime of a VM", "completed; results are in o")],
+)
+def test_a_log_that_is_full_is_not_a_bug_of_the_simulator(last: str, advice: str) -> None:
+    said = io.StringIO()
+    consoles = Console(file=Log(last), width=120), Console(file=said, soft_wrap=True)
+    options = fleet.run.RunOptions(Path("s.toml"), out=Path("o"))
+    assert fleet.run.run(options, *consoles) == 2, said.getvalue()
+    assert "cannot write standard output: No space left on device; make room" in said.getvalue()
+    assert said.getvalue().strip().endswith(advice)
+    assert lufleet("run", "s.toml", "--out", "o", "--resume").exit_code == 0
 
 
 def full(journal: Journal) -> None:
