@@ -38,7 +38,7 @@ __all__ = ["fill_event_store", "write_event_store"]
 
 #: Phases that always have a column, so that a query does not depend on what happened.
 _UPDATE_PHASES: Final = ("kexec_file_load", "preserve", *BLACKOUT_PHASES, "finish")
-_VM_PHASES: Final = ("pause_wait", *BLACKOUT_PHASES, "resume_wait", "restart")
+_VM_PHASES: Final = ("pause_wait", *BLACKOUT_PHASES, "resume_wait", "restart", "failed_freeze")
 
 #: Rows that are held as columns at a time, as many as DuckDB stores together.
 _CHUNK: Final = 122_880

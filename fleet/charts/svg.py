@@ -150,7 +150,7 @@ def seconds(value_s: float) -> str:
 
 
 def clock(value_s: float) -> str:
-    """A virtual instant: "0:00", "12:05", "1:02:30"."""
-    whole = round(value_s)
+    """A virtual instant in whole seconds that have passed: "0:00", "12:05", "1:02:30"."""
+    whole = int(value_s)
     hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

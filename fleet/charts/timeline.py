@@ -25,6 +25,7 @@ _LEFT, _RIGHT, _TOP = 112.0, WIDTH - 16, 40.0
 _ROW, _RACK_GAP = 15.0, 9.0
 _AREA: Final = 230.0
 _COLUMNS: Final = 280
+_DIGIT: Final = 7.0  # width of a character on the clock
 _STATES: Final = ("updated", "rolled_back", "failed", "updating", "pending")
 
 
@@ -240,6 +241,7 @@ def _waves(canvas: Canvas, axis: TimeAxis, floor: float, *, filled: bool = True)
         for instant in (stretch.start_s, *(step * i for i in range(first, last + 1))):
             at = axis(instant)
             canvas.line(at, floor, at, floor + 4, "axis")
-            if at > clock_end:
-                canvas.text(at, floor + 16, clock(instant), "tick", "middle")
-                clock_end = at + 38
+            half = _DIGIT * len(shown := clock(instant)) / 2
+            if at - half > clock_end:
+                canvas.text(at, floor + 16, shown, "tick", "middle")
+                clock_end = at + half + _DIGIT

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from fleet.api import WaveRecord
 from fleet.charts.downtime import downtime_chart
 from fleet.charts.phases import MOST_BARS, phase_bars
 from fleet.charts.svg import WIDTH, clock, clock_step, linear, log, seconds, tick_step
@@ -259,6 +261,27 @@ def test_the_time_axis_rises_and_shortens_soaks_and_waits() -> None:
     assert all(s.right - s.left < 63 for s in by_kind[StretchKind.SOAK])
 
 
+@pytest.mark.parametrize("minutes", range(3, 20))
+def test_times_on_the_axis_do_not_run_into_each_other(minutes: int) -> None:
+    """Waves without soaks, each of so many minutes, in a rollout of three hours."""
+    wave_ns, end_ns = minutes * 60 * SEC, 180 * 60 * SEC
+    waves = tuple(
+        WaveRecord(nr, f"wave {nr}", (), at, at + wave_ns, None, "passed")
+        for nr, at in enumerate(range(0, end_ns, wave_ns))
+    )
+    run = make_run(hosts=200)
+    results = tuple(
+        msgspec.structs.replace(result, start_ns=nr * 54 * SEC, end_ns=(nr + 1) * 54 * SEC)
+        for nr, result in enumerate(run.results)
+    )
+    record = msgspec.structs.replace(run, waves=waves, results=results, virtual_ns=end_ns)
+    drawn = timeline_chart(record, "rack")
+    times = re.findall(r'x="([\d.]+)" y="[\d.]+" text-anchor="middle">([\d:]+)</text>', drawn)
+    ends = [(float(x) - len(time) * 3.5, float(x) + len(time) * 3.5) for x, time in times]
+    assert len(ends) > 5
+    assert all(right < left for (_, right), (left, _) in pairwise(ends)), times
+
+
 @pytest.mark.parametrize(
     ("value", "said"),
     [
@@ -281,7 +304,7 @@ def test_scales_and_ticks() -> None:
     assert (tick_step(100, 5), tick_step(87, 10)) == (20, 10)
     assert tick_step(0.4, 4) == pytest.approx(0.1)
     assert (clock_step(3600, 6), clock_step(40, 5)) == (600, 10)
-    assert (clock(0), clock(754.6), clock(3750)) == ("0:00", "12:35", "1:02:30")
+    assert (clock(0), clock(754.6), clock(3750)) == ("0:00", "12:34", "1:02:30")
 
 
 def test_markup_is_kept_and_everything_else_escaped() -> None:

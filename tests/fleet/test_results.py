@@ -249,6 +249,16 @@ def test_in_the_event_store_phases_sum_to_blackout_and_downtime(tmp_path: Path) 
     assert (hosts, vms) == ((0,), (0,))
 
 
+def test_a_query_does_not_depend_on_what_happened(tmp_path: Path) -> None:
+    path = tmp_path / "run.duckdb"
+    write_event_store(make_run(), path)
+    with duckdb.connect(str(path), read_only=True) as store:
+        phases = ("pause_wait", "resume_wait", "restart", "failed_freeze")
+        columns = ", ".join(f"count({phase}_ns)" for phase in phases)
+        (counts,) = store.execute(f"SELECT {columns} FROM vm_updates").fetchall()
+    assert counts[-1] == 0, "no freeze failed"
+
+
 def test_an_empty_run_still_has_every_table(tmp_path: Path) -> None:
     run = msgspec.structs.replace(make_run(hosts=2), results=(), waves=())
     skipped = dict.fromkeys(run.hosts, HostOutcome.SKIPPED)
