@@ -142,7 +142,7 @@ def _table(steps: Sequence[Step], *, is_path: bool) -> Table:
     table = Table(title=title, title_justify="left")
     for name in (*(("from",) if is_path else ()), "to", "verdict"):
         table.add_column(name, no_wrap=True)
-    table.add_column("why")
+    table.add_column("why", overflow="fold")
     for step in steps:
         verdict = Text(step.verdict, style="green" if step.live else "red")
         table.add_row(*((step.at,) if is_path else ()), step.to, verdict, step.reason)

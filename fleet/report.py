@@ -9,6 +9,7 @@ page as small as twenty do: charts aggregate, and tables stop at `MOST_ROWS` row
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from fractions import Fraction
 from importlib.metadata import PackageNotFoundError, version
@@ -141,8 +142,9 @@ def _headline(result: Result) -> str:
     told.append(f"{kept}; {', '.join(fates) or 'none was restarted or lost'}.")
     if downtime.count and downtime.p50 is not None:
         told.append(
-            f"Half of the VMs were down for at most {seconds(downtime.p50)}; "
-            f"{_share(result)} stayed within the budget of {seconds(downtime.budget)}."
+            f"Half of the VMs that were paused ({downtime.count:,}) were down for at most "
+            f"{seconds(downtime.p50)}; {_share(result)} stayed within the budget of "
+            f"{seconds(downtime.budget)}."
         )
     if result.rollout.state != RolloutState.COMPLETED:
         told.append(f"The rollout was {result.rollout.state}: {result.rollout.why}.")
@@ -331,7 +333,9 @@ def _waves_table(result: Result) -> Markup:
 
 
 def _footer(record: RunRecord, result: Result) -> Markup:
-    again = f"lufleet run {record.scenario.source} --seed {record.seed}"
+    scenario = record.scenario
+    words = ["lufleet", "run", str(scenario.source), "--seed", str(record.seed)]
+    again = shlex.join(words + [word for one in scenario.overrides for word in ("--set", one)])
     return Markup(
         f"<p>Digest {code(result.digest)}. The same scenario and seed give it again: "
         f"{code(again)}. Scenario {code(result.scenario_digest)}.</p>"

@@ -133,6 +133,7 @@ class Result(Struct, frozen=True):
     cost_digest: str
     source_releases: tuple[str, ...]
     target_release: str
+    overrides: tuple[str, ...]  # of the scenario's file, as `--set` takes them
     hosts: HostCounts
     vms: VmCounts
     downtime_seconds: DowntimeSummary
@@ -270,6 +271,7 @@ def summarise(record: RunRecord) -> Result:
         cost_digest=record.cost_digest,
         source_releases=tuple(sorted({host.release for host in record.scenario.hosts})),
         target_release=record.scenario.target_release,
+        overrides=record.scenario.overrides,
         hosts=HostCounts(
             total=len(record.hosts),
             updated=hosts[HostOutcome.UPDATED],

@@ -91,8 +91,9 @@ class Scenario(Struct, frozen=True, omit_defaults=True):
     faults: tuple[FaultSpec, ...]
     cost_profile: str  # TOML text of overriding rows, "" for the built-in profile
     downtime_budget_ns: int  # what a VM's downtime is held against in reports
-    digest: str  # hex over all of this but `source`, the seed included
+    digest: str  # hex over all of this but `source` and `overrides`, the seed included
     releases: tuple[Release, ...] = ()  # its own, beside those of the catalogue
+    overrides: tuple[str, ...] = ()  # `a.b=v`, what was said beside the file
 
     def __repr__(self) -> str:  # all of a large fleet would be megabytes on a notebook's page
         return (
@@ -142,7 +143,10 @@ def read_scenario(path: Path, overrides: Sequence[str] = (), seed: int | None = 
     source = TomlSource.read(path, _each(overrides), faults)
     if len(faults) and not source.values:
         faults.raise_if_any()
-    return _read(source, path, seed, faults)
+    reading = _read(source, path, seed, faults)
+    # After the digest: what a value is counts there, not where it was said.
+    scenario = msgspec.structs.replace(reading.scenario, overrides=tuple(_each(overrides)))
+    return msgspec.structs.replace(reading, scenario=scenario)
 
 
 def scenario_of(

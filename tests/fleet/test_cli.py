@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import json
 import re
 import shlex
@@ -187,6 +188,20 @@ def test_a_resumed_run_tells_its_waves_in_order(backends: Backends) -> None:
     times = re.findall(r"^  (\d:\d\d:\d\d)  ", again, re.MULTILINE)
     assert len(times) > 3
     assert times == sorted(times)
+
+
+@pytest.mark.usefixtures("backends")
+def test_a_report_says_how_to_make_the_run_again() -> None:
+    replaced = ("--set", "rollout.wave_size='50%'", "--set", "update.freeze_retries=1")
+    assert lufleet("run", "s.toml", "--out", "o", *replaced).exit_code == 0
+    first = json.loads(Path("o/result.json").read_text())
+    assert first["overrides"] == list(replaced[1::2])
+    page = html.unescape(Path("o/report.html").read_text())
+    (command,) = re.findall(r"<code[^>]*>(lufleet run .*?)</code>", page)
+    assert lufleet(*shlex.split(command)[1:], "--out", "p").exit_code == 0
+    assert json.loads(Path("p/result.json").read_text())["digest"] == first["digest"]
+    assert lufleet("run", "s.toml", "--out", "q").exit_code == 0
+    assert json.loads(Path("q/result.json").read_text())["digest"] != first["digest"]
 
 
 def test_starting_over_after_an_interrupt_is_pointed_out(backends: Backends) -> None:
