@@ -18,7 +18,7 @@ from rich.text import Text
 from fleet.feasibility import Crossing, crossings
 from fleet.host_memory import HostMemory, memfd_need, try_boot
 from fleet.plan import PlannedWave, make_plan
-from fleet.scenario import Reading, Scenario
+from fleet.scenario import GateSpec, Reading, Scenario
 from fleet.terminal_tables import titled_table
 from fleet.units import counted, show_duration, show_size
 from kernelmodel.releases import Release
@@ -52,8 +52,20 @@ def _head(scenario: Scenario) -> Text:
         "fleet": f"{counted(len(scenario.hosts), 'host')}, {counted(len(scenario.vms), 'VM')}",
         "update": scenario.update_title,
         "budget": f"{show_duration(scenario.downtime_budget_ns)} of downtime per VM",
+        "gate": _gate(scenario.rollout.gate),
     }
     return Text("\n".join(f"{name:9} {value}" for name, value in rows.items()) + "\n")
+
+
+def _gate(gate: GateSpec) -> str:
+    """What the rollout may cost, shares as the counts that they come to."""
+    limits = [
+        f"{counted(gate.max_failed_hosts, 'host')} failed or rolled back",
+        f"{counted(gate.max_lost_vms, 'VM')} lost",
+    ]
+    if gate.max_downtime_ns is not None:
+        limits.append(f"a VM down for {show_duration(gate.max_downtime_ns)}")
+    return f"halts beyond {', '.join(limits)}"
 
 
 def _makes(scenario: Scenario) -> Table:

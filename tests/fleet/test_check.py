@@ -82,6 +82,16 @@ def test_a_fleet_of_several_makes_shows_each_and_what_is_left_alone(tmp_path: Pa
     assert "proposal" not in text
 
 
+def test_shares_of_the_gate_are_shown_as_what_they_come_to(tmp_path: Path) -> None:
+    path = tmp_path / "s.toml"
+    path.write_text(FLEET, "utf-8")
+    said = "gate halts beyond 0 hosts failed or rolled back, 0 VMs lost Makes"
+    assert said in shown(path)
+    gate = ("max_failed_hosts='5%'", "max_lost_vms='50%'", "max_downtime=90s")
+    said = "halts beyond 1 host failed or rolled back, 2 VMs lost, a VM down for 1min30s"
+    assert said in shown(path, *(f"rollout.gate.{one}" for one in gate))
+
+
 def test_hosts_without_a_domain_that_has_a_limit_are_noted(tmp_path: Path) -> None:
     path = tmp_path / "s.toml"
     text = FLEET.replace('name = "large"', 'name = "large"\ndomains = { zone = 2 }')
