@@ -45,6 +45,17 @@ class Agent:
         """RETRIEVE_FD, made by a VMM; the descriptor's number there."""
         return vmm.retrieve_from(self.task.files.fdt[session], token)
 
+    def session(self, name: str, *, incoming: bool) -> int:
+        """Descriptor of an open session, 0 (the device's) without one.
+
+        An agent has a descriptor of each and knows which is which; here they have names, and both
+        directions may share one. `incoming` says which is meant then.
+        """
+        first, second = self.outgoing, self.incoming
+        if incoming:
+            first, second = second, first
+        return first.get(name) or second.get(name) or 0
+
     def close(self, name: str) -> None:
         """close(2) of the descriptor of an open session, the outgoing one first."""
         sessions = self.outgoing if name in self.outgoing else self.incoming

@@ -116,6 +116,7 @@ class Host:
         self.agent: Agent | None = None
         self.loaded: Release | None = None
         self.panic_message = ""
+        self.last_release = spec.release  # of those that were up
         #: Whether it was the watchdog that ended the last boot that failed.
         self.hung = False
         #: Why there is no agent, if there is none: what the kernel said to it.
@@ -173,6 +174,8 @@ class Host:
         if to not in _NEXT[self.state]:
             raise ModelBug(f"{self.name}: {self.state} -> {to}: {why}")
         self.state = to
+        if to is HostState.UP:
+            self.last_release = self.release
         self.emit("host", state=to, release=self.release, why=why)
 
     def emit(self, event: str, **fields: int | str | bytes | bool) -> None:
@@ -188,20 +191,21 @@ class Host:
 
     def vm(self, name: str) -> Vm:
         """A VM of this host. Raises: HostStateError."""
-        try:
-            return self.vms[name]
-        except KeyError:
-            raise HostStateError("NO_SUCH_VM", f"{self.name} has no VM {name!r}") from None
+        if name not in self.vms:
+            raise HostStateError("NO_SUCH_VM", f"{self.name} has no VM {name!r}")
+        return self.vms[name]
 
     def _the_agent(self) -> Agent:
         if self.agent is None:
-            raise HostStateError("NO_AGENT", f"{self.name}: no agent has /dev/liveupdate open")
+            why = self.agent_error if self.release else f"the host is {self.state}"
+            message = f"{self.name}: no agent has /dev/liveupdate open: {why}"
+            raise HostStateError("NO_AGENT", message)
         return self.agent
 
-    def _session(self, name: str) -> tuple[Agent, int]:
+    def _session(self, name: str, *, incoming: bool = False) -> tuple[Agent, int]:
         agent = self.agent or self._the_agent()
-        fd = agent.outgoing.get(name) or agent.incoming.get(name)
-        if not fd:  # 0 is the device's
+        fd = agent.session(name, incoming=incoming)
+        if not fd:
             raise HostStateError("NO_SUCH_SESSION", f"{self.name}: no open session {name!r}")
         return agent, fd
 
@@ -273,7 +277,7 @@ class Host:
 
     def retrieve_fd(self, session: str, token: int, name: str) -> bool:
         """RETRIEVE_FD; the VM gets its memory back. Whether it holds what it held when paused."""
-        (agent, fd), vm = self._session(session), self.vm(name)
+        (agent, fd), vm = self._session(session, incoming=True), self.vm(name)
         if vm.state is not VmState.STOPPED:
             raise HostStateError("VM_NOT_STOPPED", f"{name} is {vm.state}")
         task = Task(self.kernel, vm.vmm)
@@ -288,7 +292,7 @@ class Host:
 
     def finish_session(self, name: str) -> None:
         """FINISH."""
-        agent, fd = self._session(name)
+        agent, fd = self._session(name, incoming=True)
         self._ask("finish_session", {"session": name}, agent.task.finish_session, fd)
 
     def _ask(self, what: str, fields: _Fields, call: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
@@ -316,10 +320,8 @@ class Host:
 
     def kexec_load(self, release: str, cmdline: str = "") -> None:
         """kexec_file_load(2), with the running kernel's command line unless another is given."""
-        if self.state not in (HostState.UP, HostState.KEXEC_LOADED):
-            raise HostStateError("HOST_DOWN", f"{self.name} is {self.state}")
-        target = self.known_release(release)
-        self.kernel.fail_function = self.faults.hook()
+        kernel, target = self.kernel, self.known_release(release)
+        kernel.fail_function = self.faults.hook()
         call, words = self._the_agent().task.kexec_file_load, cmdline or self._cmdline
         self._ask("kexec_file_load", {"release": release}, call, target, words)
         self.loaded = target
@@ -327,8 +329,6 @@ class Host:
 
     def freeze(self) -> kexec.Kimage:
         """reboot(2) up to the point of no return. Raises: KernelError, and nothing has changed."""
-        if self.state not in (HostState.UP, HostState.KEXEC_LOADED):
-            raise HostStateError("HOST_DOWN", f"{self.name} is {self.state}")
         kernel = self.kernel
         kernel.fail_function = self.faults.hook()
         try:

@@ -49,6 +49,7 @@ __all__ = [
     "vm_spec_message",
 ]
 
+_LARGEST_NUMBER: Final = (1 << 63) - 1
 BACKINGS: Final = {one: vm_pb2.Backing.Value(f"BACKING_{one.name}") for one in Backing}
 VM_OUTCOMES: Final = {one: vm_pb2.VmOutcome.Value(f"VM_OUTCOME_{one.name}") for one in VmOutcome}
 HOST_OUTCOMES: Final = {
@@ -133,6 +134,8 @@ def _event_value(value: Value) -> host_pb2.EventValue:
     match value:
         case bool():
             return host_pb2.EventValue(flag=value)
+        case int() if value > _LARGEST_NUMBER:
+            return host_pb2.EventValue(large_number=value)
         case int():
             return host_pb2.EventValue(number=value)
         case str():
@@ -172,6 +175,8 @@ def host_message(host: Host) -> host_pb2.Host:
         },
         kho_scratch_bytes=gauges.kho_scratch_bytes,
         digest=host.trace.hexdigest(),
+        panic=host.panic_message if host.state is HostState.PANICKED else "",
+        agent_error=host.agent_error if host.release and host.agent is None else "",
     )
 
 

@@ -176,7 +176,7 @@ def _reboot(host: Host, request: host_pb2.RebootRequest) -> Message:
 
 def _cold_reboot(host: Host, request: host_pb2.ColdRebootRequest) -> Message:
     host.take_phases()
-    host.cold_reboot(request.release or host.release or host.spec.release)
+    host.cold_reboot(request.release or host.last_release)
     return host_pb2.ColdRebootResponse(outcome=reboot_message(host, host.take_phases()))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from kernelmodel.sim.trace import Event
 from lufleet.v1 import host_pb2, vm_pb2
 from node.api import (
     Backing,
@@ -23,6 +24,7 @@ from node.api import (
     VmSpec,
 )
 from node.messages import (
+    event_message,
     fault_spec,
     host_spec_message,
     update_message,
@@ -83,6 +85,16 @@ def test_a_host_is_told_whole() -> None:
     assert tuple(message.node_bytes) == spec.node_bytes
     assert (message.hugepages[0].page_bytes, message.hugepages[0].count) == (2 << 20, 1024)
     assert (message.name, message.cpus, message.release) == ("r1-h01", 128, spec.release)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(0, "number"), (-1, "number"), ((1 << 63) - 1, "number"), ((1 << 64) - 1, "large_number")],
+)
+def test_a_number_is_told_whole(number: int, kind: str) -> None:
+    value = event_message(Event(5, "preserve_fd", {"token": number})).fields["token"]
+    assert value.WhichOneof("kind") == kind
+    assert getattr(value, kind) == number
 
 
 def test_a_vm_is_told_whole() -> None:

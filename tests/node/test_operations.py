@@ -213,6 +213,67 @@ def test_a_kernel_that_panics_leaves_a_host_that_only_a_reset_brings_back() -> N
     assert all(vm.state == vm_pb2.VM_STATE_RUNNING for vm in look(shard).vms)
 
 
+def test_a_reset_boots_what_was_up_last_and_says_why_it_was_needed() -> None:
+    shard = Shard(shard_config(HOST))
+    ask(shard, host_pb2.UpdateHostRequest(host=HOST, release=NEW))
+    assert look(shard).release == NEW
+    fault = host_pb2.FaultSpec(kind="next-kernel-panics")
+    ask(shard, host_pb2.InjectFaultRequest(host=HOST, fault=fault))
+    ask(shard, host_pb2.LoadKexecRequest(host=HOST, release=OLD))
+    reply = ask(shard, host_pb2.RebootRequest(host=HOST))
+    panic = host_pb2.RebootResponse.FromString(reply.response).outcome.panic
+    assert look(shard).panic == panic != ""
+    refusal = ask(shard, host_pb2.CreateSessionRequest(host=HOST, session="s")).refusal
+    assert refusal is not None
+    assert "the host is panicked" in refusal.message
+
+    reply = ask(shard, host_pb2.ColdRebootRequest(host=HOST))
+    assert host_pb2.ColdRebootResponse.FromString(reply.response).outcome.release == NEW
+    assert (look(shard).panic, look(shard).agent_error) == ("", "")
+
+
+def test_an_agent_that_cannot_open_its_device_says_what_the_kernel_said() -> None:
+    shard = Shard(shard_config(HOST))
+    ask(shard, host_pb2.PreserveVmRequest(host=HOST, vm=VMS[0]))
+    ask(shard, host_pb2.LoadKexecRequest(host=HOST, release="7.3.4"))  # knows no hugetlb
+    ask(shard, host_pb2.RebootRequest(host=HOST))
+    assert look(shard).agent_error == "cannot open /dev/liveupdate: EIO"
+    refusal = ask(shard, host_pb2.RetrieveSessionRequest(host=HOST, session=VMS[0])).refusal
+    assert refusal is not None
+    assert refusal.reason == "NO_AGENT"
+    assert refusal.message.endswith("cannot open /dev/liveupdate: EIO")
+
+
+def test_sessions_of_one_name_in_both_directions_are_told_apart() -> None:
+    shard = Shard(shard_config(HOST))
+    for request in before_the_jump():
+        assert ask(shard, request).refusal is None
+    vm = VMS[0]
+    for method in (host_pb2.RetrieveSessionRequest, host_pb2.CreateSessionRequest):
+        assert ask(shard, method(host=HOST, session=vm)).refusal is None
+    retrieved = ask(shard, host_pb2.RetrieveFdRequest(host=HOST, session=vm, token=TOKEN, vm=vm))
+    assert host_pb2.RetrieveFdResponse.FromString(retrieved.response).content_intact
+    preserve = host_pb2.PreserveFdRequest(host=HOST, session=vm, token=TOKEN, vm=vm)
+    refusal = ask(shard, preserve).refusal
+    assert refusal is not None
+    assert refusal.errno == "EBUSY"  # until the other session is finished
+    assert ask(shard, host_pb2.FinishSessionRequest(host=HOST, session=vm)).refusal is None
+    assert ask(shard, preserve).refusal is None
+
+    def directions() -> list[tuple[int, list[int]]]:
+        return [(s.direction, list(s.tokens)) for s in look(shard).sessions if s.name == vm]
+
+    assert directions() == [
+        (host_pb2.SESSION_DIRECTION_OUTGOING, [TOKEN]),
+        (host_pb2.SESSION_DIRECTION_INCOMING, []),
+    ]
+    close = host_pb2.CloseSessionRequest(host=HOST, session=vm)
+    assert ask(shard, close).refusal is None
+    assert directions() == [(host_pb2.SESSION_DIRECTION_INCOMING, [])]
+    assert ask(shard, close).refusal is None
+    assert directions() == []
+
+
 def test_a_whole_update_in_one_call_is_that_of_a_rollout() -> None:
     command = UpdateCommand(HOST, 1, 0, NEW, UpdatePolicy())
     (by_rollout,) = Shard(shard_config(HOST)).update([command])

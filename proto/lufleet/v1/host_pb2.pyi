@@ -8,6 +8,8 @@ google.rpc.ErrorInfo whose domain is "kernel.lufleet", whose reason is the errno
 ("ENOENT") and whose metadata has its number under "errno". Misuse of the simulator (no such
 host, a VM that is already paused) has the domain "lufleet" instead and no errno.
 
+A call that has reached the host is carried out, whether or not its client waits for the answer.
+
 All times are nanoseconds of the host's virtual clock, which survives a kexec.
 """
 
@@ -327,6 +329,8 @@ class Host(_message.Message):
     HUGETLB_PAGES_FIELD_NUMBER: _builtins.int
     KHO_SCRATCH_BYTES_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
+    PANIC_FIELD_NUMBER: _builtins.int
+    AGENT_ERROR_FIELD_NUMBER: _builtins.int
     state: Global___HostState.ValueType
     """Where it stands in its life."""
     virtual_time_ns: _builtins.int
@@ -343,6 +347,12 @@ class Host(_message.Message):
     """Memory set aside as KHO scratch."""
     digest: _builtins.str
     """The host's rolling event hash so far, in hex."""
+    panic: _builtins.str
+    """Why its kernel panicked or hangs, empty unless its state is PANICKED."""
+    agent_error: _builtins.str
+    """What the kernel said to the agent that wanted to open /dev/liveupdate, with the errno's symbol;
+    empty while the agent has it open.
+    """
     @_builtins.property
     def spec(self) -> Global___HostSpec:
         """Its description."""
@@ -374,10 +384,12 @@ class Host(_message.Message):
         hugetlb_pages: _abc.Mapping[_builtins.str, Global___HugetlbPages] | None = ...,
         kho_scratch_bytes: _builtins.int = ...,
         digest: _builtins.str = ...,
+        panic: _builtins.str = ...,
+        agent_error: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "hugetlb_pages", b"hugetlb_pages", "kho_scratch_bytes", b"kho_scratch_bytes", "liveupdate_num", b"liveupdate_num", "loaded_release", b"loaded_release", "release", b"release", "release_title", b"release_title", "sessions", b"sessions", "spec", b"spec", "state", b"state", "virtual_time_ns", b"virtual_time_ns", "vms", b"vms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_error", b"agent_error", "digest", b"digest", "hugetlb_pages", b"hugetlb_pages", "kho_scratch_bytes", b"kho_scratch_bytes", "liveupdate_num", b"liveupdate_num", "loaded_release", b"loaded_release", "panic", b"panic", "release", b"release", "release_title", b"release_title", "sessions", b"sessions", "spec", b"spec", "state", b"state", "virtual_time_ns", b"virtual_time_ns", "vms", b"vms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -393,6 +405,7 @@ class EventValue(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     FLAG_FIELD_NUMBER: _builtins.int
+    LARGE_NUMBER_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """A number."""
     text: _builtins.str
@@ -401,6 +414,8 @@ class EventValue(_message.Message):
     """Bytes."""
     flag: _builtins.bool
     """A yes or no."""
+    large_number: _builtins.int
+    """A number that is too large for `number`, as a token may be."""
     def __init__(
         self,
         *,
@@ -408,12 +423,13 @@ class EventValue(_message.Message):
         text: _builtins.str = ...,
         data: _builtins.bytes = ...,
         flag: _builtins.bool = ...,
+        large_number: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "flag", b"flag", "kind", b"kind", "number", b"number", "text", b"text"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "flag", b"flag", "kind", b"kind", "large_number", b"large_number", "number", b"number", "text", b"text"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "flag", b"flag", "kind", b"kind", "number", b"number", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "flag", b"flag", "kind", b"kind", "large_number", b"large_number", "number", b"number", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["number", "text", "data", "flag"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["number", "text", "data", "flag", "large_number"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -667,7 +683,7 @@ class HostUpdate(_message.Message):
     host: _builtins.str
     """Name of the host."""
     seq: _builtins.int
-    """Which command of that host this was."""
+    """Which of the rollout's commands to that host this was; 0 for UpdateHost."""
     outcome: Global___HostOutcome.ValueType
     """How it ended."""
     reason: _builtins.str
@@ -1417,7 +1433,9 @@ class LoadKexecRequest(_message.Message):
     release: _builtins.str
     """A release of the catalogue, e.g. "7.3.4+hugetlb"."""
     cmdline: _builtins.str
-    """Its command line; empty for that of the running kernel."""
+    """Its command line; empty for that of the running kernel. One that is given replaces it whole:
+    without "kho=on liveupdate=on" in it the next kernel has no /dev/liveupdate.
+    """
     def __init__(
         self,
         *,
@@ -1524,7 +1542,7 @@ class ColdRebootRequest(_message.Message):
     host: _builtins.str
     """Name of the host."""
     release: _builtins.str
-    """Release to boot; empty for the one that ran last."""
+    """Release to boot; empty for the one that was up last."""
     def __init__(
         self,
         *,

@@ -226,7 +226,9 @@ class HostServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CloseSession(self, request, context):
-        """close(2) on a session: an outgoing one lets go of its files, an incoming one finishes.
+        """close(2) on a session: an outgoing one lets go of its files, an incoming one finishes. Where
+        both are open under one name it is the outgoing one; FinishSession and RetrieveFd mean the
+        incoming one then.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

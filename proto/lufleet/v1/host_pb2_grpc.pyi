@@ -8,6 +8,8 @@ google.rpc.ErrorInfo whose domain is "kernel.lufleet", whose reason is the errno
 ("ENOENT") and whose metadata has its number under "errno". Misuse of the simulator (no such
 host, a VM that is already paused) has the domain "lufleet" instead and no errno.
 
+A call that has reached the host is carried out, whether or not its client waits for the answer.
+
 All times are nanoseconds of the host's virtual clock, which survives a kexec.
 """
 
@@ -73,7 +75,10 @@ class HostServiceStub:
     PreserveVm: _grpc.UnaryUnaryMultiCallable[_host_pb2.PreserveVmRequest, _host_pb2.PreserveVmResponse]
     """What a VMM does for its VM: a session named after the VM, its memory preserved in it."""
     CloseSession: _grpc.UnaryUnaryMultiCallable[_host_pb2.CloseSessionRequest, _host_pb2.CloseSessionResponse]
-    """close(2) on a session: an outgoing one lets go of its files, an incoming one finishes."""
+    """close(2) on a session: an outgoing one lets go of its files, an incoming one finishes. Where
+    both are open under one name it is the outgoing one; FinishSession and RetrieveFd mean the
+    incoming one then.
+    """
     LoadKexec: _grpc.UnaryUnaryMultiCallable[_host_pb2.LoadKexecRequest, _host_pb2.LoadKexecResponse]
     """kexec_file_load(2)."""
     Reboot: _grpc.UnaryStreamMultiCallable[_host_pb2.RebootRequest, _host_pb2.RebootResponse]
@@ -133,7 +138,10 @@ class HostServiceAsyncStub(HostServiceStub):
     PreserveVm: _aio.UnaryUnaryMultiCallable[_host_pb2.PreserveVmRequest, _host_pb2.PreserveVmResponse]  # type: ignore[assignment]
     """What a VMM does for its VM: a session named after the VM, its memory preserved in it."""
     CloseSession: _aio.UnaryUnaryMultiCallable[_host_pb2.CloseSessionRequest, _host_pb2.CloseSessionResponse]  # type: ignore[assignment]
-    """close(2) on a session: an outgoing one lets go of its files, an incoming one finishes."""
+    """close(2) on a session: an outgoing one lets go of its files, an incoming one finishes. Where
+    both are open under one name it is the outgoing one; FinishSession and RetrieveFd mean the
+    incoming one then.
+    """
     LoadKexec: _aio.UnaryUnaryMultiCallable[_host_pb2.LoadKexecRequest, _host_pb2.LoadKexecResponse]  # type: ignore[assignment]
     """kexec_file_load(2)."""
     Reboot: _aio.UnaryStreamMultiCallable[_host_pb2.RebootRequest, _host_pb2.RebootResponse]  # type: ignore[assignment]
@@ -262,7 +270,10 @@ class HostServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _host_pb2.CloseSessionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_host_pb2.CloseSessionResponse, _abc.Awaitable[_host_pb2.CloseSessionResponse]]:
-        """close(2) on a session: an outgoing one lets go of its files, an incoming one finishes."""
+        """close(2) on a session: an outgoing one lets go of its files, an incoming one finishes. Where
+        both are open under one name it is the outgoing one; FinishSession and RetrieveFd mean the
+        incoming one then.
+        """
 
     @_abc_1.abstractmethod
     def LoadKexec(
