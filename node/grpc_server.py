@@ -21,6 +21,9 @@ __all__ = ["AddressInUse", "Context", "NotHere", "Server", "abort", "page", "sta
 Context = grpc.aio.ServicerContext[Any, Any]
 Server = grpc.aio.Server
 
+#: Digits of a page token, at most.
+_TOKEN_DIGITS = 18
+
 #: Items on one page of a list if the client does not say.
 PAGE_SIZE = 1000
 
@@ -55,7 +58,8 @@ def page(names: Sequence[str], page_size: int, page_token: str) -> tuple[Sequenc
     Raises:
         NotHere: that is no page of ours.
     """
-    if page_size < 0 or (page_token and not page_token.isdecimal()):
+    is_token = not page_token or (page_token.isdecimal() and len(page_token) <= _TOKEN_DIGITS)
+    if page_size < 0 or not is_token:
         raise NotHere(
             grpc.StatusCode.INVALID_ARGUMENT,
             "NO_SUCH_PAGE",

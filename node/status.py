@@ -81,6 +81,10 @@ _REASONS: Final[Mapping[str, grpc.StatusCode]] = {
 }
 
 
+#: Longest message of a refusal.
+_MESSAGE_BYTES: Final = 3000
+
+
 def reason_code(reason: str) -> grpc.StatusCode:
     """The gRPC status for what a host refused without asking its kernel."""
     return _REASONS.get(reason, grpc.StatusCode.FAILED_PRECONDITION)
@@ -112,6 +116,7 @@ def simulator_status(code: grpc.StatusCode, reason: str, message: str) -> grpc.S
 def _status(
     code: grpc.StatusCode, message: str, domain: str, reason: str, metadata: Mapping[str, str]
 ) -> grpc.Status:
+    message = _that_fits(message)
     info = error_details_pb2.ErrorInfo(reason=reason, domain=domain, metadata=metadata)
     detail = any_pb2.Any()
     detail.Pack(info)
@@ -119,6 +124,17 @@ def _status(
     return rpc_status.to_status(
         status_pb2.Status(code=number, message=message, details=[detail]),
     )
+
+
+def _that_fits(message: str) -> str:
+    """The message, cut if it would not get through.
+
+    It travels twice in trailing metadata, of which a peer takes 8 KiB unless it says otherwise;
+    beyond that a client sees neither status nor errno. What is not ASCII takes three times as much.
+    """
+    most = _MESSAGE_BYTES if message.isascii() else _MESSAGE_BYTES // 2
+    raw = message.encode()
+    return message if len(raw) <= most else raw[:most].decode(errors="ignore") + " …"
 
 
 def error_info_of(error: grpc.RpcError) -> error_details_pb2.ErrorInfo | None:

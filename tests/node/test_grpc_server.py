@@ -12,7 +12,8 @@ NAMES = ("a", "b", "c", "d", "e")
 
 
 @pytest.mark.parametrize(
-    ("page_size", "page_token"), [(-1, ""), (2, "next"), (2, "-1"), (2, "1.5"), (0, "x")]
+    ("page_size", "page_token"),
+    [(-1, ""), (2, "next"), (2, "-1"), (2, "1.5"), (0, "x"), (2, "9" * 5000)],
 )
 def test_what_is_no_page_is_refused(page_size: int, page_token: str) -> None:
     with pytest.raises(NotHere) as caught:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from concurrent import futures
 from typing import Any
+from urllib.parse import quote
 
 import grpc
 import pytest
@@ -116,6 +117,17 @@ def test_a_refusal_by_the_simulator_has_no_errno() -> None:
     assert info is not None
     assert (info.domain, info.reason) == (SIMULATOR_DOMAIN, "NO_SUCH_HOST")
     assert errno_of(error) is None
+
+
+@pytest.mark.parametrize("letter", ["x", "é", "\N{CHECK MARK}"])
+def test_a_message_is_cut_to_what_a_client_takes(letter: str) -> None:
+    status = simulator_status(grpc.StatusCode.NOT_FOUND, "NO_SUCH_FILE", letter * 100_000)
+    (_, packed), *_ = status.trailing_metadata
+    assert len(quote(status.details)) + len(packed) < 8192
+    assert status.details.startswith(letter * 400)
+    info = error_info_of(refusal(status))
+    assert info is not None
+    assert info.reason == "NO_SUCH_FILE"
 
 
 def test_a_broken_connection_has_neither() -> None:
