@@ -142,7 +142,11 @@ def main() -> int:
     parser.add_argument("--release", default="7.3.4+hugetlb", help="kernel to update to")
     options = parser.parse_args()
     with grpc.insecure_channel(options.address) as channel:
-        return run(host_pb2_grpc.HostServiceStub(channel), options.host, options.release)
+        try:
+            return run(host_pb2_grpc.HostServiceStub(channel), options.host, options.release)
+        except grpc.RpcError as refused:
+            print(f"{refused.code().name}: {refused.details()}", file=sys.stderr)
+            return 1
 
 
 if __name__ == "__main__":

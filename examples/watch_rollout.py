@@ -90,7 +90,11 @@ def main() -> int:
     options = parser.parse_args()
     with grpc.insecure_channel(options.address) as channel:
         stub = fleet_pb2_grpc.FleetServiceStub(channel)
-        return run(stub, options.pause_after, options.abort_after)
+        try:
+            return run(stub, options.pause_after, options.abort_after)
+        except grpc.RpcError as refused:
+            print(f"{refused.code().name}: {refused.details()}", file=sys.stderr)
+            return 1
 
 
 if __name__ == "__main__":
