@@ -18,6 +18,8 @@ give the same as one row a phase that happened.
 
 from __future__ import annotations
 
+import errno
+import os
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -43,6 +45,9 @@ _VM_PHASES: Final = ("pause_wait", *BLACKOUT_PHASES, "resume_wait", "restart", "
 #: Rows that are held as columns at a time, as many as DuckDB stores together.
 _CHUNK: Final = 122_880
 
+#: What DuckDB says in words only.
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 _Row = TypeVar("_Row")
 
 
@@ -53,12 +58,22 @@ def write_event_store(record: RunRecord, path: Path) -> None:
         OSError: it cannot be written.
     """
     part = path.with_name(path.name + ".part")
-    part.unlink(missing_ok=True)
+    rests = (part, part.with_name(part.name + ".wal"))
+    for rest in rests:  # of an attempt that broke off
+        rest.unlink(missing_ok=True)
     try:
         with duckdb.connect(str(part)) as store:
             fill_event_store(store, record)
-    except duckdb.IOException as error:
-        raise OSError(str(error)) from error
+            store.execute("CHECKPOINT")  # closing would keep silent about what has no room
+    except duckdb.Error as error:
+        for rest in rests:
+            rest.unlink(missing_ok=True)
+        for number in _NO_ROOM:
+            if os.strerror(number) in str(error):
+                raise OSError(number, os.strerror(number)) from error
+        if isinstance(error, duckdb.IOException):
+            raise OSError(str(error)) from error
+        raise
     part.replace(path)
 
 

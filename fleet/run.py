@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
+from typing import Final
 
 from rich.console import Console
 from rich.text import Text
 
 from fleet.api import RolloutState, RunRecord
-from fleet.bad_input import BadInput
+from fleet.bad_input import BadInput, InputFault
 from fleet.console import Progression, closing_tables, mistakes
 from fleet.dump_image import Dump, DumpError, resolved, write_dumps
 from fleet.experiment import Experiment, journal_header
@@ -34,6 +35,10 @@ from fleet.unwritable import STANDARD_OUTPUT, CannotWrite, writing
 __all__ = ["RunOptions", "run"]
 
 
+#: What lies in the directory of every run.
+_OWN_FILES: Final = ("journal.sqlite", "result.json", "report.html", "run.duckdb")
+
+
 class RunOptions(Options, frozen=True):
     """The options of `lufleet run`."""
 
@@ -52,13 +57,14 @@ def run(options: RunOptions, console: Console, errors: Console) -> ExitCode:
     """One rollout to its end, told on `console`; what goes wrong is told on `errors`."""
     try:
         scenario = load_scenario(options.scenario, options.overrides, options.seed)
+        out = options.directory(scenario)
+        _refuse_collisions(options, out)
         dumps, wrong = resolved(options.dumps, make_plan(scenario))
         if wrong:
             raise BadInput(wrong)
     except BadInput as bad:
         errors.print(mistakes(bad))
         return ExitCode.BAD_INPUT
-    out = options.directory(scenario)
     try:
         journal = _prepare(options, scenario, out, errors)
     except (JournalError, CannotWrite) as error:
@@ -99,6 +105,29 @@ def run(options: RunOptions, console: Console, errors: Console) -> ExitCode:
         errors.print(Text(f"{error}. The rollout has ended, {record.state}; results are in {out}"))
         return ExitCode.BAD_INPUT
     return ExitCode.DONE if record.state is RolloutState.COMPLETED else ExitCode.HALTED
+
+
+def _refuse_collisions(options: RunOptions, out: Path) -> None:
+    """Let no output replace the scenario or another one.
+
+    Raises:
+        BadInput: one would.
+    """
+    taken = {(out / name).resolve(): "is written by every run" for name in _OWN_FILES}
+    taken[options.scenario.resolve()] = "is the scenario"
+    wanted = [(f"--dump-image {dump.host}={dump.path}", dump.path) for dump in options.dumps]
+    if options.trace_out is not None:
+        wanted.insert(0, (f"--trace-out {options.trace_out}", options.trace_out))
+    wrong = []
+    for option, path in wanted:
+        if path.is_char_device():
+            continue
+        place = path.resolve()
+        if place in taken:
+            wrong.append(InputFault(option, 0, taken[place], "choose another name"))
+        taken.setdefault(place, f"is the file of {option} as well")
+    if wrong:
+        raise BadInput(wrong)
 
 
 def _prepare(options: RunOptions, scenario: Scenario, out: Path, errors: Console) -> Journal:

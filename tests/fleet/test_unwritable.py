@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import resource
 import shlex
 from pathlib import Path
 
@@ -131,3 +132,44 @@ def test_a_journal_that_is_full_says_which_file(tmp_path: Path) -> None:
 def test_an_event_store_that_cannot_be_written_is_an_oserror(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"run\.duckdb"):
         write_event_store(make_run(), tmp_path / "run.duckdb.part" / "run.duckdb")
+
+
+OUTPUTS = [
+    # options                                   what is said
+    ("--trace-out s.toml", "--trace-out s.toml: is the scenario, choose another name"),
+    ("--trace-out o/result.json", "--trace-out o/result.json: is written by every run"),
+    ("--dump-image first=o/../o/report.html", "first=o/../o/report.html: is written by every run"),
+    ("--trace-out x --dump-image first=./x", "first=x: is the file of --trace-out x as well"),
+    ("--dump-image first=x --dump-image std-2=x", "std-2=x: is the file of --dump-image first=x"),
+]
+
+
+@pytest.mark.parametrize(("options", "said"), OUTPUTS)
+def test_no_two_outputs_are_written_to_one_file(options: str, said: str) -> None:
+    before = Path("s.toml").read_text()
+    result = lufleet("run", "s.toml", "--out", "o", *options.split())
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert not Path("o").exists()
+    assert Path("s.toml").read_text() == before
+
+
+def test_devices_take_as_many_outputs_as_are_wanted() -> None:
+    options = ("--trace-out", "/dev/null", "--dump-image", "first=/dev/null")
+    result = lufleet("run", "s.toml", "--backend", "local", "--out", "o", *options)
+    assert "is the file of" not in result.stderr
+
+
+@pytest.mark.parametrize("kib", [16, 256, 512, 1024])
+def test_an_event_store_without_room_is_not_left_in_half(tmp_path: Path, kib: int) -> None:
+    path = tmp_path / "run.duckdb"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (kib << 10, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_event_store(make_run(), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.glob("run.duckdb*")) == []
+    write_event_store(make_run(), path)
+    assert path.exists()
