@@ -220,11 +220,12 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
         request: fleet_pb2.StartRolloutRequest,
         context: Context,
     ) -> fleet_pb2.StartRolloutResponse:
-        """Start the rollout."""
+        """Start the rollout; its first commands are in the journal before this is answered."""
         try:
             self._fleet.start()
         except NotHere as why:
             await abort(context, why)
+        await asyncio.sleep(0)  # it takes its first steps now, and can be paused from here on
         return fleet_pb2.StartRolloutResponse(status=self._status())
 
     async def WatchRollout(

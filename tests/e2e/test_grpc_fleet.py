@@ -84,6 +84,15 @@ def test_a_rollout_starts_once() -> None:
     with_stub(client, speed=1)
 
 
+def test_a_rollout_that_has_started_says_so() -> None:
+    async def client(stub: Stub) -> None:
+        started = await stub.StartRollout(fleet_pb2.StartRolloutRequest())
+        assert started.status.state == fleet_pb2.ROLLOUT_STATE_CANARY
+        assert started.status.hosts["updating"] == 1
+
+    with_stub(client, speed=60)
+
+
 def test_a_simulator_that_fails_tells_the_watchers_and_ends_the_server() -> None:
     async def client(stub: Stub) -> None:
         await stub.StartRollout(fleet_pb2.StartRolloutRequest())
