@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kernelmodel import params
 from kernelmodel.abi.kexec_handover import KHO_TREE_MAX_DEPTH, KhoScratch
 from kernelmodel.errors import NoMemory
 from kernelmodel.kho.key_runs import KeyRuns
@@ -42,8 +43,6 @@ __all__ = [
 #: Every area is rounded to whole largest-order blocks: 4 MiB on x86.
 KHO_SCRATCH_ALIGN = PAGE_SIZE * MAX_ORDER_NR_PAGES
 _LOWMEM_END = (1 << 32) - 1
-_SUFFIXES = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50, "E": 60}
-_SIZE = re.compile(r"(0[xX][0-9a-fA-F]+|[0-9]+)([KMGTPEkmgtpe]?)")
 _PERCENT = re.compile(r"(\+?[0-9]+)%")
 _PERCENT_DIGITS = 10
 _U64 = (1 << 64) - 1
@@ -58,15 +57,8 @@ def memparse(text: str) -> int | None:
 
     As there, what does not fit 64 bits is the largest number, and a suffix may shift bits out.
     """
-    match = _SIZE.fullmatch(text)
-    if match is None:
-        return None
-    number, suffix = match.groups()
-    base = 16 if number[:2].lower() == "0x" else 8 if number[0] == "0" else 10
-    try:
-        return min(int(number, base), _U64) << _SUFFIXES[suffix.upper()] & _U64
-    except ValueError:  # 09 and the like
-        return None
+    size, behind = params.memparse(text)
+    return None if behind or not text else size
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,11 @@ import re
 from collections.abc import Sequence
 
 from kernelmodel.errors import NoMemory
-from kernelmodel.mm.hugetlb_cmdline import GIGANTIC_ORDER, TRUE, memparse
+from kernelmodel.mm.hugetlb_cmdline import GIGANTIC_ORDER, memparse
 from kernelmodel.mm.memblock import Memblock
 from kernelmodel.mm.mmzone import PAGE_SHIFT, MigrateType
 from kernelmodel.mm.page_alloc import PageAllocator
+from kernelmodel.params import kstrtobool
 
 __all__ = ["HugetlbCma"]
 
@@ -46,7 +47,8 @@ class HugetlbCma:
             if name == "hugetlb_cma":
                 self._parse(value, nids)
             elif name == "hugetlb_cma_only":
-                self.only = value in TRUE
+                said = kstrtobool(value)
+                self.only = self.only if said is None else said
 
     def _parse(self, value: str, nids: Sequence[int]) -> None:
         if not re.match(r"[0-9]+:", value):

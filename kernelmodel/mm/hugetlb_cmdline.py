@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
 
+from kernelmodel import params
+
 __all__ = [
     "GIGANTIC_ORDER",
     "HPAGE_ORDER",
-    "TRUE",
     "HugepagesRequest",
     "HugetlbRequest",
     "memparse",
@@ -28,10 +29,7 @@ __all__ = [
 #: 2 MiB and 1 GiB, the two sizes of x86-64, as orders of 4 KiB pages.
 HPAGE_ORDER: Final = 9
 GIGANTIC_ORDER: Final = 18
-#: What the kernel takes for yes.
-TRUE: Final = frozenset({"1", "y", "Y", "t", "T", "on", "oN", "On", "ON"})
 _NUMBER: Final = re.compile("[0-9]+")
-_SUFFIX: Final = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50, "E": 60}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +54,8 @@ class HugetlbRequest:
 
 
 def memparse(text: str) -> int:
-    """A number with a suffix, 0 if there is none. C: memparse()."""
-    match = re.fullmatch(r"(0[xX][0-9a-fA-F]+|[0-9]+)([KMGTPE]?).*", text.upper())
-    if not match:
-        return 0
-    return int(match[1], 0) << _SUFFIX[match[2]] if match[1] != "0" else 0
+    """A number with a suffix, whatever stands behind it; 0 if there is none. C: memparse()."""
+    return params.memparse(text)[0]
 
 
 @dataclass(slots=True)
@@ -199,8 +194,7 @@ def parse_cmdline(
     `nids` are the nodes that the machine has, `orders` its sizes, the default one first.
     """
     parser = _Parser(nids, orders)
-    for word in cmdline.split():
-        name, _, value = word.partition("=")
+    for name, value in params.KernelParams(cmdline).words():
         if name == "hugepagesz":
             parser.hugepagesz(value)
         elif name == "hugepages":
@@ -208,7 +202,8 @@ def parse_cmdline(
         elif name == "default_hugepagesz":
             parser.default_hugepagesz(value)
         elif name == "hugetlb_free_vmemmap":
-            parser.free_vmemmap = value in TRUE
+            said = params.kstrtobool(value)
+            parser.free_vmemmap = parser.free_vmemmap if said is None else said
         elif name in {"hugetlb_cma", "hugetlb_cma_only"}:
             parser.cma.append((name, value))
     return parser.result()

@@ -32,6 +32,14 @@ ROWS = [
     ("default_hugepagesz=1G hugepagesz=1G hugepages=4", {18: 4, 9: 0}, 18, 0),
     ("hugepagesz=1g hugepages=4 hugepagesz=2048K hugepages=6", {18: 4, 9: 6}, 9, 0),
     ("hugepagesz=0x40000000 hugepages=4", {18: 4, 9: 0}, 9, 0),
+    ("hugepagesz=02M hugepages=4", {9: 4, 18: 0}, 9, 0),
+    ("hugepagesz=010000000 hugepages=3", {9: 3, 18: 0}, 9, 0),  # octal
+    ("hugepagesz=09M hugepages=3", {18: 0, 9: 0}, 9, 2),
+    ("hugepages=010", {18: 0, 9: 10}, 9, 0),  # and this is decimal
+    ('"hugepages=3"', {18: 0, 9: 3}, 9, 0),
+    ('hugepages="4"', {18: 0, 9: 4}, 9, 0),
+    ("default-hugepagesz=1G hugepages=1", {18: 1, 9: 0}, 18, 0),
+    ("hugepages=4 -- hugepagesz=1G hugepages=7", {18: 0, 9: 4}, 9, 0),
 ]
 
 
