@@ -4,7 +4,8 @@ Happy path: preserve freezes the inode, pins and fills every page up to the size
 table and preserves folios and table; freeze notes the last position; retrieve makes a new memfd
 from the entry and puts the folios into its page cache; finish frees what nobody retrieved.
 
-Unhappy paths: unknown seals are EOPNOTSUPP, more than UINT_MAX pages EFBIG. A retrieve that
+Unhappy paths: unknown seals are EOPNOTSUPP, more than UINT_MAX pages EFBIG, a file of 1 TiB or
+more ENOMEM: the array of its folios would be larger than kvmalloc() gives. A retrieve that
 fails before its table is restored leaks table and folios: they stay reserved until the next
 kexec. One that fails at a folio frees that folio and the later ones.
 """
@@ -24,6 +25,7 @@ from kernelmodel.errors import (
     InvalidArgument,
     IoError,
     KernelError,
+    NoMemory,
     NotSupported,
 )
 from kernelmodel.fs import File
@@ -37,6 +39,7 @@ from kernelmodel.handlers.folio_table import (
 )
 from kernelmodel.kho.many import restore_many
 from kernelmodel.luo.handler import FileHandler, LuoFile
+from kernelmodel.memory import PAGE_SIZE
 from kernelmodel.mm.extents import ScatteredPages
 from kernelmodel.mm.memfd import add_seals, memfd_file
 from kernelmodel.mm.shmem import F_ALL_SEALS, PG_DIRTY, PG_UPTODATE, ShmemInode
@@ -47,6 +50,9 @@ if TYPE_CHECKING:
 __all__ = ["MemfdHandler"]
 
 _UINT_MAX = (1 << 32) - 1
+#: What one kvmalloc() gives at most, in bytes.
+_INT_MAX = (1 << 31) - 1
+_POINTER = 8
 _FLAGS = MEMFD_LUO_FOLIO_DIRTY | MEMFD_LUO_FOLIO_UPTODATE
 
 
@@ -112,6 +118,7 @@ class MemfdHandler(FileHandler):
         if nr_pages == 0:
             return preserve_folios(kernel, runs, 0, self.folios)
         kernel.fail_function("should_failslab", site="memfd_luo_preserve_folios")
+        self._check_array(nr_pages * _POINTER)
         inode.allocate(0, nr_pages, PG_DIRTY | PG_UPTODATE)
         inode.migrate_from_scratch()
         inode.pinned = True
@@ -124,6 +131,18 @@ class MemfdHandler(FileHandler):
                 runs.append(FolioRun(low + where, low, high - low, 1, 1, _FLAGS))
         kernel.charge("memfd_luo_folio_ser", nr_pages)
         return preserve_folios(kernel, runs, 0, self.folios)
+
+    def _check_array(self, size: int) -> None:
+        """Room for a pointer to each folio while they are pinned; no page is filled without it.
+
+        C: kvmalloc_array() in memfd_luo_preserve_folios(), which refuses more than INT_MAX bytes,
+        and more than the memory that there is. As seen on the running kernel.
+
+        Raises:
+            NoMemory: the array is too large.
+        """
+        if size > _INT_MAX or -(-size // PAGE_SIZE) > self.kernel.page_alloc.managed_pages():
+            raise NoMemory("too many folios for one array", size=size)
 
     def freeze(self, luo_file: LuoFile) -> None:
         """The position as it is now. C: memfd_luo_freeze()."""
