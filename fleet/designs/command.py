@@ -18,7 +18,7 @@ from fleet.designs.report import write_designs_report
 from fleet.designs.spec import PRESETS, HostSpec
 from fleet.designs.table import print_tables
 from fleet.frame import ExitCode
-from fleet.units import Unfit, parse_size, show_size
+from fleet.units import Unfit, counted, parse_size, show_size
 from fleet.unwritable import CannotWrite, writing
 from kernelmodel.errors import KernelError
 from kernelmodel.hugetlb_designs import DESIGNS
@@ -138,8 +138,11 @@ def designs(options: DesignsOptions, console: Console, errors: Console) -> ExitC
 def title(spec: HostSpec) -> str:
     """The host in a line."""
     pools = ", ".join(f"{pages:,} × {show_size(size)}" for size, pages in spec.pool_pages().items())
+    vms = len(spec.vm_specs())
+    nodes = counted(spec.nodes, "node")
+    fewer = f" ({spec.vms:,} asked for, more than there are pages)" if vms < spec.vms else ""
     return (
-        f"{show_size(spec.memory)} on {spec.nodes} nodes, {spec.vms} VMs, pools of {pools}, "
+        f"{show_size(spec.memory)} on {nodes}, {counted(vms, 'VM')}{fewer}, pools of {pools}, "
         f"{spec.pool_use}% in use, {spec.guest_memfd}% of the VMs on guest_memfd"
     )
 

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Final
 
 from fleet.designs.failures import Failures, fail
-from fleet.designs.host import release_of
+from fleet.designs.host import NoLiveUpdate, release_of
 from fleet.designs.measure import Measured, measure
 from fleet.designs.spec import HostSpec
+from kernelmodel.errors import KernelError
 from kernelmodel.hugetlb_designs import DESIGNS, HugetlbDesign
 from kernelmodel.sim.cost import CostModel
 
@@ -60,17 +61,24 @@ def compare(
 
 
 def curves(spec: HostSpec, known: Compared, cost: CostModel) -> list[Curve]:
-    """The same design on hosts with fewer and more VMs, and with less and more memory."""
+    """The same design on hosts with fewer and more VMs, and with less and more memory.
+
+    Hosts that are too small for their pools or their VMs are left out.
+    """
 
     def points(field: str, value: int) -> tuple[tuple[int, Measured], ...]:
-        found = []
+        found: dict[int, Measured] = {}
         for up, down in _STEPS:
             other = max(1, value * up // down)
             same = other == value
             varied = replace(spec, **{field: other})  # type: ignore[arg-type]  # vms or memory
-            at = known.update if same else measure(varied, known.name, cost)
-            found.append((other, at))
-        return tuple(found)
+            try:
+                at = known.update if same else measure(varied, known.name, cost)
+            except (NoLiveUpdate, KernelError):
+                continue  # no such host can run, whatever the design
+            # More VMs than pages are as many VMs as pages.
+            found[at.vms if field == "vms" else other] = at
+        return tuple(found.items())
 
     return [Curve("vms", points("vms", spec.vms)), Curve("memory", points("memory", spec.memory))]
 

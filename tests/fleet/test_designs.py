@@ -179,6 +179,16 @@ def test_the_same_options_give_the_same_figures() -> None:
     assert designs(*SMALL, "--design", "frozen-pool") == designs(*SMALL, "--design", "frozen-pool")
 
 
+def test_vms_that_no_page_is_left_for_are_not_counted(tmp_path: Path) -> None:
+    options = ("--memory", "256GiB", "--page-size", "1GiB", "--vms", "200", "--design", "ours")
+    text = designs(*options, "--out", str(tmp_path))
+    assert "256GiB on 2 nodes, 180 VMs (200 asked for, more than there are pages)," in text
+    (one,) = json.loads((tmp_path / "designs.json").read_text())["designs"]
+    assert [point["vms"] for point in one["curves"]["vms"]] == [50, 100, 180]
+    # Less memory has no room for scratch beside such a pool: those points are left out.
+    assert [point["memory"] >> 30 for point in one["curves"]["memory"]] == [256, 512]
+
+
 def test_what_is_wrong_is_told_all_at_once() -> None:
     said = designs("--memory", "1XB", "--vms", "0", "--design", "foo", "--host", "3TiB", code=2)
     for what in ("--memory:", "--vms: 0 is not from 1", 'no design "foo"', 'did you mean "2TiB"?'):
