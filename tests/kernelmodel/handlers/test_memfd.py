@@ -93,21 +93,6 @@ def test_a_refused_preserve_is_undone(refused: str) -> None:
         agent.task.preserve_fd(session, fd, 1)
 
 
-@pytest.mark.parametrize("size", [1 << 40, (1 << 40) - PAGE_SIZE])
-def test_a_file_with_too_many_pages_for_one_array_is_refused_before_a_page_is_filled(
-    size: int,
-) -> None:
-    """A running 7.3.4 with 2 GiB goes on after both; with the second it says why it refuses."""
-    kernel = power_on()
-    agent = Agent(kernel)
-    session, fd = agent.session("s"), agent.memfd(size)
-    free = kernel.page_alloc.nr_free_pages()
-    with pytest.raises(NoMemory):
-        agent.task.preserve_fd(session, fd, 1)
-    assert kernel.page_alloc.nr_free_pages() == free
-    agent.task.preserve_fd(session, agent.memfd(2 * PAGE_SIZE), 1)
-
-
 def test_files_with_a_name_are_not_taken() -> None:
     agent = Agent(power_on())
     session = agent.session("s")
