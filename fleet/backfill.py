@@ -27,8 +27,8 @@ from fleet.api import FleetSnapshot, RolloutState, RunRecord
 from fleet.bad_input import BadInput
 from fleet.coordinator import Coordinator
 from fleet.experiment import run_rollout
-from fleet.exporter import openmetrics
 from fleet.launcher import LocalBackend
+from fleet.openmetrics import openmetrics
 from fleet.plan import make_plan
 from fleet.scenario import load_scenario
 from fleet.snapshot import Books

@@ -35,7 +35,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from fleet.api import HISTOGRAM_EDGES_NS, FleetSnapshot, Histogram, RolloutState
-from node.api import BLACKOUT_PHASES, Backing, HostOutcome
+from node.api import BLACKOUT_PHASES, Backing, HostOutcome, VmOutcome
 
 __all__ = [
     "FleetCollector",
@@ -43,7 +43,6 @@ __all__ = [
     "MetricsServer",
     "fleet_registry",
     "metric_families",
-    "openmetrics",
 ]
 
 #: As OpenMetrics and Prometheus 3 write numbers: "0.01", "1.0".
@@ -55,6 +54,7 @@ _HOST_STATES: Final = ("pending", "updating", "updated", "failed", "skipped", "r
 _VM_STATES: Final = ("running", "paused", "restarting", "lost")
 _POOL_STATES: Final = ("free", "used", "reserved", "surplus")
 
+_PLAIN: Final = ("Content-Type", "text/plain; charset=utf-8")
 _POLL_S: Final = 0.05  # how often the server looks whether it was closed
 
 #: What an update that went well gives as its reason. An empty label value would be no label.
@@ -85,8 +85,14 @@ def _gauge(name: str, text: str, value: float) -> Metric:
     return GaugeMetricFamily(name, text, value=value)
 
 
-def _gauges(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
-    family = GaugeMetricFamily(name, text, labels=[label])
+def _gauges(
+    name: str,
+    text: str,
+    label: str,
+    values: Mapping[str, float],
+    kind: type[GaugeMetricFamily | CounterMetricFamily] = GaugeMetricFamily,
+) -> Metric:
+    family = kind(name, text, labels=[label])
     for key, value in values.items():
         family.add_metric([key], value)
     return family
@@ -146,6 +152,13 @@ def _hosts_and_vms(now: FleetSnapshot) -> Iterator[Metric]:
     for (outcome, reason), count in counted.items():
         updates.add_metric([outcome, reason], count)
     yield updates
+    yield _gauges(
+        "lufleet_vm_updates",
+        "VMs of host updates that have ended, by what became of their memory.",
+        "outcome",
+        _with_zeros(VmOutcome, now.vm_outcomes),
+        CounterMetricFamily,
+    )
 
 
 def _memory(now: FleetSnapshot) -> Iterator[Metric]:
@@ -155,14 +168,13 @@ def _memory(now: FleetSnapshot) -> Iterator[Metric]:
         "page_size",
         _with_zeros(_PAGE_SIZES, now.preserved_pages),
     )
-    carried = CounterMetricFamily(
+    yield _gauges(
         "lufleet_pages_preserved",
         "Pages that have been carried over a kexec in memory.",
-        labels=["page_size"],
+        "page_size",
+        _with_zeros(_PAGE_SIZES, now.pages_preserved_total),
+        CounterMetricFamily,
     )
-    for page_size, pages in _with_zeros(_PAGE_SIZES, now.pages_preserved_total).items():
-        carried.add_metric([page_size], pages)
-    yield carried
     pools = GaugeMetricFamily(
         "lufleet_hugetlb_pages",
         "Huge pages of the hosts' pools by state.",
@@ -230,48 +242,14 @@ class HostCollector(Collector):
         yield family
 
 
-def openmetrics(snapshots: Iterable[FleetSnapshot], start_s: float, instance: str) -> str:
-    """The metrics of a series of instants in OpenMetrics text, each sample with its time.
-
-    Virtual time 0 is put at Unix time `start_s`. A scrape would have added `job` and `instance`,
-    by which dashboards tell fleets apart. The client library's own writer takes ten times as long.
-    """
-    scraped = {"job": "lufleet", "instance": instance}
-    heads: dict[str, str] = {}
-    # All instants of a series stand together, a histogram with all its buckets being one series.
-    lines: dict[str, dict[tuple[str, ...], list[str]]] = {}
-    named: dict[tuple[str, ...], str] = {}
-    for snapshot in snapshots:
-        at = f"{start_s + snapshot.virtual_time_ns / 1e9:.3f}"
-        for family in metric_families(snapshot):
-            heads[family.name] = (
-                f"# HELP {family.name} {family.documentation}\n# TYPE {family.name} {family.type}\n"
-            )
-            groups = lines.setdefault(family.name, {})
-            for sample in family.samples:
-                key = (sample.name, *sample.labels.values())
-                if (name := named.get(key)) is None:
-                    named[key] = name = _series_name(sample.name, sample.labels | scraped)
-                group = tuple(value for label, value in sample.labels.items() if label != "le")
-                groups.setdefault(group, []).append(f"{name} {float(sample.value)!r} {at}\n")
-    parts = [
-        part
-        for family_name, groups in lines.items()
-        for part in (heads[family_name], *(line for group in groups.values() for line in group))
-    ]
-    return "".join((*parts, "# EOF\n"))
-
-
-def _series_name(name: str, labels: Mapping[str, str]) -> str:
-    escape = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
-    pairs = (f'{label}="{value.translate(escape)}"' for label, value in sorted(labels.items()))
-    return f"{name}{{{','.join(pairs)}}}"
-
-
 def fleet_registry(source: Callable[[], FleetSnapshot]) -> CollectorRegistry:
     """A registry with the fleet's metrics alone: no process or Python metrics beside them."""
-    registry = CollectorRegistry()
-    registry.register(FleetCollector(source))
+    return _registry(FleetCollector(source))
+
+
+def _registry(collector: Collector) -> CollectorRegistry:
+    registry = CollectorRegistry(auto_describe=True)  # without it ?name[]= finds nothing
+    registry.register(collector)
     return registry
 
 
@@ -285,23 +263,33 @@ class _QuietHandler(WSGIRequestHandler):
 class MetricsServer:
     """Serves `/metrics` and `/metrics/hosts` from a thread of its own until it is closed."""
 
-    def __init__(self, source: Callable[[], FleetSnapshot], host: str, port: int) -> None:
+    def __init__(
+        self,
+        source: Callable[[], FleetSnapshot],
+        host: str,
+        port: int,
+        is_up: Callable[[], bool] = lambda: True,
+    ) -> None:
         """Listen on `host`:`port` (port 0: any that is free).
+
+        Until `is_up`, scrapes are refused with 503: the zeros of a fleet that is being brought up
+        again would be a reset of every counter, and its past would count twice.
 
         Raises:
             OSError: the address cannot be listened on.
         """
-        hosts = CollectorRegistry()
-        hosts.register(HostCollector(source))
         pages: dict[str, WSGIApplication] = {
             "/metrics": make_wsgi_app(fleet_registry(source)),
-            "/metrics/hosts": make_wsgi_app(hosts),
+            "/metrics/hosts": make_wsgi_app(_registry(HostCollector(source))),
         }
 
         def application(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
             if (page := pages.get(environ["PATH_INFO"].rstrip("/"))) is None:
-                start("404 Not Found", [("Content-Type", "text/plain; charset=utf-8")])
+                start("404 Not Found", [_PLAIN])
                 return [b"here are /metrics and /metrics/hosts\n"]
+            if not is_up():
+                start("503 Service Unavailable", [_PLAIN])
+                return [b"the fleet is being brought up\n"]
             return page(environ, start)
 
         self._server = make_server(

@@ -81,7 +81,8 @@ class Fleet:
     """A scenario whose hosts are up and whose rollout waits to be started.
 
     `experiment` may be read at any time; `hosts` are its hosts for `HostService`; `broken` gets the
-    exception if the rollout breaks off. It is made inside the event loop that it lives in.
+    exception if the rollout breaks off. Once it `is_up`, every host has booted and a rollout that
+    is taken up is where it was. It is made inside the event loop that it lives in.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Fleet:
         )
         self.hosts = FleetHosts(self.experiment, journal, watchers, speed)
         self.rollout: asyncio.Task[RunRecord] | None = None
+        self.is_up = False
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def open(self) -> None:
@@ -117,6 +119,7 @@ class Fleet:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_REPLAY_GLANCE_SECONDS):
                         await self.experiment.changed()
+        self.is_up = True
 
     def start(self) -> None:
         """Start the rollout.

@@ -1,7 +1,8 @@
 """What `lufleet serve` runs: a living fleet behind one gRPC address and one for metrics.
 
 The gRPC address serves `FleetService`, `HostService` for every host, health and reflection; the
-other one `/metrics`. It goes on after the rollout has ended, until it is told to stop.
+other one `/metrics`, once the hosts are up. It goes on after the rollout has ended, until it is
+told to stop.
 
 Unhappy paths: an address that cannot be listened on ends it before any client was answered. A
 simulator that fails ends it with that error.
@@ -110,7 +111,9 @@ async def serve(
     fleet = Fleet(scenario, backend, journal, actors=actors, speed=speed)
     async with AsyncExitStack() as stack:
         try:
-            metrics = MetricsServer(lambda: fleet.experiment.snapshot, metrics_host, metrics_port)
+            metrics = MetricsServer(
+                lambda: fleet.experiment.snapshot, metrics_host, metrics_port, lambda: fleet.is_up
+            )
         except OSError as error:
             raise AddressInUse(f"cannot listen on {metrics_address}: {error}") from None
         stack.enter_context(metrics)

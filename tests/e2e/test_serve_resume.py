@@ -8,22 +8,25 @@ import shlex
 import signal
 import subprocess
 from pathlib import Path
+from socket import create_server
 from typing import TYPE_CHECKING
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import grpc
 import pytest
 
-from fleet.experiment import run_rollout
+from fleet.experiment import journal_header, run_rollout
 from fleet.journal import Journal
 from fleet.launcher import LocalBackend
-from fleet.server import Endpoints
+from fleet.server import Endpoints, serve
 from fleet.unwritable import CannotWrite
 from lufleet.v1 import fleet_pb2, fleet_pb2_grpc, host_pb2, host_pb2_grpc
-from node.api import HostCall
+from node.api import HostCall, ShardConfig
 from tests.e2e.served import served
 from tests.e2e.test_grpc_hosts import FLEET, HOSTS, reason
 from tests.e2e.test_grpc_serve import BIN, SMALL, serving
-from tests.fleet.toys import ROLLOUT, SCENARIO, ToyBackend
+from tests.fleet.toys import ROLLOUT, SCENARIO, ToyBackend, ToyHandle
 
 if TYPE_CHECKING:
     from lufleet.v1.fleet_pb2_grpc import FleetServiceAsyncStub as FleetStub
@@ -186,3 +189,45 @@ def test_an_aborted_rollout_ends_with_3_and_an_idle_fleet_with_0(tmp_path: Path)
         assert code == 0
         assert "the rollout was not started" in said
         again(said)
+
+
+def test_a_scrape_sees_nothing_of_a_fleet_that_is_not_up_again(tmp_path: Path) -> None:
+    """Zeros would be a reset of every counter, and what was before would count twice."""
+    with create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    pages = [f"http://{address}/metrics", f"http://{address}/metrics/hosts"]
+    seen: list[int] = []
+
+    class Scraped(ToyBackend):
+        def spawn(self, config: ShardConfig) -> ToyHandle:
+            for page in pages:
+                with pytest.raises(HTTPError) as refused:
+                    urlopen(page)
+                seen.append(refused.value.code)
+                refused.value.close()
+            return super().spawn(config)
+
+    async def scrapes() -> list[str]:
+        stop, shown = asyncio.Event(), []
+
+        def look(_: Endpoints) -> None:
+            for page in pages:
+                with urlopen(page) as answer:
+                    shown.append(answer.read().decode())
+            stop.set()
+
+        header = journal_header(SCENARIO, records_events=False)
+        with Journal.create(tmp_path / "journal.sqlite", header) as journal:
+            await serve(
+                *(SCENARIO, Scraped(), journal, stop),
+                grpc_address="127.0.0.1:0",
+                metrics_address=address,
+                on_ready=look,
+            )
+        return shown
+
+    fleet, hosts = asyncio.run(scrapes())
+    assert seen
+    assert set(seen) == {503}
+    assert "lufleet_rollout_wave -1.0" in fleet
+    assert 'state="pending"' in hosts

@@ -68,6 +68,12 @@ def test_every_label_value_is_there_before_anything_has_happened() -> None:
     )
     pools = {k for k in samples(fresh) if k[0] == "lufleet_hugetlb_pages"}
     assert len(pools) == 2 * 4
+    assert values(fresh, "lufleet_vm_updates_total", "outcome") == {
+        "preserved": 0,
+        "migrated": 0,
+        "restarted": 0,
+        "lost": 0,
+    }
     updates = {k for k in samples(fresh) if k[0] == "lufleet_host_updates_total"}
     assert {dict(labels)["outcome"] for _, labels in updates} == {
         "updated",
@@ -109,6 +115,15 @@ def test_an_update_without_a_reason_counts_under_none() -> None:
     assert found["lufleet_host_updates_total", (("outcome", "updated"), ("reason", "none"))] == 2
     rolled_back = (("outcome", "rolled_back"), ("reason", "panic"))
     assert found["lufleet_host_updates_total", rolled_back] == 1
+
+
+def test_vms_that_run_again_without_their_memory_are_told_from_those_that_kept_it() -> None:
+    assert values(busy_snapshot(), "lufleet_vm_updates_total", "outcome") == {
+        "preserved": 15,
+        "migrated": 0,
+        "restarted": 8,
+        "lost": 1,
+    }
 
 
 def test_a_reason_that_nobody_foresaw_is_shown_when_it_happens() -> None:
@@ -172,6 +187,16 @@ def test_the_server_shows_the_fleet_and_on_request_its_hosts() -> None:
         assert 'lufleet_host_state{host="r2-h01",state="updating"} 1.0' in text
         with pytest.raises(HTTPError, match="404"):
             urlopen(f"{base}/elsewhere")
+
+
+def test_a_page_can_be_asked_for_some_of_its_metrics() -> None:
+    with MetricsServer(busy_snapshot, "127.0.0.1", 0) as server:
+        base = f"http://127.0.0.1:{server.port}"
+        with urlopen(f"{base}/metrics?name[]=lufleet_rollout_wave") as answer:
+            shown = answer.read().decode().splitlines()
+        assert [line for line in shown if not line.startswith("#")] == ["lufleet_rollout_wave 1.0"]
+        with urlopen(f"{base}/metrics/hosts?name[]=lufleet_host_state") as answer:
+            assert "r2-h01" in answer.read().decode()
 
 
 def test_a_closed_server_gives_its_port_back() -> None:
