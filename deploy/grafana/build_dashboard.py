@@ -34,7 +34,7 @@ from deploy.grafana.panels import (
     buckets,
     coloured,
     fill,
-    label_table,
+    labels,
     lines,
     number,
     stacked,
@@ -79,7 +79,8 @@ def _rollout(board: dash.Dashboard) -> dash.Dashboard:
         ),
         number(
             "VMs lost",
-            "VMs whose memory should have been preserved and was not.",
+            "VMs whose memory should have been preserved and was not. Those that a fallback "
+            "started afresh are in the table at the bottom.",
             Query('sum(lufleet_vms{state="lost"})', "lost"),
             "none",
             (None, GREEN),
@@ -117,13 +118,12 @@ def _rollout(board: dash.Dashboard) -> dash.Dashboard:
         vms = coloured(vms, name, colour)
     board = board.with_panel(vms)
     return board.with_panel(
-        fill(
-            label_table("Value"),
+        labels(
             "What is rolled out",
             "The proposal is what the target carries beyond the kernel as released.",
-            [Query("lufleet_rollout_info{}", "", True, PromQueryFormat.TABLE)],
-            6,
-            8,
+            "lufleet_rollout_info{}",
+            "Value",
+            width=6,
         )
     )
 
@@ -221,7 +221,8 @@ def _blackout(board: dash.Dashboard) -> dash.Dashboard:
     return board.with_panel(
         lines(
             "p99 of each phase",
-            "Phases outside the blackout (kexec_file_load, preserve, finish) included.",
+            "Phases outside the blackout (kexec_file_load, preserve, finish) included. "
+            "Interpolated: one that always ends in the first bucket shows as just under 10 ms.",
             [Query(p99, "{{phase}}")],
             "s",
             width=8,
@@ -260,16 +261,21 @@ def _memory(board: dash.Dashboard) -> dash.Dashboard:
     )
     return board.with_panel(
         lines(
-            "Huge page pools",
-            "Pages of the hosts' hugetlb pools by state, and what is set aside as KHO scratch.",
+            "Huge page pools and KHO scratch",
+            "Memory of the hosts' hugetlb pools by state, and what is set aside as KHO scratch.",
             [
-                Query(
-                    "sum by (page_size, state) (lufleet_hugetlb_pages{})",
-                    "{{page_size}} {{state}}",
+                *(
+                    Query(
+                        "sum by (page_size, state) "
+                        f'(lufleet_hugetlb_pages{{page_size="{label}"}}) * {size}',
+                        "{{page_size}} {{state}}",
+                    )
+                    for label, size in sizes.items()
+                    if label != "4KiB"
                 ),
-                Query("sum(lufleet_kho_scratch_bytes{}) / 1048576", "KHO scratch, MiB"),
+                Query("sum(lufleet_kho_scratch_bytes{})", "KHO scratch"),
             ],
-            "short",
+            "bytes",
             width=8,
         )
     )
@@ -277,15 +283,18 @@ def _memory(board: dash.Dashboard) -> dash.Dashboard:
 
 def _trouble(board: dash.Dashboard) -> dash.Dashboard:
     board = board.with_row(dash.Row("What went wrong"))
-    updates = "sum by (outcome, reason) (lufleet_host_updates_total{}) > 0"
     board = board.with_panel(
-        fill(
-            label_table(),
+        labels(
             "Host updates by outcome and reason",
             "An update that went well has the reason none.",
-            [Query(updates, "", True, PromQueryFormat.TABLE)],
-            12,
-            8,
+            "sum by (outcome, reason) (lufleet_host_updates_total{}) > 0",
+        )
+    )
+    board = board.with_panel(
+        labels(
+            "VMs by what became of their memory",
+            "Of host updates that have ended. A restarted VM began afresh, a lost one did not.",
+            "sum by (outcome) (lufleet_vm_updates_total{}) > 0",
         )
     )
     return board.with_panel(
@@ -294,6 +303,7 @@ def _trouble(board: dash.Dashboard) -> dash.Dashboard:
             "By outcome.",
             [Query("sum by (outcome) (lufleet_host_updates_total{})", "{{outcome}}")],
             "none",
+            width=8,
         )
     )
 

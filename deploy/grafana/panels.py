@@ -25,7 +25,7 @@ __all__ = [
     "buckets",
     "coloured",
     "fill",
-    "label_table",
+    "labels",
     "lines",
     "number",
     "stacked",
@@ -108,11 +108,13 @@ def lines(
     return fill(panel, title, text, queries, width, 8)
 
 
-def label_table(*hidden: str) -> table.Panel:
-    """A table of labels without those that say nothing here."""
+def labels(title: str, text: str, expr: str, *hidden: str, width: int = 8) -> table.Panel:
+    """A table of the labels that an expression has now, without those that say nothing here."""
     hide = {"excludeByName": dict.fromkeys(("Time", "__name__", "job", *hidden), True)}
     organize = model.DataTransformerConfig(id_val="organize", options=hide)
-    return table.Panel().show_header(True).with_transformation(organize)
+    panel = table.Panel().show_header(True).with_transformation(organize)
+    query = Query(expr, instant=True, format=PromQueryFormat.TABLE)
+    return fill(panel, title, text, [query], width, 8)
 
 
 def buckets(unit: str) -> heatmap.Panel:

@@ -149,6 +149,8 @@ def test_every_expression_of_the_dashboard_returns_data_of_a_served_fleet(
 
         assert instant('sum(lufleet_hosts{state="updated"})')[0]["value"][1] == "3"
         assert instant("lufleet_vm_downtime_seconds_count")[0]["value"][1] == "9"
+        kept = 'lufleet_vm_updates_total{outcome="preserved"}'
+        assert instant(kept)[0]["value"][1] == "9"
         came_in = "increase(lufleet_vm_downtime_seconds_count[1m])"
         assert float(instant(came_in)[0]["value"][1]) > 0
 
