@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import TypeVar
 
 import grpc
@@ -82,7 +82,8 @@ class Fleet:
 
     `experiment` may be read at any time; `hosts` are its hosts for `HostService`; `broken` gets the
     exception if the rollout breaks off. Once it `is_up`, every host has booted and a rollout that
-    is taken up is where it was. It is made inside the event loop that it lives in.
+    is taken up is where it was. `on_over` is told what came of a rollout that ended. It is made
+    inside the event loop that it lives in.
     """
 
     def __init__(
@@ -93,9 +94,11 @@ class Fleet:
         *,
         actors: int | str | None = None,
         speed: float | None = None,
+        on_over: Callable[[RunRecord], None] = lambda _: None,
     ) -> None:
         self._pace = _PaceFromStart(speed)
         self._journal = journal
+        self._on_over = on_over
         watchers = Watchers()
         self.experiment = Experiment(
             scenario,
@@ -134,7 +137,11 @@ class Fleet:
         self.rollout.add_done_callback(self._ended)
 
     def _ended(self, rollout: asyncio.Task[RunRecord]) -> None:
-        if not rollout.cancelled() and (error := rollout.exception()) and not self.broken.done():
+        if rollout.cancelled():
+            return
+        if (error := rollout.exception()) is None:
+            self._on_over(rollout.result())
+        elif not self.broken.done():
             self.broken.set_exception(error)
 
     @property

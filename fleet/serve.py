@@ -8,9 +8,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from fleet.api import RolloutState
+from fleet.api import RolloutState, RunRecord
 from fleet.bad_input import BadInput, InputFault
-from fleet.console import closing_tables, mistakes
+from fleet.console import clock_text, closing_tables, mistakes
 from fleet.experiment import journal_header
 from fleet.frame import (
     ExitCode,
@@ -182,6 +182,12 @@ async def _serve(
         )
         console.print(Text("\n".join(lines)), soft_wrap=True)
 
+    def over(record: RunRecord) -> None:
+        when = clock_text(record.virtual_ns)
+        left = "results are written when the server is stopped"
+        text = Text(f"rollout {record.state} at {when}: {record.why}; {left}")
+        console.print(text, soft_wrap=True)
+
     try:
         return await serve_fleet(
             scenario,
@@ -194,6 +200,7 @@ async def _serve(
             speed=options.speed,
             start=options.start,
             on_ready=ready,
+            on_over=over,
         )
     finally:
         await backend.close()

@@ -80,6 +80,7 @@ async def serve(
     speed: float | None = None,
     start: bool = False,
     on_ready: Callable[[Endpoints], None] = lambda _: None,
+    on_over: Callable[[RunRecord], None] = lambda _: None,
 ) -> Served:
     """Serve a fleet until `stop` is set. Backend and journal belong to the caller.
 
@@ -95,6 +96,7 @@ async def serve(
         start: Start the rollout without waiting for StartRollout. One that was under way when
             the journal was written goes on in any case.
         on_ready: Is told where the servers listen.
+        on_over: Is told what came of the rollout, once it has ended by itself or by its gate.
 
     Returns:
         How it stood then.
@@ -108,7 +110,7 @@ async def serve(
     """
     split_address(grpc_address)
     metrics_host, metrics_port = split_address(metrics_address)
-    fleet = Fleet(scenario, backend, journal, actors=actors, speed=speed)
+    fleet = Fleet(scenario, backend, journal, actors=actors, speed=speed, on_over=on_over)
     async with AsyncExitStack() as stack:
         try:
             metrics = MetricsServer(

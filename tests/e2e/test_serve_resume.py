@@ -167,6 +167,8 @@ def test_a_used_directory_is_refused_and_the_line_that_is_printed_goes_on(tmp_pa
     with serving(tmp_path, "--resume", "--speed", "inf") as (process, address):
         with grpc.insecure_channel(address) as channel:
             assert [*fleet_pb2_grpc.FleetServiceStub(channel).WatchRollout(WATCH)]
+        assert process.stdout is not None
+        assert any(line.startswith("rollout completed at ") for line in process.stdout)
         code, said = stop(process)
     assert code == 0, said
     assert "the rollout was completed" in said
