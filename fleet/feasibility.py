@@ -18,13 +18,11 @@ from fleet.host_memory import HostMemory, memfd_need, try_boot
 from fleet.inventory import Inventory
 from fleet.units import plural, show_size
 from fleet.upgrade_path import Step, Verdict, judge
+from kernelmodel.handlers.memfd import MOST_FOLIOS
 from kernelmodel.releases import Release
 from node.api import Backing, HostSpec, VmSpec
 
 __all__ = ["Crossing", "check_crossings", "check_memory", "crossings"]
-
-#: LUO's memfd handler counts folios in 32 bits and answers EFBIG beyond.
-_MOST_MEMFD_PAGES = (1 << 32) - 1
 
 
 def check_memory(inventory: Inventory, faults: Faults) -> None:
@@ -51,9 +49,9 @@ def _check_vm(vm: VmSpec, inventory: Inventory, faults: Faults) -> None:
         what = f"VM {vm.name}: {show_size(vm.memory_bytes)} is not a multiple of its {label} pages"
         faults.add(place, what, f"{show_size(pages * page)}, say", alike="VMs of broken pages")
     if vm.backing is Backing.MEMFD:
-        if pages > _MOST_MEMFD_PAGES:
-            what = f"VM {vm.name}: LUO refuses a memfd of more than {_MOST_MEMFD_PAGES} pages"
-            faults.add(place, what, "larger pages, or a smaller VM")
+        if pages > MOST_FOLIOS:
+            what = f"VM {vm.name}: LUO preserves no memfd of {show_size(vm.memory_bytes)}: ENOMEM"
+            faults.add(place, what, "larger pages, or less than 1TiB")
         return
     pool = _pool(host, page)
     if pages > pool:

@@ -47,12 +47,12 @@ from kernelmodel.mm.shmem import F_ALL_SEALS, PG_DIRTY, PG_UPTODATE, ShmemInode
 if TYPE_CHECKING:
     from kernelmodel.kernel import Kernel
 
-__all__ = ["MemfdHandler"]
+__all__ = ["MOST_FOLIOS", "MemfdHandler"]
 
 _UINT_MAX = (1 << 32) - 1
-#: What one kvmalloc() gives at most, in bytes.
-_INT_MAX = (1 << 31) - 1
 _POINTER = 8
+#: Pointers in what one kvmalloc() gives at most, INT_MAX bytes: one less than the pages of 1 TiB.
+MOST_FOLIOS = ((1 << 31) - 1) // _POINTER
 _FLAGS = MEMFD_LUO_FOLIO_DIRTY | MEMFD_LUO_FOLIO_UPTODATE
 
 
@@ -118,7 +118,7 @@ class MemfdHandler(FileHandler):
         if nr_pages == 0:
             return preserve_folios(kernel, runs, 0, self.folios)
         kernel.fail_function("should_failslab", site="memfd_luo_preserve_folios")
-        self._check_array(nr_pages * _POINTER)
+        self._check_array(nr_pages)
         inode.allocate(0, nr_pages, PG_DIRTY | PG_UPTODATE)
         inode.migrate_from_scratch()
         inode.pinned = True
@@ -132,7 +132,7 @@ class MemfdHandler(FileHandler):
         kernel.charge("memfd_luo_folio_ser", nr_pages)
         return preserve_folios(kernel, runs, 0, self.folios)
 
-    def _check_array(self, size: int) -> None:
+    def _check_array(self, nr_pages: int) -> None:
         """Room for a pointer to each folio while they are pinned; no page is filled without it.
 
         C: kvmalloc_array() in memfd_luo_preserve_folios(), which refuses more than INT_MAX bytes,
@@ -141,7 +141,8 @@ class MemfdHandler(FileHandler):
         Raises:
             NoMemory: the array is too large.
         """
-        if size > _INT_MAX or -(-size // PAGE_SIZE) > self.kernel.page_alloc.managed_pages():
+        size = nr_pages * _POINTER
+        if nr_pages > MOST_FOLIOS or -(-size // PAGE_SIZE) > self.kernel.page_alloc.managed_pages():
             raise NoMemory("too many folios for one array", size=size)
 
     def freeze(self, luo_file: LuoFile) -> None:

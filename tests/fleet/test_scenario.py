@@ -198,6 +198,7 @@ INVENTORY_MISTAKES = [
     ),
     ("vms", "8GiB,hugetlb-1G -> 17GiB,hugetlb-1G", 4, "needs 17 pages of 1GiB"),
     ("vms", "2GiB,memfd -> 60GiB,memfd", 2, "its 1 plain memfd VMs need"),
+    ("vms", "2GiB,memfd -> 1TiB,memfd", 2, "LUO preserves no memfd of 1TiB: ENOMEM"),
     ("vms", "memfd,1 -> memfd,one", 2, "vcpus"),
     ("vms", "2GiB -> -2GiB", 2, "is not a size"),
 ]
