@@ -93,8 +93,7 @@ async def serve(
         metrics_address: As grpc_address.
         actors: Number of shards, "per-host", or None for what suits the fleet.
         speed: Virtual seconds a wall second; None lets the rollout run freely.
-        start: Start the rollout without waiting for StartRollout. One that was under way when
-            the journal was written goes on in any case.
+        start: Start the rollout at once. One that the journal has under way goes on anyhow.
         on_ready: Is told where the servers listen.
         on_over: Is told what came of the rollout, once it has ended by itself or by its gate.
 
@@ -102,8 +101,7 @@ async def serve(
         How it stood then.
 
     Raises:
-        BadAddress: an address is none.
-        AddressInUse: an address cannot be listened on.
+        BadAddress, AddressInUse: an address is none, or cannot be listened on.
         ModelBug: the simulator is wrong.
         HostUnreachable: a shard cannot be kept alive.
         CannotWrite: the journal cannot be written any more.
