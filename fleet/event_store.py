@@ -270,6 +270,7 @@ def _phase_view(
     store: duckdb.DuckDBPyConnection, view: str, table: str, keys: str, phases: Sequence[str]
 ) -> None:
     columns = ", ".join(f'"{phase}_ns"' for phase in phases)
+    # S608: names of ours, and of phases
     store.execute(
         f"CREATE VIEW {view} AS SELECT {keys}, regexp_replace(phase, '_ns$', '') AS phase, ns "  # noqa: S608
         f"FROM (UNPIVOT {table} ON {columns} INTO NAME phase VALUE ns)"

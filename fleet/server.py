@@ -95,7 +95,7 @@ async def serve(
         speed: Virtual seconds a wall second; None lets the rollout run freely.
         start: Start the rollout at once. One that the journal has under way goes on anyhow.
         on_ready: Is told where the servers listen.
-        on_over: Is told what came of the rollout, once it has ended by itself or by its gate.
+        on_over: Is told what came of the rollout, once it has ended.
 
     Returns:
         How it stood then.
