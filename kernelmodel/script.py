@@ -40,6 +40,8 @@ HUGE_PAGE_ORDERS: Final = {"2M": 9, "1G": 18}
 _UNITS: Final = {"M": MIB, "G": GIB}
 _NODES_MAX: Final = 8
 _KEXEC_WORDS_MAX: Final = 2
+#: Bytes that a raw request can have.
+_ROOM_MAX: Final = 4096
 
 #: Kernels that a boot can be of instead of the usual one.
 KERNELS: Final = {"no-memfd": "built without CONFIG_LIVEUPDATE_MEMFD"}
@@ -54,7 +56,8 @@ FAILING: Final = {
 }
 
 #: Arguments of each operation: v a variable, i an integer, c one from 1 on, s a size, w a word, f a
-#: function that can fail, e an error's name; `?` from here on optional, `*` any number of the last.
+#: function that can fail, e an error's name, r bytes of memory; `?` from here on optional, `*` any
+#: number of the last.
 _OPERATIONS: Final = {
     "open": "v",
     "null": "v",
@@ -76,6 +79,7 @@ _OPERATIONS: Final = {
     "name": "v",
     "same": "vv",
     "raw": "vii?*",
+    "rawin": "vrii?*",
     "read": "w",
     "fail": "fce",
     "tryreboot": "",
@@ -279,6 +283,8 @@ def _fault(words: list[str], *, huge: bool) -> str:
 def _fault_of_argument(kind: str, arg: str) -> str:
     if kind in "ic" and _parse(arg) is None:
         return f"{arg!r} is no number; 4096 and 0x1000 are"
+    if kind == "r" and _parse(arg.removesuffix("r")) not in range(_ROOM_MAX + 1):
+        return f"{arg!r} is no room; 0 to {_ROOM_MAX} is, and 72r"
     if kind == "c" and number(arg) < 1:
         return f"{arg!r} is no call; the next one is 1"
     if kind == "s" and arg not in HUGE_PAGE_ORDERS:

@@ -134,11 +134,18 @@ class Program:
         return str(int(one.inode.ino == other.inode.ino))
 
     def _op_raw(self, v: str, cmd: str, size: str, *pokes: str) -> None:
-        arg = bytearray(_RAW_BYTES)
-        arg[:4] = (number(size) & 0xFFFFFFFF).to_bytes(4, "little")
+        self._op_rawin(v, str(_RAW_BYTES), cmd, size, *pokes)
+
+    def _op_rawin(self, v: str, room: str, cmd: str, size: str, *pokes: str) -> None:
+        """An ioctl on so many bytes before memory that is not there; `r`: not to be written to."""
+        digits = room.removesuffix("r")
+        arg = bytearray(number(digits))
+        head = (number(size) & 0xFFFFFFFF).to_bytes(4, "little")
+        arg[:4] = head[: len(arg)]
         for at, byte in zip(pokes[::2], pokes[1::2], strict=False):
-            arg[number(at) % _RAW_BYTES] = number(byte) & 0xFF
-        self.task.ioctl(self.fd(v), number(cmd), arg)
+            if number(at) < len(arg):
+                arg[number(at)] = number(byte) & 0xFF
+        self.task.ioctl(self.fd(v), number(cmd), bytes(arg) if digits != room else arg)
 
     def _op_read(self, path: str) -> str:
         kho = self.task.kernel.kho

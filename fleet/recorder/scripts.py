@@ -39,6 +39,9 @@ WELL_FORMED: Final = (
 )  # fmt: skip
 RAW_SIZES: Final = (0, 4, 7, 8, 12, 15, 16, 17, 71, 72, 73, 80, 200, 4096)
 RAW_OFFSETS: Final = (4, 5, 7, 8, 12, 15, 16, 20, 71, 72, 76, 79, 100, 200, 4095)
+#: How often a raw request has less memory than it could read, and how much then.
+FAULTS: Final = 0.3
+RAW_ROOMS: Final = (0, 3, 4, 8, 15, 16, 71, 72, 80)
 STATS: Final = 8
 
 #: Weight of each operation by theme; what a theme leaves out has the weight of "plain".
@@ -62,7 +65,21 @@ T = TypeVar("T")
 def random_script(seed: int, index: int) -> str:
     """Script `index` of a seed; the same text for ever, on every machine."""
     random = stream(seed, "script", index)
-    return plain_script(random) if index % 2 else _Writer(random).write()
+    if index % 2:
+        return plain_script(random)
+    return _with_faults(_Writer(random).write(), stream(seed, "memory of requests", index))
+
+
+def _with_faults(text: str, random: Random) -> str:
+    """Some raw requests end before they are read, or cannot be written to."""
+    lines = text.splitlines()
+    for at, line in enumerate(lines):
+        op, *words = line.split()
+        if op == "raw" and random.random() < FAULTS:
+            room, read_only = random.choice((*RAW_ROOMS, int(words[2]) % 4096)), random.choice("-r")
+            words.insert(1, f"{room}{read_only.strip('-')}")
+            lines[at] = " ".join(("rawin", *words))
+    return "\n".join(lines) + "\n"
 
 
 class _Writer:

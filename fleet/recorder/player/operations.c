@@ -14,6 +14,7 @@
 #include "player.h"
 
 #define PIECE 4096u
+#define RAW_BYTES 4096u
 
 // The requests of /dev/liveupdate and of session descriptors, and what they take.
 #define CREATE_SESSION _IO(0xBA, 0x00)
@@ -179,19 +180,43 @@ static int op_same(void)
 	return 0;
 }
 
-static int op_raw(void)
+// Memory of a page, and behind it nothing: a request that reads on faults. Low, so that no size takes
+// it beyond all addresses.
+static unsigned char *page_before_nothing(int protection)
 {
-	static union {
-		uint32_t size;
-		unsigned char bytes[4096];
-	} arg;
+	static unsigned char *page;
 
-	memset(&arg, 0, sizeof(arg));
-	arg.size = number(3);
-	for (int i = 4; i + 1 < nr_words; i += 2)
-		arg.bytes[number(i) % sizeof(arg)] = number(i + 1);
-	return ioctl(fd_of(1), number(2), &arg) < 0 ? -1 : 0;
+	if (!page) {
+		page = mmap((void *)0x10000000, 2 * RAW_BYTES, PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+		if (page == MAP_FAILED || munmap(page + RAW_BYTES, RAW_BYTES))
+			die("no memory for raw requests: %m");
+	}
+	if (mprotect(page, RAW_BYTES, protection))
+		die("mprotect: %m");
+	return page;
 }
+
+// Words from `at` on: the request, the size, and what bytes are to be where.
+static int raw(size_t room, int read_only, int at)
+{
+	unsigned char *arg = page_before_nothing(PROT_READ | PROT_WRITE) + RAW_BYTES - room;
+	uint32_t size = number(at + 1);
+	int result;
+
+	memset(arg, 0, room);
+	memcpy(arg, &size, room < sizeof(size) ? room : sizeof(size));
+	for (int i = at + 2; i + 1 < nr_words; i += 2)
+		if (number(i) < room)
+			arg[number(i)] = number(i + 1);
+	if (read_only)
+		page_before_nothing(PROT_READ);
+	result = ioctl(fd_of(1), number(at), arg);
+	return result < 0 ? -1 : 0;
+}
+
+static int op_raw(void) { return raw(RAW_BYTES, 0, 2); }
+static int op_rawin(void) { return raw(number(2), has(2, 'r'), 3); }
 
 static int op_read(void)
 {
@@ -249,6 +274,7 @@ const struct operation operations[] = {
 	{ "name", op_name, 1 },
 	{ "same", op_same, 2 },
 	{ "raw", op_raw, 3 },
+	{ "rawin", op_rawin, 4 },
 	{ "read", op_read, 1 },
 	{ "fail", op_fail, 3 },
 	{ "tryreboot", op_tryreboot, 0 },
