@@ -31,11 +31,11 @@ class Agent:
 
     def create(self, name: str) -> None:
         """CREATE_SESSION."""
-        self.outgoing[name] = self.task.create_session(self.device, name)
+        self.outgoing[_kept(name)] = self.task.create_session(self.device, name)
 
     def retrieve(self, name: str) -> None:
         """RETRIEVE_SESSION."""
-        self.incoming[name] = self.task.retrieve_session(self.device, name)
+        self.incoming[_kept(name)] = self.task.retrieve_session(self.device, name)
 
     def preserve(self, session: int, vmm: Task, fd: int, token: int) -> None:
         """PRESERVE_FD, made by a VMM for a descriptor of its own: the session is lent to it."""
@@ -54,9 +54,16 @@ class Agent:
         first, second = self.outgoing, self.incoming
         if incoming:
             first, second = second, first
+        name = _kept(name)
         return first.get(name) or second.get(name) or 0
 
     def close(self, name: str) -> None:
         """close(2) of the descriptor of an open session, the outgoing one first."""
+        name = _kept(name)
         sessions = self.outgoing if name in self.outgoing else self.incoming
         self.task.close(sessions.pop(name))
+
+
+def _kept(name: str) -> str:
+    """What the kernel keeps of a session's name: up to a NUL."""
+    return name.partition("\0")[0]
