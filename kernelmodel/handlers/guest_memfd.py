@@ -24,7 +24,14 @@ from typing import TYPE_CHECKING
 from kernelmodel.abi.folio_table import FolioRun
 from kernelmodel.abi.guest_memfd import GuestHugetlbSer, GuestMemfdSer, KvmVmSer
 from kernelmodel.abi.kexec_handover import KhoVmalloc
-from kernelmodel.errors import Exists, InvalidArgument, IoError, KernelError, NoEntry
+from kernelmodel.errors import (
+    Exists,
+    InvalidArgument,
+    IoError,
+    KernelError,
+    KernelPanic,
+    NoEntry,
+)
 from kernelmodel.fs import File
 from kernelmodel.handlers.folio_table import (
     PlainFolios,
@@ -102,6 +109,8 @@ class _GuestHandler(FileHandler):
     def __init__(self, kernel: Kernel, compatible: str) -> None:
         super().__init__(compatible)
         self.kernel = kernel
+        #: Files that are being retrieved, and whose VM is looked for.
+        self._waiting: list[LuoFile] = []
 
     def get_id(self, file: File) -> int:
         """The inode."""
@@ -128,8 +137,20 @@ class _GuestHandler(FileHandler):
         raise NoEntry("the VM is not preserved with its memory", token=luo_file.token)
 
     def _retrieve_vm(self, luo_file: LuoFile, token: int) -> KvmVm:
-        """The VM, retrieved if it was not yet. Raises: NoEntry, or what that raises."""
-        file = self._file_set(luo_file).retrieve_file(token)
+        """The VM, retrieved if it was not yet.
+
+        Raises:
+            NoEntry: there is no such token. InvalidArgument: it is no VM's. Others: what
+            retrieving it raised. KernelPanic: retrieving it leads back to this file, whose mutex
+            is held, so that the call never ends.
+        """
+        if any(luo_file is other for other in self._waiting):
+            raise KernelPanic(f"hang: token {luo_file.token:#x} waits for itself to be retrieved")
+        self._waiting.append(luo_file)
+        try:
+            file = self._file_set(luo_file).retrieve_file(token)
+        finally:
+            self._waiting.pop()
         inode = file.inode
         file.put()
         if not isinstance(inode, KvmVmInode):

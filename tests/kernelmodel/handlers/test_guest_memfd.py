@@ -12,6 +12,7 @@ from kernelmodel.errors import (
     Busy,
     InvalidArgument,
     IoError,
+    KernelPanic,
     NoDevice,
     NoEntry,
     NoMemory,
@@ -221,8 +222,8 @@ def test_memory_without_its_vm_fails_the_freeze(flags: int) -> None:
     check(agent)
 
 
-@pytest.mark.parametrize("flags", [SHARED, HUGE_2M])
-def test_memory_whose_vm_is_missing_in_the_next_kernel_is_leaked(flags: int) -> None:
+def handed_over_with(token: int, flags: int) -> tuple[Agent, int]:
+    """The next kernel's agent, and a session in which memory says that `token` is its VM."""
     agent = start()
     vm, fd = guest(agent, 2 * HUGE, flags)
     session = agent.session("s")
@@ -232,15 +233,27 @@ def test_memory_whose_vm_is_missing_in_the_next_kernel_is_leaked(flags: int) -> 
     data = kernel.luo.sessions.outgoing[0].file_set.files[1].data
     kexec.kexec_file_load(kernel, kernel.release, kernel.params.cmdline)
     image = kexec.kernel_kexec(kernel)
-    kernel.memory.write_u64(data + 24, 99)  # the VM's token
+    kernel.memory.write_u64(data + 24, token)
     given = kexec.jump(kernel, image)
     after = Agent(boot(kernel.machine, *given, kernel.clock, config=kernel.config))
-    session = after.retrieve("s")
+    return after, after.retrieve("s")
+
+
+@pytest.mark.parametrize("flags", [SHARED, HUGE_2M])
+def test_memory_whose_vm_is_missing_in_the_next_kernel_is_leaked(flags: int) -> None:
+    after, session = handed_over_with(99, flags)
     for _ in range(2):
         with pytest.raises(NoEntry):
             after.task.retrieve_fd(session, MEMORY)
     after.task.close(session)
     assert after.kernel.hugetlb.hstate(9).free_huge_pages == POOL - 2 * (flags == HUGE_2M)
+
+
+@pytest.mark.parametrize("flags", [SHARED, HUGE_2M])
+def test_memory_that_says_it_is_its_own_vm_waits_for_itself_for_ever(flags: int) -> None:
+    after, session = handed_over_with(MEMORY, flags)
+    with pytest.raises(KernelPanic, match="hang: token 0x8 waits for itself"):
+        after.task.retrieve_fd(session, MEMORY)
 
 
 @pytest.mark.parametrize("flags", [SHARED, HUGE_2M])
