@@ -117,8 +117,7 @@ class Host:
         self.loaded: Release | None = None
         self.panic_message = ""
         self.last_release = spec.release  # of those that were up
-        #: Whether it was the watchdog that ended the last boot that failed.
-        self.hung = False
+        self.hung = False  # whether it was the watchdog that ended the last boot that failed
         #: Why there is no agent, if there is none: what the kernel said to it.
         self.agent_error = ""
         self._cmdline = kernel_cmdline(spec)
@@ -262,7 +261,8 @@ class Host:
         try:
             self.preserve_fd(name, MEMORY_TOKEN, name)
         except (KernelError, HostStateError):
-            self.close_session(name)
+            if self.agent is not None:  # else all sessions died with the kernel
+                self.close_session(name)
             raise
 
     def close_session(self, name: str) -> None:

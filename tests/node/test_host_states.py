@@ -148,6 +148,17 @@ def test_a_way_that_does_not_exist_is_our_mistake() -> None:
         host._advance(UP, "why")
 
 
+def test_a_vm_whose_preserving_kills_the_kernel_is_told_of_the_panic() -> None:
+    host = make_host()
+    tree = host.kernel.kho.outgoing_tree
+    assert tree is not None
+    beyond = (1 << 45).to_bytes(8, "little")  # behind all memory
+    host.machine.memory.write(tree.root_pa, beyond * 512)
+    with pytest.raises(HostPanicked, match="h panicked in preserve_fd: unable to handle page"):
+        host.preserve_vm("huge")
+    assert host.state is PANICKED
+
+
 # What a dead host says, and one without an agent.
 
 
