@@ -193,3 +193,17 @@ def test_time_begins_when_the_host_runs() -> None:
     host = make_host(record_events=True)
     assert host.clock.now_ns == 0
     assert {event.now_ns for event in decode(host.trace.take_events())} == {0}
+
+
+def test_a_session_is_called_what_the_kernel_keeps_of_its_name() -> None:
+    host = make_host()
+    host.create_session("kept\0not kept")
+    assert [session.name for session in host.sessions()] == ["kept"]
+    with pytest.raises(Exists):
+        host.create_session("kept")
+    host.preserve_fd("kept", MEMORY_TOKEN, VMS[0].name)
+    kexec(host)
+    host.retrieve_session("kept\0as well")
+    host.finish_session("kept")
+    host.close_session("kept\0not kept")
+    assert host.sessions() == []

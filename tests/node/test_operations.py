@@ -348,18 +348,3 @@ def test_every_method_of_the_service_is_known_and_said_to_change_or_not() -> Non
         reply = perform(host, HostCall(HOST, 0, method, b""))
         assert reply.refusal is not None or reply.response
     assert about_one > READING
-
-
-def test_the_kernel_keeps_of_a_session_s_name_what_is_before_a_nul() -> None:
-    shard = Shard(shard_config(HOST))
-    named = "kept\0not kept"
-    assert ask(shard, host_pb2.CreateSessionRequest(host=HOST, session=named)).refusal is None
-    assert [session.name for session in look(shard).sessions] == ["kept"]
-    refusal = ask(shard, host_pb2.CreateSessionRequest(host=HOST, session="kept")).refusal
-    assert refusal is not None
-    assert refusal.errno == "EEXIST"
-    preserve = host_pb2.PreserveFdRequest(host=HOST, session="kept", token=TOKEN, vm=VMS[0])
-    assert ask(shard, preserve).refusal is None
-    close = host_pb2.CloseSessionRequest(host=HOST, session=named)
-    assert ask(shard, close).refusal is None
-    assert not look(shard).sessions
