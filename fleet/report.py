@@ -26,7 +26,7 @@ from fleet.charts.timeline import MOST_ROWS, timeline_chart
 from fleet.html import Markup, code, legend, table, text
 from fleet.report_notes import cost_notes, memory_notes, model_notes
 from fleet.report_trouble import trouble_notes
-from fleet.results import PhaseSummary, Result
+from fleet.results import DowntimeSummary, PhaseSummary, Result
 from fleet.units import counted
 from node.api import BLACKOUT_PHASES, UpdateResult, VmOutcome
 
@@ -183,6 +183,7 @@ def _tiles(result: Result) -> Markup:
         )
         if count
     )
+    p50, p90, p99, longest = _ranks(downtime)
     tiles = [
         _tile("hosts updated", f"{hosts.updated:,}", f"of {hosts.total:,}; {went or 'all well'}"),
         _tile(
@@ -190,8 +191,8 @@ def _tiles(result: Result) -> Markup:
             f"{vms.preserved:,}",
             f"of {vms.total:,}; {vms.restarted:,} restarted, {vms.lost:,} lost",
         ),
-        _tile("downtime p50", _or_lost(downtime.p50), f"p90 {_or_lost(downtime.p90)}"),
-        _tile("downtime p99", _or_lost(downtime.p99), f"longest {_or_lost(downtime.max)}"),
+        _tile("downtime p50", p50, f"p90 {p90}"),
+        _tile("downtime p99", p99, f"longest {longest}"),
         _tile(
             "within budget",
             _share(result),
@@ -206,8 +207,11 @@ def _tiles(result: Result) -> Markup:
     return Markup("".join(tiles))
 
 
-def _or_lost(value_s: float | None) -> str:
-    return "lost" if value_s is None else seconds(value_s)
+def _ranks(downtime: DowntimeSummary) -> list[str]:
+    """p50, p90, p99 and the longest; a lost VM has none, and without downtimes there is none."""
+    none = "lost" if downtime.count else "–"
+    values = (downtime.p50, downtime.p90, downtime.p99, downtime.max)
+    return [none if value is None else seconds(value) for value in values]
 
 
 def _downtime_legend(record: RunRecord) -> Markup:
@@ -230,12 +234,12 @@ def _downtime_chart(record: RunRecord, result: Result) -> str:
 
 def _downtime_table(result: Result) -> Markup:
     d = result.downtime_seconds
-    row = [f"{d.count:,}", *map(_or_lost if d.count else str, (d.p50, d.p90, d.p99, d.max))]
     mean = "–" if d.finite_mean is None else seconds(d.finite_mean)
+    row = [f"{d.count:,}", *_ranks(d), mean]
     said = f"{d.lost:,} lost" if d.lost else "no VM lost"
     caption = f"Nearest-rank percentiles; {said}, {d.never_paused:,} were never paused"
     columns = ("downtimes", "p50", "p90", "p99", "longest", "mean of the finite")
-    return table(caption, columns, [[*row, mean]], numeric=range(1, 6))
+    return table(caption, columns, [row], numeric=range(1, 6))
 
 
 def _blackout(update: UpdateResult) -> tuple[str, dict[str, int]]:

@@ -218,6 +218,9 @@ def test_a_run_that_did_nothing_has_a_report_too() -> None:
     run = msgspec.structs.replace(make_run(hosts=2), results=(), waves=(), virtual_ns=0)
     shown = Page(render_report(run, summarise(run))).text
     assert "No VM was paused." in shown
+    assert "downtime p50 – p90 – downtime p99 – longest –" in shown
+    assert "0 – – – – –" in shown
+    assert "None" not in shown
     assert "No host went through a blackout." in shown
 
 
