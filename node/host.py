@@ -118,8 +118,8 @@ class Host:
         self.panic_message = ""
         self.last_release = spec.release  # of those that were up
         self.hung = False  # whether it was the watchdog that ended the last boot that failed
-        #: Why there is no agent, if there is none: what the kernel said to it.
-        self.agent_error = ""
+        #: Why there is no agent, if there is none: what the kernel said to it, and in words.
+        self.agent_errno = self.agent_error = ""
         self._cmdline = kernel_cmdline(spec)
         self._kernel: Kernel | None = None
         self._power_on(self.known_release(spec.release))
@@ -175,6 +175,8 @@ class Host:
         self.state = to
         if to is HostState.UP:
             self.last_release = self.release
+            if self.agent is None:  # now that no watchdog can say that it never came to that
+                self.emit("agent", errno=self.agent_errno)
         self.emit("host", state=to, release=self.release, why=why)
 
     def emit(self, event: str, **fields: int | str | bytes | bool) -> None:
@@ -384,8 +386,7 @@ class Host:
         deadline = start_ns + boot_timeout_ns
         self.hung = isinstance(panic, faults.BootHang) or self.clock.now_ns > deadline
         if self.hung:
-            if self.clock.now_ns < deadline:
-                self.clock.advance_to(deadline)
+            self.clock.advance_to(max(deadline, self.clock.now_ns))
             self.clock.cut(deadline)
         self.phases[:] = [phase for phase in self.phases if phase.end_ns <= self.clock.now_ns]
         self.panic_message = str(panic)
@@ -423,10 +424,9 @@ class Host:
         try:
             self.agent = Agent(self.kernel)
         except KernelError as error:
-            self.agent = None
+            self.agent, self.agent_errno = None, error.name
             self.agent_error = f"cannot open /dev/liveupdate: {error.name}"
             self.kernel.printk(f"luod: cannot open /dev/liveupdate: {error}")
-            self.emit("agent", errno=error.name)
 
     def drop_kernel(self) -> None:
         """Whatever runs is gone, and nobody can ask it anything any more."""

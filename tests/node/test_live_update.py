@@ -187,6 +187,21 @@ def test_the_watchdog_bites_at_its_time_wherever_the_boot_stands(timeout_ms: int
     assert died.now_ns == jump.now_ns + timeout_ns
 
 
+#: from, to, watchdog: what a kernel without /dev/liveupdate runs at the start, in the end, or not
+WITHOUT_AN_AGENT = [("6.16", NEW, DEFAULT), (OLD, "6.16", DEFAULT), (OLD, "6.16", IMPATIENT)]
+
+
+@pytest.mark.parametrize(("release", "target", "policy"), WITHOUT_AN_AGENT)
+def test_time_never_runs_backwards_in_what_a_host_records(
+    release: str, target: str, policy: UpdatePolicy
+) -> None:
+    host = make_host(release=release, vms=[PLAIN], record_events=True)
+    events = list(decode(update(host, release=target, policy=policy).events))
+    assert [event.now_ns for event in events] == sorted(event.now_ns for event in events)
+    refused = [event for event in events if event.name == "agent"]
+    assert len(refused) == (0 if policy is IMPATIENT else 1)
+
+
 def boot_ns(result: UpdateResult) -> int:
     return sum(ns for name, ns in result.phases_ns.items() if name not in ("freeze", "retrieve"))
 
