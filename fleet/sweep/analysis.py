@@ -15,16 +15,22 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from fleet.sweep.cells import Cell
-from fleet.sweep.metrics import METRICS
-from fleet.sweep.plan import Goal, SweepPlan
+from fleet.sweep.metrics import METRICS, estimate_of
+from fleet.sweep.plan import Choice, Goal, SweepPlan
 from fleet.sweep.statistics import Estimate, estimate
 from fleet.sweep.worker import Outcome
 
 __all__ = ["PARETO", "Analysis", "CellSummary", "Effect", "analyse", "pareto_front"]
 
-#: What a rollout is weighed by: how long it takes, what VMs feel, what is put at risk, and whether
-#: it gets there at all.
-PARETO: Final = ("rollout_seconds", "downtime_p99_seconds", "vms_given_up", "halted")
+#: What a rollout is weighed by: how long it takes, what VMs feel, what is put at risk, and how far
+#: it gets. Leaving hosts alone is quick and hurts nobody, so what it leaves alone has to count.
+PARETO: Final = (
+    "rollout_seconds",
+    "downtime_p99_seconds",
+    "vms_given_up",
+    "hosts_updated",
+    "halted",
+)
 
 
 class CellSummary(Struct, frozen=True):
@@ -52,6 +58,10 @@ class CellSummary(Struct, frozen=True):
         """
         found = self.estimates[name]
         return math.inf if found.infinite else found.mean
+
+
+#: Of one value of a parameter: (seed, choices of the other parameters) -> metric.
+_Results = dict[tuple[int, tuple[Choice, ...]], float]
 
 
 class Effect(Struct, frozen=True):
@@ -137,14 +147,18 @@ def _summary(cell: Cell, outcomes: Mapping[int, Outcome]) -> CellSummary:
 
 
 def _estimate(name: str, outcomes: Iterable[Outcome]) -> Estimate:
-    return estimate([o.metrics[name] for o in outcomes if name in o.metrics])
+    return estimate_of(name, [o.metrics[name] for o in outcomes if name in o.metrics])
 
 
 def _means(summary: CellSummary) -> tuple[float, ...] | None:
-    """Where the cell stands in the plane of `PARETO`; None if it has no rollout that got there."""
-    means = (summary.mean(name) for name in PARETO)
-    known = tuple(mean for mean in means if mean is not None)
-    return known if len(known) == len(PARETO) else None
+    """Where the cell stands by `PARETO`, less being better; None if no rollout of it got there."""
+    found = []
+    for name in PARETO:
+        mean = summary.mean(name)
+        if mean is None:
+            return None
+        found.append(-mean if METRICS[name].more_is_better else mean)
+    return tuple(found)
 
 
 def pareto_front(points: Sequence[tuple[float, ...] | None]) -> set[int]:
@@ -214,28 +228,37 @@ def _effects(
     cells: Sequence[Cell],
     of_cell: Mapping[str, Mapping[int, Outcome]],
 ) -> Iterable[Effect]:
-    """Main effects: for each value the mean over cells, seed by seed, and its interval.
-
-    A seed counts where every cell with the value has been run with it, so that values are compared
-    on the same luck.
-    """
+    """Main effects: for each value the mean over cells, seed by seed, and its interval."""
     for axis, parameter in enumerate(plan.parameters):
-        by_choice: dict[str, list[Cell]] = {}
+        found: dict[str, _Results] = {}
         numbers: dict[str, float | None] = {}
         for cell in cells:
             choice = cell.choices[axis]
-            by_choice.setdefault(choice.label, []).append(cell)
             numbers[choice.label] = choice.number
-        for label, group in by_choice.items():
-            good = [
-                {
-                    seed: outcome.metrics[name]
-                    for seed, outcome in of_cell[cell.key].items()
-                    if name in outcome.metrics
-                }
-                for cell in group
-            ]
-            good = [values for values in good if values]
-            seeds = sorted(set.intersection(*map(set, good))) if good else []
-            means = [math.fsum(values[seed] for values in good) / len(good) for seed in seeds]
+            beside = cell.choices[:axis] + cell.choices[axis + 1 :]
+            results = found.setdefault(choice.label, {})
+            for seed, outcome in of_cell[cell.key].items():
+                if name in outcome.metrics:
+                    results[seed, beside] = outcome.metrics[name]
+        fair = _balanced(found) if plan.method == "grid" else found
+        for label, results in fair.items():
+            by_seed: dict[int, list[float]] = {}
+            for (seed, _), value in results.items():
+                by_seed.setdefault(seed, []).append(value)
+            means = [math.fsum(values) / len(values) for values in by_seed.values()]
             yield Effect(parameter.name, label, numbers[label], estimate(means))
+
+
+def _balanced(found: Mapping[str, _Results]) -> dict[str, _Results]:
+    """Of each value of a parameter the runs that there are of every other value as well.
+
+    A run that failed, or a rollout that was halted and has no duration, would else leave its value
+    to be judged by the seeds, and by the values of other parameters, with which it went well. A
+    value of which nothing is left says nothing; one that never had anything keeps nobody else out.
+    """
+    runs = [set(results) for results in found.values() if results]
+    common = set.intersection(*runs) if runs else set()
+    return {
+        label: {run: value for run, value in results.items() if run in common}
+        for label, results in found.items()
+    }

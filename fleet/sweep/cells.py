@@ -14,6 +14,7 @@ from kernelmodel.sim.rng import stream
 __all__ = ["Cell", "cells_of", "halton"]
 
 _PRIMES: Final = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53)
+_DIGITS_TO: Final = 1 << 32  # samples are told apart by so many parts of a range
 
 
 class Cell(Struct, frozen=True):
@@ -43,32 +44,41 @@ def cells_of(plan: SweepPlan) -> tuple[Cell, ...]:
             for _ in range(plan.samples)
         ]
     else:
-        start = plan.sampling_seed
-        rows = [
-            tuple(
-                _at(parameter, halton(start + nr, _PRIMES[axis % len(_PRIMES)]))
-                for axis, parameter in enumerate(plan.parameters)
-            )
-            for nr in range(plan.samples)
+        columns = [
+            halton(plan.samples, _PRIMES[axis % len(_PRIMES)], plan.sampling_seed, axis)
+            for axis in range(len(plan.parameters))
         ]
+        rows = [tuple(map(_at, plan.parameters, shares)) for shares in zip(*columns, strict=True)]
     cells = (Cell(_key(row), row) for row in rows)
     return tuple({cell.key: cell for cell in cells}.values())
 
 
 def _at(parameter: Parameter, share: float) -> Choice:
     if parameter.range is not None:
-        return parameter.range.at(share)
+        return parameter.range.sample(share)
     return parameter.choices[int(share * len(parameter.choices))]
 
 
-def halton(index: int, base: int) -> float:
-    """The `index`-th number (from 1) of the van der Corput sequence: [0, 1), evenly spread."""
-    share, weight = 0.0, 1.0
-    while index:
-        weight /= base
-        index, digit = divmod(index, base)
-        share += digit * weight
-    return share
+def halton(count: int, base: int, seed: int, axis: int) -> list[float]:
+    """The first `count` numbers in [0, 1), evenly spread, of one axis of a Halton sequence.
+
+    Digits are permuted at random, at each place by itself (A. B. Owen, A randomized Halton
+    algorithm in R, 2017): without that the first numbers of two large bases rise together, and two
+    parameters are varied as one.
+    """
+    permutations: list[list[int]] = []
+    while base ** len(permutations) < _DIGITS_TO:
+        permutations.append(list(range(base)))
+        stream(seed, "halton", axis, len(permutations)).shuffle(permutations[-1])
+    shares = []
+    for nr in range(count):
+        share, weight, rest = 0.0, 1.0, nr
+        for permutation in permutations:
+            weight /= base
+            rest, digit = divmod(rest, base)
+            share += permutation[digit] * weight
+        shares.append(share)
+    return shares
 
 
 def _key(choices: tuple[Choice, ...]) -> str:

@@ -199,6 +199,11 @@ def _read_range(fields: Fields, key: str, method: str) -> Range | None:
     if not low < high:
         fields.complain("to", f"{high:g} is not above from", f"something above {low:g}")
         return None
+    if whole and not math.ceil(low) < math.floor(high):
+        fields.complain("to", f"{low:g} to {high:g} has not two whole numbers", "a wider range")
+        return None
+    if whole:
+        low, high = math.ceil(low), math.floor(high)
     if log and low <= 0:
         fields.complain("from", f"{low:g} has no logarithm", "something above 0")
         return None

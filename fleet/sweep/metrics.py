@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from msgspec import Struct
 
 from fleet.results import Result
+from fleet.sweep.statistics import Estimate, estimate, estimate_share
 
-__all__ = ["METRICS", "Metric", "measure"]
+__all__ = ["METRICS", "Metric", "estimate_of", "measure"]
 
 
 class Metric(Struct, frozen=True):
@@ -24,6 +25,7 @@ class Metric(Struct, frozen=True):
     unit: str  # "s" for seconds, "%" for a share, "" for a number
     of: Callable[[Result], float | None]
     more_is_better: bool = False
+    is_yes_or_no: bool = False  # 1 or 0 in each run
 
 
 def _seconds(value: float | None, result: Result) -> float:
@@ -75,8 +77,18 @@ METRICS: Final[dict[str, Metric]] = {
     "hosts_failed": Metric(
         "hosts failed or rolled back", "", lambda r: float(r.hosts.failed + r.hosts.rolled_back)
     ),
-    "halted": Metric("rollouts halted", "%", lambda r: float(r.rollout.state != "completed")),
+    "halted": Metric(
+        "rollouts halted",
+        "%",
+        lambda r: float(r.rollout.state != "completed"),
+        is_yes_or_no=True,
+    ),
 }
+
+
+def estimate_of(name: str, values: Sequence[float]) -> Estimate:
+    """What the runs of a cell say of a metric."""
+    return estimate_share(values) if METRICS[name].is_yes_or_no else estimate(values)
 
 
 def measure(result: Result) -> dict[str, float]:

@@ -8,6 +8,7 @@ on names alone, so two cells differ by what was varied, and few seeds show it.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from msgspec import Struct
@@ -36,12 +37,21 @@ class Range(Struct, frozen=True):
 
     def at(self, share: float) -> Choice:
         """The value that lies `share` (0 to 1) of the way from one end to the other."""
+        number = self._between(self.high, share)
+        return self._choice(round(number) if self.whole else number)
+
+    def sample(self, share: float) -> Choice:
+        """As `at`, for a share below 1; of whole numbers each has an equal part of the shares."""
+        if not self.whole:
+            return self.at(share)
+        return self._choice(min(self.high, math.floor(self._between(self.high + 1, share))))
+
+    def _between(self, high: float, share: float) -> float:
         if self.log:
-            number = self.low * (self.high / self.low) ** share
-        else:
-            number = self.low + (self.high - self.low) * share
-        if self.whole:
-            number = round(number)
+            return float(self.low * (high / self.low) ** share)
+        return self.low + (high - self.low) * share
+
+    def _choice(self, number: float) -> Choice:
         text = f"{number:.0f}" if self.whole else f"{float(f'{number:.6g}'):.15g}"
         label = f"{text}{self.unit}"
         value = f'"{label}"' if self.unit else text
@@ -65,7 +75,7 @@ class Adaptive(Struct, frozen=True):
     metric: str = "downtime_p99_seconds"
     half_width: float = 0.05
     relative: bool = True
-    min_seeds: int = 4
+    min_seeds: int = 16
     max_seeds: int = 64
 
 

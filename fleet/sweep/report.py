@@ -13,7 +13,7 @@ from fleet.report import own_version, page_style
 from fleet.sweep.analysis import Analysis, CellSummary
 from fleet.sweep.metrics import METRICS
 from fleet.sweep.statistics import Estimate
-from fleet.sweep.tables import answer, estimate_text, metrics_shown
+from fleet.sweep.tables import answer, estimate_text, metrics_shown, unseen_text
 from fleet.units import counted
 
 __all__ = ["render_sweep_report", "write_sweep_report"]
@@ -150,7 +150,10 @@ def _cells(analysis: Analysis) -> Markup:
     for summary in analysis.cells[:_MOST_ROWS]:
         signs = " ".join(
             sign
-            for sign, is_so in (("efficient", summary.is_efficient), ("fits", summary.meets_goal))
+            for sign, is_so in (
+                ("efficient", summary.is_efficient),
+                ("fits", summary.meets_goal and goal.within),
+            )
             if is_so
         )
         rows.append(
@@ -205,7 +208,7 @@ def _how(analysis: Analysis) -> Markup:
             f"Every cell was run with the same seeds{some}. A host's luck depends on the seed and"
             " on names alone, so cells differ by what was varied; differences are taken seed by"
             " seed. The intervals speak of the luck within the model, not of how far the model is"
-            " from a fleet.",
+            f" from a fleet; {unseen_text(analysis)}.",
             "note",
         ),
     ]

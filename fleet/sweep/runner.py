@@ -14,8 +14,8 @@ from typing import Final
 from msgspec import Struct
 
 from fleet.sweep.cells import Cell
+from fleet.sweep.metrics import estimate_of
 from fleet.sweep.plan import Adaptive, SweepPlan
-from fleet.sweep.statistics import estimate
 from fleet.sweep.worker import Job, Outcome, Workers
 
 __all__ = ["Agenda", "is_settled", "run_sweep"]
@@ -105,7 +105,7 @@ def is_settled(rule: Adaptive, outcomes: Iterable[Outcome]) -> bool:
     values = [o.metrics[rule.metric] for o in outcomes if rule.metric in o.metrics]
     if not values:
         return True
-    found = estimate(values)
+    found = estimate_of(rule.metric, values)
     if found.mean is None or found.half_width is None:
         return False
     limit = rule.half_width * abs(found.mean) if rule.relative else rule.half_width

@@ -1,7 +1,11 @@
 """What the runs of a cell say together: means with their 95 % confidence intervals.
 
-Intervals are Student's, over seeds. A metric that is infinite in some run (a downtime that a lost
-VM decides) has no mean there; how often it was infinite is counted instead.
+Intervals are over seeds: Student's, and Wilson's for what a run is or is not. A metric that is
+infinite in some run (a downtime that a lost VM decides) has no mean there; how often it was
+infinite is counted instead.
+
+Unhappy path: what strikes few rollouts, and those hard, is not normal. Of six runs none may show
+it, and the interval is too narrow then: `largest_unseen` says of what that holds.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from typing import Final
 
 from msgspec import Struct
 
-__all__ = ["Estimate", "estimate", "student_quantile"]
+__all__ = ["Estimate", "estimate", "estimate_share", "largest_unseen", "student_quantile"]
 
 _CONFIDENCE: Final = 0.95
 
@@ -40,6 +44,25 @@ def estimate(values: Sequence[float]) -> Estimate:
         half_width = quantile * stdev(finite) / math.sqrt(len(finite))
     mean = None if infinite else fmean(finite)
     return Estimate(len(finite), mean, None if infinite else half_width, max(finite), infinite)
+
+
+def estimate_share(values: Sequence[float]) -> Estimate:
+    """The share of the runs that are 1 and not 0; none of six may be one in three.
+
+    The interval is Wilson's, which is not symmetric: `half_width` is the wider side of it.
+    """
+    if not values:
+        return estimate(values)
+    count, mean = len(values), fmean(values)
+    z = NormalDist().inv_cdf((1 + _CONFIDENCE) / 2)
+    middle = (mean + z * z / (2 * count)) / (1 + z * z / count)
+    reach = math.sqrt(mean * (1 - mean) / count + (z / (2 * count)) ** 2) * z / (1 + z * z / count)
+    return Estimate(count, mean, abs(middle - mean) + reach, max(values))
+
+
+def largest_unseen(runs: int) -> float:
+    """How likely something may be in a run that none of so many runs has shown, at 95 %."""
+    return 1.0 - math.pow(1 - _CONFIDENCE, 1 / runs)
 
 
 def student_quantile(share: float, degrees: int) -> float:

@@ -15,11 +15,18 @@ from rich.text import Text
 from fleet.sweep.analysis import PARETO, Analysis, CellSummary
 from fleet.sweep.cells import Cell
 from fleet.sweep.metrics import METRICS
-from fleet.sweep.plan import SweepPlan
-from fleet.sweep.statistics import Estimate
+from fleet.sweep.plan import Goal, SweepPlan
+from fleet.sweep.statistics import Estimate, largest_unseen
 from fleet.units import counted
 
-__all__ = ["answer", "estimate_text", "metrics_shown", "setting_text", "show_closing"]
+__all__ = [
+    "answer",
+    "estimate_text",
+    "metrics_shown",
+    "setting_text",
+    "show_closing",
+    "unseen_text",
+]
 
 _MOST_ROWS: Final = 40
 _NO_EDGE: Final = 10_000  # a width that everything fits in
@@ -70,8 +77,10 @@ def estimate_text(name: str, found: Estimate, runs: int = 0) -> str:
     """A mean and its interval: `21 ± 6 min`; what is the same in every run has none.
 
     Of what fewer than `runs` of them have (the duration of rollouts, some of which were halted) it
-    is said in how many: `21 ± 6 min in 3 of 4`.
+    is said in how many: `21 ± 6 min in 3 of 4`. Rollouts that were halted are counted.
     """
+    if METRICS[name].is_yes_or_no and found.count:
+        return f"{round((found.mean or 0) * found.count)} of {found.count}"
     told = _estimate_text(name, found)
     some = 0 < found.count + found.infinite < runs
     return f"{told} in {found.count} of {runs}" if some and not found.infinite else told
@@ -107,13 +116,38 @@ def answer(analysis: Analysis) -> str:
         return f"No cell gives {asked}."
     setting = setting_text(analysis.plan, best.cell)
     found = estimate_text(goal.minimise, best.estimates[goal.minimise])
-    rivals = [s for s in analysis.cells if s.meets_goal and _is_rival(s)]
+    found += ", one run" if best.runs == 1 else ""
+    rivals = [s for s in analysis.cells if s.meets_goal and _is_rival(goal, s)]
     told = f"{asked[:1].upper()}{asked[1:]}: {setting} ({found})."
     if rivals:
         others = counted(len(rivals), "other cell")
         within = " within the limits" if goal.within else ""
         told += f" With so few seeds {others}{within} cannot be told from it."
+    for name, limit in goal.within:
+        if _may_break(name, limit, best.estimates[name]):
+            mean = estimate_text(name, best.estimates[name], best.runs)
+            told += f" Its {METRICS[name].title}, {mean}, may be beyond the limit: more seeds tell."
     return told
+
+
+def _may_break(name: str, limit: float, found: Estimate) -> bool:
+    """Whether the interval of a mean that keeps the limit reaches beyond it."""
+    sign = -1 if METRICS[name].more_is_better else 1
+    return (
+        found.mean is not None
+        and found.half_width is not None
+        and sign * found.mean + found.half_width > sign * limit
+    )
+
+
+def unseen_text(analysis: Analysis) -> str:
+    """What so few runs cannot have shown; the intervals know nothing of it. "" without a run."""
+    runs = min((summary.runs for summary in analysis.cells if summary.runs), default=0)
+    if not runs:
+        return ""
+    of = "the run" if runs == 1 else f"{runs} runs"
+    share = f"{100 * largest_unseen(runs):.0f} %"
+    return f"what strikes fewer than {share} of rollouts may not show in {of} of a cell"
 
 
 def setting_text(plan: SweepPlan, cell: Cell) -> str:
@@ -122,13 +156,12 @@ def setting_text(plan: SweepPlan, cell: Cell) -> str:
     return ", ".join(f"{parameter.name} {choice.label}" for parameter, choice in pairs)
 
 
-def _is_rival(summary: CellSummary) -> bool:
-    """Whether the difference to the best cell may as well be none."""
-    found = summary.to_best
+def _is_rival(goal: Goal, summary: CellSummary) -> bool:
+    """Whether the cell may as well be no worse than the best one."""
+    found, sign = summary.to_best, -1 if METRICS[goal.minimise].more_is_better else 1
     return found is not None and (
-        found.mean == 0
-        or found.half_width is None
-        or (found.mean is not None and abs(found.mean) <= found.half_width)
+        found.half_width is None
+        or (found.mean is not None and sign * found.mean <= found.half_width)
     )
 
 
@@ -155,6 +188,7 @@ def show_closing(analysis: Analysis, console: Console) -> None:
         notes.append(f"{counted(left_out, 'more column')} in the report: this terminal is narrow")
     if analysis.failed:
         notes.append(f"{counted(analysis.failed, 'run')} failed: column error of the results")
+    notes.append(unseen_text(analysis))
     console.print(Text("\n".join(notes), style="dim"))
     console.print(Text(answer(analysis), style="bold"))
 
@@ -181,7 +215,8 @@ def _table(analysis: Analysis, metrics: Sequence[str]) -> Table:
     rows = _in_order(analysis)
     for summary in rows[:_MOST_ROWS]:
         runs = str(summary.runs) + (f" +{summary.failed} failed" if summary.failed else "")
-        signs = ("●" if summary.is_efficient else "") + ("✓" if summary.meets_goal else "")
+        fits = summary.meets_goal and analysis.plan.goal.within
+        signs = ("●" if summary.is_efficient else "") + ("✓" if fits else "")
         best = analysis.best is not None and summary.cell.key == analysis.best.cell.key
         table.add_row(
             signs,

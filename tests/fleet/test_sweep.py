@@ -16,65 +16,14 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from fleet.bad_input import BadInput
-from fleet.scenario import load_scenario
 from fleet.sweep.experiment_file import read_plan
 from fleet.sweep.metrics import METRICS
 from fleet.sweep.store import Store
 from fleet.sweep.worker import Job, Workers, perform
+from tests.fleet.sweep_plans import EXPERIMENT, SCENARIO, written
 
 #: Runs of the sweep that is killed, six to a seed.
 RUNS = int(os.environ.get("LUFLEET_SWEEP_RUNS", "18")) // 6 * 6
-
-SCENARIO = """\
-[[fleet.host_class]]
-name = "n"
-count = 4
-memory = "16GiB"
-cpus = 8
-release = "7.3.2"
-[[fleet.vm_class]]
-name = "v"
-per_host = 2
-memory = "1GiB"
-backing = "memfd"
-vcpus = 2
-[update]
-target = "7.3.4"
-[rollout]
-canary = 0
-wave_size = 1
-soak = "1min"
-[rollout.gate]
-max_failed_hosts = 4
-[[faults]]
-kind = "slow-boot"
-rate = 0.5
-factor = 3
-"""
-EXPERIMENT = """\
-name = "small"
-scenario = "s.toml"
-seeds = 3
-[[parameters]]
-key = "rollout.wave_size"
-values = [1, 2, 4]
-[[parameters]]
-name = "trouble"
-[parameters.choices]
-none = { "faults.0.rate" = 0.0 }
-some = { "faults.0.rate" = 0.5 }
-[goal]
-minimise = "rollout_seconds"
-[goal.within]
-vms_lost = 0
-"""
-
-
-def written(folder: Path, experiment: str = EXPERIMENT, scenario: str = SCENARIO) -> Path:
-    (folder / "s.toml").write_text(scenario)
-    (folder / "e.toml").write_text(experiment)
-    return folder / "e.toml"
 
 
 def command(*words: object) -> list[str]:
@@ -221,84 +170,6 @@ def test_adaptive_gives_seeds_to_cells_that_need_them(tmp_path: Path) -> None:
     for trouble, seed in rows(tmp_path / "out", "trouble, seed"):
         seeds.setdefault(trouble, []).append(seed)
     assert seeds["some"] == [1, 2, 3, 4, 5, 6]
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "said"),
-    [
-        ("s.toml", "t.toml", "e.toml:2: scenario: cannot read"),
-        ("seeds = 3", "seeds = 0", "e.toml:3: seeds: 0 is no number of seeds"),
-        ("seeds = 3", "seeds = [1, 1]", "e.toml:3: seeds: a seed is there twice"),
-        (
-            "wave_size",
-            "wave_sise",
-            'e.toml:6: parameters.0.values: rollout.wave_sise: unknown key, did you mean "wav',
-        ),
-        ("[1, 2, 4]", "[1, 0]", "e.toml:6: parameters.0.values: rollout.wave_size: 0 is too small"),
-        ("[1, 2, 4]", "[\n1,\n0]", "e.toml:8: parameters.0.values: rollout.wave_size: 0 is too"),
-        ("[1, 2, 4]", "[]", "e.toml:6: parameters.0.values: is empty"),
-        (
-            '{ "faults.0.rate" = 0.5 }',
-            '{ "faults.3.rate" = 0.5 }',
-            "e.toml:11: parameters.1.choices.some: faults.3.rate: faults has no item 3",
-        ),
-        ("values = [1, 2, 4]", "to = 4\nsteps = 2", "e.toml:4: parameters.0.from: missing"),
-        ("values = [1, 2, 4]", 'from = "1"\nto = 4\nsteps = 2', 'from: "1" is not a number'),
-        (
-            "values = [1, 2, 4]",
-            'from = 0\nto = 4\nsteps = 2\nscale = "log"',
-            "e.toml:6: parameters.0.from: 0 has no logarithm",
-        ),
-        ("values = [1, 2, 4]", "from = 1\nto = 9999\nsteps = 1001", "1001 is too large"),
-        ("values = [1, 2, 4]", "choices = [4]", "[parameters.choices]"),
-        ("rollout.wave_size", "seed", "parameters.0.key: every cell is run with the same seeds"),
-        (
-            '"faults.0.rate" = 0.5',
-            '"rollout.wave_size" = 3',
-            "e.toml:9: parameters.1.choices: sets rollout.wave_size, and so does the parameter at ",
-        ),
-        ('name = "trouble"', 'name = "Wave_Size"', '"Wave_Size" is there twice'),
-        ('name = "trouble"', 'name = "Digest"', '"Digest" is a column of every sweep'),
-        ("vms_lost = 0", "hosts_updated = 97", "97 is out of range, a share, 0.97 for 97 %"),
-        ("vms_lost = 0", 'downtime_p50_seconds = "9s"', '"9s" is not a number, seconds, as in'),
-        ("values", "value", "nothing to choose from"),
-        ("minimise", "minimize", 'unknown key, did you mean "minimise"?'),
-        ('"rollout_seconds"', '"duration"', '"duration" is not known'),
-        ("vms_lost = 0", "vms_los = 0", 'is no metric of a run, did you mean "vms_lost"?'),
-        ('name = "trouble"', 'name = "wave_size"', '"wave_size" is there twice'),
-        ("[goal]", '[sampling]\nmethod = "halton"\n[goal]', "sampling.samples: missing"),
-    ],
-)
-def test_mistakes_are_told_with_their_place(tmp_path: Path, old: str, new: str, said: str) -> None:
-    assert old in EXPERIMENT
-    with pytest.raises(BadInput) as caught:
-        read_plan(written(tmp_path, EXPERIMENT.replace(old, new, 1)))
-    assert said in str(caught.value)
-    assert "e+15" not in str(caught.value), "what stands in for a mistake is none"
-
-
-def test_a_grid_that_nobody_can_run_is_refused_before_it_is_laid_out(tmp_path: Path) -> None:
-    ranges = "".join(
-        f'[[parameters]]\nkey = "{key}"\nfrom = 1\nto = 4000\nsteps = 150\n'
-        for key in ("rollout.wave_size", "rollout.canary", "faults.0.factor")
-    )
-    experiment = written(tmp_path, f'scenario = "t.toml"\nseeds = 1\n{ranges}')
-    with pytest.raises(BadInput, match="3,375,000 combinations are too many, 1,000,000 at most"):
-        read_plan(experiment)
-    with pytest.raises(BadInput, match="parameters: missing"):
-        read_plan(written(tmp_path, 'scenario = "s.toml"\nseeds = 1\nparameters = []\n'))
-
-
-def test_lists_of_tables_may_be_values(tmp_path: Path) -> None:
-    values = 'key = "faults"\nvalues = [[], [{ kind = "boot-hangs", rate = 0.5 }]]'
-    plan = read_plan(
-        written(tmp_path, f'scenario = "s.toml"\nseeds = 1\n[[parameters]]\n{values}\n')
-    )
-    found = [
-        load_scenario(plan.scenario, choice.overrides).faults
-        for choice in plan.parameters[0].choices
-    ]
-    assert [{fault.kind for fault in faults} for faults in found] == [set(), {"boot-hangs"}]
 
 
 def test_a_sweep_that_was_killed_before_its_first_table_begins_anew(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import math
 import re
 from io import StringIO
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -18,90 +17,13 @@ from rich.text import Text
 
 from fleet.charts.sweep import Panel, Point, effect_chart
 from fleet.sweep.analysis import Analysis, analyse, pareto_front
-from fleet.sweep.cells import Cell, cells_of, halton
-from fleet.sweep.plan import Adaptive, Choice, Goal, Parameter, Range, SweepPlan
+from fleet.sweep.cells import cells_of
+from fleet.sweep.plan import Goal, Parameter, Range
 from fleet.sweep.report import render_sweep_report
-from fleet.sweep.runner import Agenda
-from fleet.sweep.statistics import estimate, student_quantile
+from fleet.sweep.statistics import estimate
 from fleet.sweep.tables import answer, estimate_text, show_closing
 from fleet.sweep.worker import Outcome
-
-
-def choices(key: str, *values: int) -> tuple[Choice, ...]:
-    return tuple(Choice(str(value), (f"{key}={value}",), float(value)) for value in values)
-
-
-PLAN = SweepPlan(
-    name="p",
-    source=Path("e.toml"),
-    scenario=Path("s.toml"),
-    seeds=(1, 2, 3),
-    parameters=(Parameter("a", choices("a", 1, 2)), Parameter("b", choices("b", 10, 20, 30))),
-    method="grid",
-    samples=0,
-    sampling_seed=1,
-    adaptive=Adaptive(),
-    goal=Goal(),
-    base_digest="",
-    budget_seconds=30.0,
-)
-RANGED = replace(
-    PLAN,
-    parameters=(
-        Parameter("rate", range=Range("faults.0.rate", 0.001, 0.1, log=True)),
-        Parameter("wave", range=Range("rollout.wave_size", 1, 16, whole=True)),
-        Parameter("soak", range=Range("rollout.soak", 10, 600, whole=True, unit="s")),
-        Parameter("b", choices("b", 10, 20)),
-    ),
-    samples=64,
-)
-
-
-def test_a_grid_has_every_combination_in_order() -> None:
-    labels = ["".join(f"{choice.label} " for choice in cell.choices) for cell in cells_of(PLAN)]
-    assert labels == ["1 10 ", "1 20 ", "1 30 ", "2 10 ", "2 20 ", "2 30 "]
-    assert cells_of(PLAN)[4].overrides == ("a=2", "b=20")
-
-
-@pytest.mark.parametrize("method", ["random", "halton"])
-def test_samples_repeat_stay_in_range_and_fill_it(method: str) -> None:
-    plan = replace(RANGED, method=method)
-    cells = cells_of(plan)
-    assert cells == cells_of(plan)
-    assert cells != cells_of(replace(plan, sampling_seed=77))
-    assert len(cells) == 64
-    rates = [cell.choices[0].number or 0.0 for cell in cells]
-    assert all(0.001 <= rate <= 0.1 for rate in rates)
-    assert 20 <= sum(rate < 0.01 for rate in rates) <= 44, "half of them, on a logarithmic scale"
-    assert {cell.choices[1].label for cell in cells} >= {"2", "8", "15"}
-    assert all(cell.overrides[2].startswith('rollout.soak="') for cell in cells)
-    assert {cell.choices[3].label for cell in cells} == {"10", "20"}
-
-
-def test_halton_is_even() -> None:
-    for base in (2, 3, 5):
-        values = sorted(halton(nr, base) for nr in range(1, 200))
-        gaps = [high - low for low, high in pairwise(values)]
-        assert max(gaps) < base / 200 * 2, base
-    assert [halton(nr, 2) for nr in (1, 2, 3, 4)] == [0.5, 0.25, 0.75, 0.125]
-
-
-#: Two-sided 95 %, from printed tables.
-@pytest.mark.parametrize(
-    ("degrees", "quantile"),
-    [(1, 12.7062), (2, 4.30265), (3, 3.18245), (4, 2.77645), (7, 2.36462), (30, 2.04227)],
-)
-def test_quantiles_of_student(degrees: int, quantile: float) -> None:
-    assert student_quantile(0.975, degrees) == pytest.approx(quantile, rel=2e-6)
-
-
-def test_an_estimate_of_what_has_no_mean() -> None:
-    assert estimate([3.0]).half_width is None
-    assert estimate([2.0, 4.0]).half_width == pytest.approx(12.7062, rel=1e-5)
-    lost = estimate([2.0, math.inf, 4.0])
-    assert (lost.mean, lost.infinite, lost.count) == (None, 1, 2)
-    assert estimate_text("downtime_p99_seconds", lost) == "∞ in 1 of 3"
-    assert estimate([]).mean is None
+from tests.fleet.sweep_plans import PLAN, choices, outcome
 
 
 @given(st.lists(st.tuples(*[st.integers(0, 4).map(float)] * 3) | st.none(), max_size=30))
@@ -118,55 +40,6 @@ def test_the_front_is_what_nothing_beats(points: list[tuple[float, ...] | None])
             for other in real
         )
         assert (nr in front) == (not beaten)
-
-
-def outcome(cell: Cell, seed: int, seconds: float, **more: float) -> Outcome:
-    return Outcome(
-        cell.key, seed, "", metrics={"rollout_seconds": seconds, "vms_lost": 0.0, **more}
-    )
-
-
-def played(agenda: Agenda, seconds: dict[str, list[float]]) -> dict[str, list[int]]:
-    """Runs in the agenda's order; the seeds that each cell got."""
-    seeds: dict[str, list[int]] = {}
-    while (job := agenda.next_job()) is not None:
-        mine = seeds.setdefault(job.cell, [])
-        mine.append(job.seed)
-        value = seconds[job.cell][len(mine) - 1]
-        agenda.ended(Outcome(job.cell, job.seed, "", metrics={"rollout_seconds": value}))
-    return seeds
-
-
-def test_an_adaptive_cell_stops_when_its_interval_is_narrow() -> None:
-    rule = Adaptive("rollout_seconds", half_width=1.0, relative=False, min_seeds=4, max_seeds=12)
-    plan = replace(PLAN, adaptive=rule, parameters=(Parameter("a", choices("a", 1, 2, 3)),))
-    steady, noisy, hopeless = cells_of(plan)
-    agenda = Agenda(plan, cells_of(plan), adaptive=True)
-    seeds = played(
-        agenda,
-        {
-            steady.key: [5.0] * 12,
-            noisy.key: [0.0, 2.0, 0.0, 2.0, *[1.0] * 8],
-            hopeless.key: [0.0, 100.0] * 6,
-        },
-    )
-    assert seeds[steady.key] == [1, 2, 3, 4], "the plan's seeds, then those that follow"
-    assert seeds[noisy.key] == list(range(1, 9))
-    assert seeds[hopeless.key] == list(range(1, 13))
-    assert agenda.done == agenda.total == 24
-
-
-def test_cells_take_turns_and_finished_runs_are_not_made_again() -> None:
-    cells = cells_of(PLAN)
-    agenda = Agenda(PLAN, cells, adaptive=False)
-    agenda.ended(outcome(cells[0], 2, 1.0))
-    agenda.ended(outcome(cells[0], 77, 1.0))  # a seed of an earlier plan
-    jobs = []
-    while (job := agenda.next_job()) is not None:
-        jobs.append((job.cell, job.seed))
-    assert len(jobs) == len(set(jobs)) == 17
-    assert (cells[0].key, 2) not in jobs
-    assert {cell for cell, _ in jobs[:5]} == {cell.key for cell in cells[1:]}
 
 
 def test_differences_are_taken_seed_by_seed() -> None:
@@ -256,6 +129,74 @@ def test_cells_are_ranked_on_the_seeds_that_they_share() -> None:
     assert "the same seeds, some with more of them" in render_sweep_report(found)
 
 
+def test_leaving_hosts_alone_beats_nothing() -> None:
+    """It is quick, and no VM of a host that was given up feels anything."""
+    plan = replace(PLAN, parameters=(Parameter("a", choices("a", 1, 2, 3)),))
+    lazy, thorough, slow = cells_of(plan)
+    more = {"vms_given_up": 0.0, "halted": 0.0}
+    runs = [outcome(lazy, 1, 9.0, hosts_updated=0.5, downtime_p99_seconds=1.0, **more)]
+    runs += [outcome(thorough, 1, 10.0, downtime_p99_seconds=2.0, **more)]
+    runs += [outcome(slow, 1, 11.0, downtime_p99_seconds=2.0, **more)]
+    found = analyse(plan, cells_of(plan), runs)
+    assert [summary.is_efficient for summary in found.cells] == [True, True, False]
+
+
+def test_effects_compare_values_on_the_runs_that_all_of_them_have() -> None:
+    """b = 20 takes ten times as long, and with a = 2 halts on one seed, with a = 1 never runs."""
+    parameters = (Parameter("a", choices("a", 1, 2)), Parameter("b", choices("b", 10, 20)))
+    plan = replace(PLAN, parameters=parameters)
+    a1b10, a1b20, a2b10, a2b20 = cells_of(plan)
+    runs = [outcome(a1b10, seed, 100.0 * seed) for seed in (1, 2, 3)]
+    runs += [Outcome(a1b20.key, seed, "cannot be run") for seed in (1, 2, 3)]
+    runs += [outcome(a2b10, seed, 100.0 * seed - 1) for seed in (1, 2, 3)]
+    runs += [outcome(a2b20, seed, 1000.0 * seed - 1) for seed in (1, 2)]
+    runs += [Outcome(a2b20.key, 3, "", metrics={"halted": 1.0})]
+    found = analyse(plan, cells_of(plan), runs).effects["rollout_seconds"]
+    means = {(effect.parameter, effect.label): effect.estimate.mean for effect in found}
+    assert means["a", "1"] == pytest.approx(200.0)
+    assert means["a", "2"] == pytest.approx(199.0), "a second less, whatever b = 20 did to it"
+    assert means["b", "10"] == pytest.approx(149.0), "a = 2 on seeds 1 and 2"
+    assert means["b", "20"] == pytest.approx(1499.0)
+
+
+def test_the_answer_says_what_so_few_seeds_leave_open() -> None:
+    plan = replace(
+        PLAN,
+        parameters=(Parameter("a", choices("a", 1, 2)),),
+        goal=Goal("rollout_seconds", (("vms_given_up", 0.02), ("halted", 0.1))),
+    )
+    quick, slow = cells_of(plan)
+    given_up = [0.0, 0.0, 0.0, 0.03]
+    runs = [
+        outcome(cell, seed, seconds + seed, vms_given_up=share, halted=0.0)
+        for cell, seconds in ((quick, 100.0), (slow, 200.0))
+        for seed, share in enumerate(given_up)
+    ]
+    found = analyse(plan, cells_of(plan), runs)
+    said = answer(found)
+    assert "Its VMs given up, 0.8 ± 2.4 %, may be beyond the limit" in said
+    assert "Its rollouts halted, 0 of 4, may be beyond the limit" in said
+    assert "fewer than 53 % of rollouts may not show in 4 runs" in closing(
+        found, width=200, is_terminal=False
+    )
+    sure = [replace(run, metrics={**run.metrics, "vms_given_up": 0.01}) for run in runs]
+    assert "VMs given up, " not in answer(analyse(plan, cells_of(plan), sure))
+    assert "(100 s, one run)" in answer(analyse(plan, cells_of(plan), [runs[0], runs[4]]))
+
+
+def test_a_cell_that_is_better_on_more_seeds_is_not_told_from_the_best() -> None:
+    """The best is so on the seeds that all cells have; two of them have more."""
+    plan = replace(PLAN, parameters=(Parameter("a", choices("a", 1, 2, 3)),))
+    best, rival, other = cells_of(plan)
+    runs = [outcome(cell, 1, at) for cell, at in ((best, 1.0), (rival, 2.0), (other, 9.0))]
+    runs += [outcome(best, seed, 5.0 + seed / 10) for seed in range(2, 13)]
+    runs += [outcome(rival, seed, 2.0) for seed in range(2, 13)]
+    found = analyse(plan, cells_of(plan), runs)
+    assert found.best is not None
+    assert found.best.cell == best
+    assert "2 other cells cannot be told from it" in answer(found), "one has a single seed"
+
+
 def closing(analysis: Analysis, *, width: int, is_terminal: bool) -> str:
     file = StringIO()
     show_closing(analysis, Console(file=file, width=width, force_terminal=is_terminal))
@@ -312,8 +253,8 @@ def test_sampled_ranges_have_a_chart_however_many_values_they_have() -> None:
     page = render_sweep_report(analyse(plan, cells, runs))
     chart = page[page.index("Effect of 0") : page.index('<h2 id="s-cells"')]
     assert len(cells) == 40
-    assert chart.count("<rect") == 3 * 40, "three metrics"
-    assert chart.count('class="trend"') == 3
+    assert chart.count("<rect") == 4 * 40, "four metrics"
+    assert chart.count('class="trend"') == 4
     assert all(f">{tick}x<" in chart for tick in ("0.02", "0.1", "0.5"))
 
 
