@@ -7,7 +7,7 @@ from typing import Final
 
 from fleet.api import RunRecord
 from fleet.charts.svg import clock, seconds
-from fleet.html import Markup, badge, paragraph, table
+from fleet.html import Markup, badge, paragraph, table, text
 from fleet.results import Result
 from fleet.units import counted
 from node.api import HostOutcome, UpdateResult, VmOutcome, VmResult
@@ -84,7 +84,9 @@ def _hosts(record: RunRecord, troubled: list[UpdateResult], budget_ns: int) -> M
             _longest(r),
             _vm_words(r, budget_ns),
             r.reason or "–",
-            _detail(r, budget_ns, injected.get(r.host, [])),
+            Markup(
+                f'<div class="why">{text(_detail(r, budget_ns, injected.get(r.host, [])))}</div>'
+            ),
         )
         for r in troubled[:MOST_ROWS]
     ]

@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from fleet.charts.svg import WIDTH, Canvas, Scale, linear, log, seconds, tick_step
+from fleet.charts.svg import LETTER, WIDTH, Canvas, Scale, linear, log, seconds, tick_step
 
 __all__ = ["downtime_chart"]
 
@@ -93,9 +93,10 @@ def _axis(canvas: Canvas, x: Scale, low: float, high: float, *, is_log: bool) ->
     reached = -1e9
     for tick in ticks:
         canvas.line(x(tick), _TOP, x(tick), floor, "grid")
-        if x(tick) - reached > 46:
-            canvas.text(x(tick), floor + 16, seconds(tick), "tick", "middle")
-            reached = x(tick)
+        half = LETTER * len(shown := seconds(tick)) / 2
+        if x(tick) - half > reached:
+            canvas.text(x(tick), floor + 16, shown, "tick", "middle")
+            reached = x(tick) + half + LETTER
     canvas.text(_LEFT, floor + 32, "downtime of a VM in one update, virtual time", "tick")
 
 

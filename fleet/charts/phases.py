@@ -13,7 +13,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from fleet.charts.svg import WIDTH, Canvas, linear, seconds, tick_step
+from fleet.charts.svg import WIDTH, Canvas, fitted, linear, seconds, tick_step
 from fleet.results import phase_order
 
 __all__ = ["MOST_BARS", "Bar", "phase_bars", "phases_chart", "style_of_phase"]
@@ -114,7 +114,7 @@ def _limit(totals: Sequence[float]) -> float:
 
 def _draw(canvas: Canvas, bar: Bar, y: float, limit: float) -> None:
     x = linear(0, limit, _LEFT, _RIGHT)
-    canvas.text(_LEFT - 8, y + 13, bar.label, "label", "end")
+    canvas.text(_LEFT - 8, y + 13, fitted(bar.label, _LEFT - 8), "label", "end")
     at = 0.0
     for phase, length in bar.phases_s.items():
         left, right = x(min(at, limit)), x(min(at + length, limit))

@@ -13,11 +13,13 @@ from html import escape
 from typing import Final, Literal
 
 __all__ = [
+    "LETTER",
     "WIDTH",
     "Canvas",
     "Scale",
     "clock",
     "clock_step",
+    "fitted",
     "linear",
     "log",
     "seconds",
@@ -26,6 +28,9 @@ __all__ = [
 
 #: Width of every chart in user units; the page scales it to what there is.
 WIDTH: Final = 960.0
+
+#: Width of a letter in a chart's font, about.
+LETTER: Final = 6.7
 
 _SPACE: Final = "\N{NO-BREAK SPACE}"
 
@@ -105,6 +110,15 @@ def _tip(text: str) -> str:
 
 def _n(value: float) -> str:
     return f"{round(value, 1):g}"
+
+
+def fitted(name: str, width: float) -> str:
+    """As much of a name as there is room for: its ends, which tell names of a fleet apart."""
+    letters = max(3, int(width / LETTER))
+    if len(name) <= letters:
+        return name
+    start = (letters - 1) // 2
+    return f"{name[:start]}…{name[len(name) - (letters - 1 - start) :]}"
 
 
 def linear(low: float, high: float, left: float, right: float) -> Scale:

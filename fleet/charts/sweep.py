@@ -10,7 +10,17 @@ from typing import Final
 
 from msgspec import Struct
 
-from fleet.charts.svg import WIDTH, Canvas, Scale, clock_step, linear, seconds, tick_step
+from fleet.charts.svg import (
+    LETTER,
+    WIDTH,
+    Canvas,
+    Scale,
+    clock_step,
+    fitted,
+    linear,
+    seconds,
+    tick_step,
+)
 from fleet.charts.svg import log as logarithmic
 
 __all__ = ["Dot", "Panel", "Point", "effect_chart", "front_chart", "sampled_chart"]
@@ -19,7 +29,6 @@ _LEFT, _RIGHT, _TOP, _TALL = 86.0, WIDTH - 30, 26.0, 330.0
 _PANEL, _PANEL_GAP = 150.0, 34.0
 _ROOM: Final = 0.06  # of an axis, beyond its ends
 _CLOCK_FROM: Final = 60.0  # seconds from which an axis is marked at whole minutes
-_LETTER: Final = 6.4  # width of one, about
 _TICKS: Final = 6
 _EDGE: Final = 24.0  # between the ends of a sampled range and those of the panel
 _GROUPS, _LEAST_OF_A_GROUP = 6, 3  # neighbours that a trend is drawn through
@@ -102,7 +111,7 @@ def _labels(canvas: Canvas, dots: Sequence[tuple[float, float, Dot]]) -> None:
     for at, up, dot in sorted(
         dots, key=lambda placed: (not placed[2].is_best, not placed[2].on_front)
     ):
-        width = len(dot.label) * _LETTER
+        width = len(dot.label) * LETTER
         left = at - 12 - width if at + 12 + width > _RIGHT else at + 12
         for baseline in (up - 9, up + 18):
             if all(
@@ -183,7 +192,7 @@ def _draw(canvas: Canvas, top: float, panel: Panel, *, is_ordered: bool) -> None
         line = [(at, y.scale(point.mean)) for at, point in placed if point.mean is not None]
         canvas.path(line, "trend")
     for across, point in placed:
-        canvas.text(across, floor + 19, _fitted(point.label, step), "tick", "middle")
+        canvas.text(across, floor + 19, fitted(point.label, step - LETTER), "tick", "middle")
         if point.mean is None:
             canvas.text(across, (top + floor) / 2, "–", "tick", "middle")
             continue
@@ -192,12 +201,6 @@ def _draw(canvas: Canvas, top: float, panel: Panel, *, is_ordered: bool) -> None
             canvas.line(across, high, across, low, "whisker")
         tip = f"{point.label}: {_tick_text(point.mean, panel.unit)}"
         canvas.mark(across, y.scale(point.mean), "●", "dot", tip)
-
-
-def _fitted(label: str, width: float) -> str:
-    """As much of a label as there is room for; a pointer on its point shows all of it."""
-    letters = max(2, int(width / _LETTER) - 1)
-    return label if len(label) <= letters else f"{label[: letters - 1].rstrip()}…"
 
 
 def _frame(canvas: Canvas, top: float, floor: float, panel: Panel) -> _Axis | None:
@@ -235,8 +238,18 @@ def _axis(values: Sequence[tuple[float, float]], start: float, end: float, unit:
     in_minutes = unit == "s" and high - low >= _CLOCK_FROM
     step = clock_step(high - low, _TICKS) if in_minutes else tick_step(high - low, _TICKS)
     numbers = range(math.ceil(low / step), math.floor(high / step) + 1)
-    ticks = tuple((step * nr, _tick_text(step * nr, unit)) for nr in numbers)
-    return _Axis(linear(low, high, start, end), low, ticks)
+    ticks = [step * nr for nr in numbers]
+    texts = [_tick_text(tick, unit) for tick in ticks]
+    if len(set(texts)) < len(texts):
+        texts = [_exact_text(tick, step, unit) for tick in ticks]
+    return _Axis(linear(low, high, start, end), low, tuple(zip(ticks, texts, strict=True)))
+
+
+def _exact_text(value: float, step: float, unit: str) -> str:
+    """With as many digits as tell ticks apart that are `step` from each other."""
+    scale, behind = (100, " %") if unit == "%" else (1, " s" if unit == "s" else "")
+    places = max(0, -math.floor(math.log10(step * scale) + 1e-9))
+    return f"{value * scale:.{places}f}{behind}"
 
 
 def _tick_text(value: float, unit: str) -> str:

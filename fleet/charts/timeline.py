@@ -14,7 +14,16 @@ from itertools import groupby
 from typing import Final
 
 from fleet.api import RunRecord
-from fleet.charts.svg import WIDTH, Canvas, clock, clock_step, linear, seconds, tick_step
+from fleet.charts.svg import (
+    WIDTH,
+    Canvas,
+    clock,
+    clock_step,
+    fitted,
+    linear,
+    seconds,
+    tick_step,
+)
 from fleet.charts.time_axis import StretchKind, TimeAxis
 from node.api import HostOutcome, HostSpec, UpdateResult, VmOutcome
 
@@ -61,7 +70,7 @@ def _by_host(record: RunRecord, domain: str) -> str:
     for name in sorted(racks, key=_natural):
         for host in sorted(racks[name], key=lambda host: _natural(host.name)):
             canvas.line(_LEFT, y + _ROW / 2, _RIGHT, y + _ROW / 2, "rail")
-            canvas.text(_LEFT - 8, y + _ROW - 3.5, host.name, "label", "end")
+            canvas.text(_LEFT - 8, y + _ROW - 3.5, fitted(host.name, _LEFT - 8), "label", "end")
             updates = results.get(host.name, [])
             for result in updates:
                 _update(canvas, axis, y, result)
@@ -188,7 +197,7 @@ def _strips(
     canvas.text(_LEFT, top - 6, f"hosts in blackout, one row a {domain}", "tick")
     for row, rack in enumerate(racks):
         if row % 4 == 0:
-            canvas.text(_LEFT - 8, top + row * 8 + 8, rack, "tick", "end")
+            canvas.text(_LEFT - 8, top + row * 8 + 8, fitted(rack, _LEFT - 8), "tick", "end")
         levels = [min(4, -(-4 * dark[rack, i] // size[rack])) for i in range(_COLUMNS)]
         at = _LEFT
         for level, run in groupby(levels):

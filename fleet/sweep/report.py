@@ -86,12 +86,19 @@ def _is_best(analysis: Analysis, summary: CellSummary) -> bool:
 
 def _not_shown(analysis: Analysis, shown: int) -> Markup:
     """A sentence on the cells that have no place in the plane."""
-    left = sum(1 for summary in analysis.cells if summary.runs) - shown
-    if not left:
-        return Markup("")
-    have = "has" if left == 1 else "have"
-    said = f"{counted(left, 'cell')} {have} no place here: all rollouts were halted, or VMs lost."
-    return paragraph(said, "note")
+    failed = sum(1 for summary in analysis.cells if summary.failed and not summary.runs)
+    ended = sum(1 for summary in analysis.cells if summary.runs) - shown
+    whys = ((ended, "all rollouts were halted, or VMs lost"), (failed, "all runs failed"))
+    return Markup(
+        "".join(
+            paragraph(
+                f"{counted(left, 'cell')} {'has' if left == 1 else 'have'} no place here: {why}.",
+                "note",
+            )
+            for left, why in whys
+            if left
+        )
+    )
 
 
 def _effects(analysis: Analysis) -> list[str]:

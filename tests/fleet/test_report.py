@@ -12,8 +12,8 @@ import pytest
 
 from fleet.api import WaveRecord
 from fleet.charts.downtime import downtime_chart
-from fleet.charts.phases import MOST_BARS, phase_bars
-from fleet.charts.svg import WIDTH, clock, clock_step, linear, log, seconds, tick_step
+from fleet.charts.phases import MOST_BARS, Bar, phase_bars, phases_chart
+from fleet.charts.svg import LETTER, WIDTH, clock, clock_step, linear, log, seconds, tick_step
 from fleet.charts.time_axis import StretchKind, TimeAxis
 from fleet.charts.timeline import timeline_chart
 from fleet.html import Markup, table, text
@@ -143,6 +143,30 @@ def test_the_mark_of_a_host_that_lost_a_vm_stays_clear_of_its_name() -> None:
     found = re.search(r'class="sign-bad" x="([\d.]+)"', chart)
     assert found is not None
     assert WIDTH - 16 < float(found[1]) <= WIDTH - 8
+
+
+def test_long_names_of_hosts_and_racks_are_not_cut_off_by_the_edge_of_a_chart() -> None:
+    """What is left of each keeps its ends, by which names of a fleet differ."""
+    name = "compute-{}.rack-017.eu-central-1.cloud.example.net-{}".format
+    few, many = make_run(hosts=2, racks=1), make_run(hosts=80, racks=4)
+    hosts = tuple(
+        msgspec.structs.replace(host, name=name(nr, nr))
+        for nr, host in enumerate(few.scenario.hosts)
+    )
+    racked = tuple(
+        msgspec.structs.replace(host, domains={"rack": name(host.domains["rack"], 9)})
+        for host in many.scenario.hosts
+    )
+    charts = [phases_chart([Bar(name(1, 1), {"init": 1.0})])]
+    for run, renamed in ((few, hosts), (many, racked)):
+        scenario = msgspec.structs.replace(run.scenario, hosts=renamed)
+        charts.append(timeline_chart(msgspec.structs.replace(run, scenario=scenario), "rack"))
+    for chart in charts:
+        ends = re.findall(r'x="([\d.]+)" y="[\d.]+" text-anchor="end">(comp.*?)<', chart)
+        assert ends
+        for x, label in ends:
+            assert len(label) * LETTER <= float(x)
+            assert re.fullmatch(r"compu.*…..*-\d", label)
 
 
 def test_a_table_names_each_host_that_did_not_just_go_well_and_why() -> None:

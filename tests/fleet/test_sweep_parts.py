@@ -243,6 +243,19 @@ def test_labels_of_values_do_not_lie_on_each_other() -> None:
     assert chart.count("wait five minutes and freeze again, at most three times a") == 1, "its tip"
 
 
+@pytest.mark.parametrize(
+    ("unit", "means"),
+    [("s", (263.1, 263.9)), ("s", (4.12, 4.19)), ("%", (0.99971, 0.99975)), ("", (40_012, 40_018))],
+)
+def test_marks_of_an_axis_differ_from_each_other(unit: str, means: tuple[float, float]) -> None:
+    """Also where what is shown varies by less than a figure is usually written with."""
+    panel = Panel("metric", unit, tuple(Point(f"value {mean}", mean) for mean in means))
+    chart = effect_chart("x", [panel], is_ordered=False)
+    marks = re.findall(r'<text class="tick"[^>]* text-anchor="end">(.*?)<', chart)
+    assert len(marks) > 1
+    assert len(set(marks)) == len(marks)
+
+
 def test_sampled_ranges_have_a_chart_however_many_values_they_have() -> None:
     spread = Range("faults.0.rate", 0.01, 1.0, log=True, unit="x")
     plan = replace(PLAN, parameters=(Parameter("rate", range=spread),), method="halton", samples=40)
