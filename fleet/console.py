@@ -334,7 +334,7 @@ def _troubles(record: RunRecord) -> Iterator[RenderableType]:
             table.add_row(result.host, _words(result.outcome), release, trouble)
         yield table
         if len(rows) > _MOST_TROUBLES:
-            yield Text(f"and {len(rows) - _MOST_TROUBLES} more, all of them in the report")
+            yield Text(f"and {len(rows) - _MOST_TROUBLES} more; run.duckdb has them all")
 
 
 def _words(name: str) -> str:

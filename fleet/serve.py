@@ -80,7 +80,8 @@ def serve(options: ServeOptions, console: Console, errors: Console) -> ExitCode:
             if served.record is not None:
                 outputs = write_outputs(served.record, out)
                 console.print(closing_tables(served.record, outputs.result))
-                console.print(Text(f"wrote {outputs.result_json}\nwrote {outputs.report_html}"))
+                wrote = (outputs.result_json, outputs.report_html, outputs.event_store)
+                console.print(Text("\n".join(f"wrote {path}" for path in wrote)), soft_wrap=True)
         except KeyboardInterrupt:
             errors.print(Text(f"interrupted. {again}"))
             return ExitCode.INTERRUPTED
