@@ -23,13 +23,13 @@ from kernelmodel import kexec
 from kernelmodel.boot import boot
 from kernelmodel.corruptions.catalogue import CORRUPTIONS, corrupt
 from kernelmodel.corruptions.handed_over import NotThere
-from kernelmodel.errors import KernelError, KernelPanic
+from kernelmodel.errors import BadFileDescriptor, KernelError, KernelPanic
 from kernelmodel.handover import Handover
 from kernelmodel.kernel import Kernel, KernelConfig
 from kernelmodel.machine import Firmware, Machine, MachineSpec
 from kernelmodel.memory import MIB
 from kernelmodel.releases import CATALOGUE, Release
-from kernelmodel.script import CMDLINE, Script, ScriptError
+from kernelmodel.script import CMDLINE, Script, ScriptError, number
 from kernelmodel.script_ops import HugeProgram, Program
 from kernelmodel.sim.clock import Clock
 from kernelmodel.sim.cost import CostModel
@@ -46,6 +46,8 @@ CONFIG: Final = KernelConfig(
 )
 _RELEASE: Final = "7.3.4"
 _CPUS: Final = 2
+#: Flags of kexec_file_load with which it looks at its files.
+_LOADING: Final = range(0, sum(kexec.KexecFileFlags) + 1, 2)
 
 
 def play(script: Script, release: str = _RELEASE) -> Iterator[str]:
@@ -124,6 +126,10 @@ class Host:
         program = (HugeProgram if self.script.huge else Program)(kernel)
         self.task = program.task
         for step in self.script.boots[index]:
+            if step.op == "load":
+                answer = self._load(kernel, index, *map(number, step.args))
+                yield f"T {step.line} {step.op} {answer}"
+                continue
             if step.op == "tryreboot":
                 try:
                     self._image = kexec.kernel_kexec(kernel)
@@ -133,6 +139,24 @@ class Host:
                 return
             yield f"T {step.line} {step.op} {program.run(step)}"
         yield f"T end {index + 1}"
+
+    def _load(self, kernel: Kernel, index: int, flags: int, length: int = -1) -> str:
+        """kexec_file_load(2) of the next boot's kernel; what the trace says of it.
+
+        The command line is cut or filled up to `length`, unless that is negative. In the last boot
+        there are no files to load.
+        """
+        last = index + 1 == len(self.script.boots)
+        cmdline = "" if last else self.script.cmdline_of(index + 1)
+        if length >= 0:
+            cmdline = cmdline[:length].ljust(length)
+        try:
+            if last and flags in _LOADING:
+                raise BadFileDescriptor("no kernel to load")
+            kexec.kexec_file_load(kernel, self._release_of(index + 1 - last), cmdline, flags)
+        except KernelError as refused:
+            return refused.name
+        return "ok"
 
     def kexec(self, kernel: Kernel) -> tuple[Release, Firmware]:
         """Jump; what the next kernel is given. Raises what refuses the reboot."""

@@ -1,4 +1,8 @@
-"""Open files, as far as descriptors need them. C: include/linux/fs.h, fs/file.c, 7.3."""
+"""Open files, as far as descriptors need them. C: include/linux/fs.h, fs/file.c, 7.3.
+
+Simplification, *ioctls that every file answers*: of those of the VFS there are the four about
+descriptors. A kernel knows some more (FIGETBSZ, FICLONE, FIFREEZE, …), which are unknown here.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 Happy path: `kexec_file_load` chooses a place for every segment, inside KHO's scratch when KHO is
 on, and keeps the image; `reboot` lets LUO freeze and serialise, `jump` shuts devices down, copies
 the segments to their places and enters the new kernel, which knows memory and `Firmware`. A second
-load replaces the first; KEXEC_FILE_UNLOAD drops it.
+load replaces the first; KEXEC_FILE_UNLOAD drops it, unless KEXEC_FILE_ON_CRASH means the other.
 
 Unhappy paths: segments that fit no scratch area are EADDRNOTAVAIL, an image that is no
 relocatable kernel ENOEXEC, a reboot without an image EINVAL; a load that fails leaves the image
@@ -149,7 +149,8 @@ def kexec_file_load(kernel: Kernel, release: Release, cmdline: str, flags: int =
     if flags & ~_KNOWN_FLAGS:
         raise InvalidArgument("unknown flags", flags=flags)
     if flags & _UNLOAD:
-        kernel.kexec_image = None
+        if not flags & _ON_CRASH:
+            kernel.kexec_image = None
         return
     if not release.relocatable:
         raise NoExec("not a relocatable kernel", release=release.name)

@@ -83,6 +83,7 @@ _OPERATIONS: Final = {
     "read": "w",
     "fail": "fce",
     "tryreboot": "",
+    "load": "i?i",
     "pool": "si?i",
     "overcommit": "si",
     "hstat": "s?i",

@@ -153,19 +153,27 @@ static char *slurp(const char *path)
 	return text;
 }
 
-static void load_next_kernel(void)
+int load_next_kernel(unsigned long flags, long cmdline_length)
 {
 	int kernel = open("/kernel", O_RDONLY), initrd = open("/initrd", O_RDONLY);
-	char *cmdline;
+	char *cmdline = kernel < 0 ? strdup("") : slurp("/cmdline");
+	size_t length = strlen(cmdline);
+	int result, error;
 
-	if (kernel < 0)
-		return;  // the last boot
-	cmdline = slurp("/cmdline");
-	if (syscall(SYS_kexec_file_load, kernel, initrd, strlen(cmdline) + 1, cmdline, 0))
-		die("kexec_file_load: %m");
+	if (cmdline_length >= 0) {
+		cmdline = realloc(cmdline, cmdline_length + 1);
+		if ((size_t)cmdline_length > length)
+			memset(cmdline + length, ' ', cmdline_length - length);
+		length = cmdline_length;
+		cmdline[length] = 0;
+	}
+	result = syscall(SYS_kexec_file_load, kernel, initrd, length + 1, cmdline, flags);
+	error = errno;
 	close(kernel);
 	close(initrd);
 	free(cmdline);
+	errno = error;
+	return result;
 }
 
 static void set_up(void)
@@ -203,7 +211,8 @@ int main(void)
 	wanted = atoi(slurp("/boot-number"));
 	script = slurp("/script");
 	huge = !strncmp(script, "#!", 2) && strncmp(script + 2 + strspn(script + 2, " "), "plain ", 6);
-	load_next_kernel();
+	if (!access("/kernel", F_OK) && load_next_kernel(0, -1))
+		die("kexec_file_load: %m");
 	while ((line = strsep(&script, "\n"))) {
 		line_number++;
 		if (*line == '#')

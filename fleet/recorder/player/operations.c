@@ -253,6 +253,11 @@ static int op_tryreboot(void)
 	return reboot(RB_KEXEC);
 }
 
+static int op_load(void)
+{
+	return load_next_kernel(number(1), nr_words > 2 ? (long)number(2) : -1);
+}
+
 const struct operation operations[] = {
 	{ "open", op_open, 1 },
 	{ "null", op_null, 1 },
@@ -278,6 +283,7 @@ const struct operation operations[] = {
 	{ "read", op_read, 1 },
 	{ "fail", op_fail, 3 },
 	{ "tryreboot", op_tryreboot, 0 },
+	{ "load", op_load, 1 },
 };
 
 const size_t nr_operations = ARRAY_SIZE(operations);

@@ -48,6 +48,10 @@ void huge_set_up(void);
 // Tell the recorder something, while it has the machine stopped.
 void ask_recorder(const char *request);
 
+// kexec_file_load(2) of the next boot's kernel, with its command line cut or filled up to a length,
+// or as it is if that is negative.
+int load_next_kernel(unsigned long flags, long cmdline_length);
+
 // Wait until everything printed is out of the machine.
 void flush_trace(void);
 
