@@ -293,7 +293,8 @@ def _trouble(board: dash.Dashboard) -> dash.Dashboard:
     board = board.with_panel(
         labels(
             "VMs by what became of their memory",
-            "Of host updates that have ended. A restarted VM began afresh, a lost one did not.",
+            "Of host updates that have ended. A restarted VM was given up by a fallback; a lost "
+            "one should have kept its memory and did not, whether it was started afresh or not.",
             "sum by (outcome) (lufleet_vm_updates_total{}) > 0",
         )
     )

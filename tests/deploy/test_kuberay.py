@@ -40,6 +40,19 @@ def test_its_pods_have_the_ray_of_the_project(job: dict[str, Any]) -> None:
     assert job["rayClusterSpec"]["rayVersion"] == version("ray")
 
 
+def test_its_image_is_pulled_alike_by_pods_that_no_manifest_describes(job: dict[str, Any]) -> None:
+    """KubeRay makes the pod that submits the job, of the head's image and with no pull policy.
+
+    Kubernetes pulls `latest`, the tag of an image without one, even where a node holds it.
+    """
+    cluster = job["rayClusterSpec"]
+    groups = (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])
+    images = {group["template"]["spec"]["containers"][0]["image"] for group in groups}
+    (image,) = images
+    assert image.partition(":")[2] not in {"", "latest"}
+    assert f"-t {image} " in (ROOT / "deploy/kuberay/Dockerfile").read_text()
+
+
 def test_shards_go_to_workers_and_the_run_outlives_the_head(job: dict[str, Any]) -> None:
     cluster = job["rayClusterSpec"]
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
