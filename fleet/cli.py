@@ -58,7 +58,10 @@ _Seed = Annotated[
 _Set = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="A.B=V", help="Replaces a value of the scenario.", show_default=False
+        "--set",
+        metavar="A.B=V",
+        help="Replaces a value of the scenario; may be given again.",
+        show_default=False,
     ),
 ]
 _Backend = Annotated[
@@ -137,7 +140,7 @@ def run(
         typer.Option(
             metavar="HOST=FILE",
             help="Write what a host's kernel hands over at the jump, for lufleet inspect; HOST may "
-            "be first, the first one updated.",
+            "be first, the first one updated. May be given again.",
             show_default=False,
         ),
     ] = None,
@@ -202,9 +205,9 @@ def sweep(
 ) -> None:
     """Run a scenario over many seeds and parameters, in parallel, and compare.
 
-    Every run is a row of one DuckDB file (and of one Parquet file), written as soon as it has
-    ended; runs that fail are rows too. A sweep that was interrupted, or killed, goes on with
-    --resume without making a run twice.
+    Every run is a row of one DuckDB file (and of one Parquet file), written as
+    soon as it has ended; runs that fail are rows too. A sweep that was
+    interrupted, or killed, goes on with --resume without making a run twice.
     """
     from rich.console import Console
 
@@ -272,9 +275,10 @@ def serve(
 ) -> None:
     """Keep a fleet alive behind gRPC and Prometheus metrics, until SIGINT or SIGTERM.
 
-    Exits then with 0 if no rollout was started or it was completed, with 3 if it was halted or
-    aborted, with 130 if it was under way. What was done is kept: --resume brings the hosts back
-    as they were, and a rollout that was under way goes on by itself.
+    Exits then with 0 if no rollout was started or it was completed, with 3 if
+    it was halted or aborted, with 130 if it was under way. What was done is
+    kept: --resume brings the hosts back as they were, and a rollout that was
+    under way goes on by itself.
     """
     from rich.console import Console
 
