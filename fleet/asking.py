@@ -1,8 +1,8 @@
-"""What goes to a shard in a wave, in messages of a bearable size.
+"""What goes to a shard, in messages of a bearable size.
 
 A message is answered as a whole, and while the driver deals with the answer an actor that had no
-other would wait. So the next one is always on its way before one is answered; answers are handed
-on in the order of the messages, whichever comes first.
+other would wait. So the next one of a wave is always on its way before one is answered; answers are
+handed on in the order of the messages, whichever comes first.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from fleet.launcher import ShardHandle
-from node.api import UpdateCommand, UpdateResult
+from node.api import HostGauges, UpdateCommand, UpdateResult
 
-__all__ = ["ask_in_parts"]
+__all__ = ["ask_in_parts", "boot_in_parts"]
 
 #: Messages that a shard has at once.
 _AHEAD: Final = 2
@@ -23,6 +23,8 @@ _AHEAD: Final = 2
 #: commands: little is left to deal with when the last one is answered and nobody computes.
 _PARTS: Final = 4
 _FEW: Final = 8
+#: Hosts that a shard boots before it can be told to stop: a fraction of a second.
+_BOOTS: Final = 64
 
 
 async def ask_in_parts(
@@ -54,3 +56,15 @@ async def ask_in_parts(
         for _, answer in asked:
             answer.cancel()
         await asyncio.gather(*(answer for _, answer in asked), return_exceptions=True)
+
+
+async def boot_in_parts(shard: ShardHandle) -> dict[str, HostGauges]:
+    """Have a shard boot its hosts; every host's own counters.
+
+    Raises:
+        HostUnreachable: the shard cannot be kept alive.
+    """
+    gauges: dict[str, HostGauges] = {}
+    for at in range(0, len(shard.hosts), _BOOTS):
+        gauges |= await shard.call("gauges", shard.hosts[at : at + _BOOTS])
+    return gauges

@@ -26,7 +26,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from fleet.api import FleetSnapshot, RolloutState, RunRecord
-from fleet.asking import ask_in_parts
+from fleet.asking import ask_in_parts, boot_in_parts
 from fleet.coordinator import Coordinator
 from fleet.inbox import Inbox, RolloutRefused
 from fleet.journal import Journal, journal_header
@@ -130,7 +130,7 @@ class Experiment:
         self.shards = [self._backend.spawn(config) for config in configs]
         self._shard_of = {host: shard for shard in self.shards for host in shard.hosts}
         if gauges:
-            for counters in await asyncio.gather(*(s.call("gauges") for s in self.shards)):
+            for counters in await asyncio.gather(*map(boot_in_parts, self.shards)):
                 self._books.gauged(counters)
             self._refresh()
 

@@ -45,6 +45,9 @@ _M = TypeVar("_M", bound=Message)
 #: Most bytes of a list in one message: a client takes 4 MiB unless it says otherwise.
 _MESSAGE_BYTES = 1 << 20
 
+#: Longest reason of a request that is kept: every status tells it.
+_REASON_CHARS = 500
+
 #: Longest wait between two looks at a rollout that catches up with its journal.
 _REPLAY_GLANCE_SECONDS = 0.01
 
@@ -268,7 +271,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
 
     async def _request(self, kind: RequestKind, reason: str, context: Context) -> None:
         try:
-            await self._fleet.experiment.request(kind, reason)
+            await self._fleet.experiment.request(kind, _one_line(reason))
         except RolloutRefused as refused:
             await abort(context, _precondition("ROLLOUT_REFUSED", str(refused)))
 
@@ -324,6 +327,12 @@ def _messagefuls(items: Iterable[_M]) -> Iterator[list[_M]]:
         size += item.ByteSize()
     if some:
         yield some
+
+
+def _one_line(reason: str) -> str:
+    """What a client gives as its reason, fit for logs, reports and terminals."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in reason).split())
+    return line if len(line) <= _REASON_CHARS else f"{line[:_REASON_CHARS]} …"
 
 
 def _precondition(reason: str, message: str) -> NotHere:

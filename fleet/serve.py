@@ -116,6 +116,8 @@ def _open_journal(options: ServeOptions, scenario: Scenario, out: Path) -> Journ
 
 
 def _stood(served: Served) -> str:
+    if not served.was_up:
+        return "stopped before the hosts were up"
     if served.state is RolloutState.PENDING:
         return "stopped; the rollout was not started"
     if served.record is None and not served.state.is_final:
@@ -132,6 +134,8 @@ def _kept(journal: Journal, out: Path) -> str:
 
 
 def _exit_code(served: Served) -> ExitCode:
+    if not served.was_up:
+        return ExitCode.INTERRUPTED
     if served.state in (RolloutState.HALTED, RolloutState.ABORTED):
         return ExitCode.HALTED
     if served.state is RolloutState.PENDING or served.record is not None:
@@ -164,7 +168,11 @@ async def _serve(
     on_signals(stop.set)
 
     kept = _kept(journal, options.directory(scenario))
-    resumed = [f"resumed  {kept}"] if journal.calls() or journal.has_rollout else []
+    size = f"{counted(len(scenario.hosts), 'host')}, {counted(len(scenario.vms), 'VM')}"
+    # Said at once: a large fleet takes a while to boot.
+    console.print(Text(f"{scenario.name}: {size}, seed {scenario.seed}"), soft_wrap=True)
+    if journal.calls() or journal.has_rollout:
+        console.print(Text(f"resumed  {kept}"), soft_wrap=True)
     is_under_way = journal.has_rollout
 
     def ready(endpoints: Endpoints) -> None:
@@ -173,10 +181,7 @@ async def _serve(
             what = "goes on from where it was"
         else:
             what = "has started" if options.start else "starts on FleetService.StartRollout"
-        size = f"{counted(len(scenario.hosts), 'host')}, {counted(len(scenario.vms), 'VM')}"
         lines = (
-            f"{scenario.name}: {size}, seed {scenario.seed}",
-            *resumed,
             f"gRPC     {endpoints.grpc}  (FleetService, HostService, health, reflection)",
             f"metrics  http://{endpoints.metrics}/metrics",
             f"The rollout {what} and runs {how}. Ctrl-C stops.",

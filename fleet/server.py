@@ -50,6 +50,7 @@ class Served(Struct, frozen=True):
 
     state: RolloutState
     record: RunRecord | None  # what came of the rollout; None if it was not started or not over
+    was_up: bool = True  # whether it ever listened
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -118,7 +119,8 @@ async def serve(
             raise AddressInUse(f"cannot listen on {metrics_address}: {error}") from None
         stack.enter_context(metrics)
         stack.push_async_callback(fleet.close)
-        await fleet.open()
+        if not await _opened(fleet, stop):
+            return Served(fleet.experiment.coordinator.state, None, was_up=False)
         server, grpc_port = await start_server(
             grpc_address,
             {
@@ -129,15 +131,26 @@ async def serve(
         stack.push_async_callback(server.stop, _GRACE_SECONDS)
         if start and fleet.rollout is None:
             fleet.start()
-        on_ready(
-            Endpoints(
-                grpc=_with_port(grpc_address, grpc_port),
-                metrics=_with_port(metrics_address, metrics.port),
-            )
-        )
+        grpc_at = _with_port(grpc_address, grpc_port)
+        on_ready(Endpoints(grpc=grpc_at, metrics=_with_port(metrics_address, metrics.port)))
         await _until(stop, fleet)
         state = fleet.experiment.coordinator.state
         return Served(state, fleet.record() if fleet.is_over else None)
+
+
+async def _opened(fleet: Fleet, stop: asyncio.Event) -> bool:
+    """Boot the hosts; whether they are up, and nobody set `stop` before."""
+    opening = asyncio.ensure_future(fleet.open())
+    stopping = asyncio.ensure_future(stop.wait())
+    try:
+        either: set[asyncio.Future[Any]] = {opening, stopping}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if opening.done():
+            opening.result()
+        return opening.done()
+    finally:
+        stopping.cancel()
+        opening.cancel()
 
 
 async def _until(stop: asyncio.Event, fleet: Fleet) -> None:

@@ -73,10 +73,10 @@ class ShardActor:
         self._watchers.answered(call.host, reply)
         return reply
 
-    async def gauges(self) -> dict[str, HostGauges]:
-        """The counters of every host."""
+    async def gauges(self, names: Sequence[str]) -> dict[str, HostGauges]:
+        """The counters of some hosts."""
         await self._serve()
-        return await self._compute(lambda shard: shard.gauges())
+        return await self._compute(lambda shard: shard.gauges(names))
 
     async def grpc_address(self) -> str:
         """Where this actor's HostService listens."""

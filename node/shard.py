@@ -7,6 +7,7 @@ host is its commands, and one that is needed again is built again and goes throu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from kernelmodel.errors import ModelBug
@@ -107,6 +108,6 @@ class Shard:
         """Where it serves gRPC itself: a shard that is not in an actor does not."""
         return ""
 
-    def gauges(self) -> dict[str, HostGauges]:
-        """Every host's own counters."""
-        return {name: self.host(name).gauges() for name in self._specs}
+    def gauges(self, names: Sequence[str]) -> dict[str, HostGauges]:
+        """The counters of some hosts, which are booted for it."""
+        return {name: self.host(name).gauges() for name in names}

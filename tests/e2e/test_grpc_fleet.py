@@ -254,6 +254,19 @@ def test_pause_resume_and_abort_are_obeyed_and_logged() -> None:
     assert json.loads(result.result_json)["hosts"]["skipped"] == 5
 
 
+def test_a_reason_is_one_line_of_bearable_length() -> None:
+    """It comes from anywhere, and goes to the terminal of whoever serves, and into every status."""
+
+    async def client(stub: Stub) -> tuple[str, str]:
+        await stub.StartRollout(fleet_pb2.StartRolloutRequest())
+        pause = fleet_pb2.PauseRolloutRequest(reason="\x1b[2Jfor\n\nlunch\0é")
+        paused = (await stub.PauseRollout(pause)).status.why
+        abort = fleet_pb2.AbortRolloutRequest(reason="x" * 1_000_000)
+        return paused, (await stub.AbortRollout(abort)).status.why
+
+    assert with_stub(client, speed=5) == ("[2Jfor lunch é", "x" * 500 + " …")
+
+
 def test_a_paused_rollout_shows_that_it_is() -> None:
     async def client(stub: Stub) -> None:
         await stub.StartRollout(fleet_pb2.StartRolloutRequest())

@@ -63,6 +63,27 @@ def test_it_serves_until_it_is_told_to_stop(tmp_path: Path, stop: signal.Signals
         assert process.wait(30) == 0
 
 
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_large_fleet_need_not_be_up_to_be_stopped(tmp_path: Path, stop: signal.Signals) -> None:
+    """It says what it boots before it does, and does not finish that first."""
+    large = ROOT / "examples" / "scale.toml"
+    hosts = ["--set", "fleet.host_class.0.count=500", "--backend", "local"]
+    addresses = ["--grpc", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]
+    with subprocess.Popen(
+        [BIN / "lufleet", "serve", large, *hosts, *addresses, "--out", tmp_path],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert "500 hosts" in process.stdout.readline()
+        process.send_signal(stop)
+        said, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "gRPC" not in said
+    assert "stopped before the hosts were up" in errors
+
+
 def test_the_example_scripts_work_against_it(tmp_path: Path) -> None:
     with serving(tmp_path, "--speed", "6000") as (process, address):
         by_hand = example("host_update.py", "--address", address)

@@ -191,7 +191,7 @@ def test_an_actor_that_dies_while_it_replays_is_replaced(cluster: Cluster, tmp_p
             await shard.call("update", commands, history=commands)
             backend.kill_pid(await shard.call("__ray_call__", pid_of))
             await shard.call("__ray_call__", stop_at_call, line.path, fewest_calls())
-            asking = asyncio.ensure_future(shard.call("gauges"))
+            asking = asyncio.ensure_future(shard.call("gauges", shard.hosts))
             backend.kill_pid(await line.hear(asking))
             return await asking
         finally:
@@ -200,7 +200,7 @@ def test_an_actor_that_dies_while_it_replays_is_replaced(cluster: Cluster, tmp_p
     async def undisturbed() -> object:
         shard = LocalBackend().spawn(config)
         await shard.call("update", commands)
-        return await shard.call("gauges")
+        return await shard.call("gauges", shard.hosts)
 
     assert asyncio.run(struck()) == asyncio.run(undisturbed())
 

@@ -60,8 +60,9 @@ class ToyShard:
     def update(self, commands: list[UpdateCommand]) -> list[UpdateResult]:
         return [self._update(command) for command in commands]
 
-    def gauges(self) -> dict[str, HostGauges]:
-        return {host.name: self._gauges(host.name, host.release) for host in self.config.hosts}
+    def gauges(self, names: Sequence[str]) -> dict[str, HostGauges]:
+        releases = {host.name: host.release for host in self.config.hosts}
+        return {name: self._gauges(name, releases[name]) for name in names}
 
     def _gauges(self, host: str, release: str) -> HostGauges:
         vms = sum(vm.host == host for vm in self.config.vms)

@@ -44,7 +44,7 @@ def test_it_answers_like_the_shard_that_it_holds() -> None:
     async def client(actor: ShardActor, stub: Stub) -> None:
         del stub
         shard = Shard(shard_config("h1", "h2"))
-        assert await actor.gauges() == shard.gauges()
+        assert await actor.gauges(["h2"]) == shard.gauges(["h2"])
         call = host_call(host_pb2.PauseVmRequest(host="h2", vm="h2-plain"))
         assert await actor.call_host(call) == shard.call_host(call)
         assert await actor.update([COMMAND]) == shard.update([COMMAND])
