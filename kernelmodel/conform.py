@@ -26,7 +26,7 @@ from kernelmodel.corruptions.handed_over import NotThere
 from kernelmodel.errors import BadFileDescriptor, KernelError, KernelPanic
 from kernelmodel.handover import Handover
 from kernelmodel.kernel import Kernel, KernelConfig
-from kernelmodel.machine import Firmware, Machine, MachineSpec
+from kernelmodel.machine import Firmware, Machine
 from kernelmodel.memory import MIB
 from kernelmodel.releases import CATALOGUE, Release
 from kernelmodel.script import CMDLINE, Script, ScriptError, number
@@ -71,7 +71,7 @@ class Host:
     ) -> None:
         self.script = script
         self.release = release or CATALOGUE[_RELEASE]
-        self.machine = machine or Machine(MachineSpec(script.node_bytes, _CPUS))
+        self.machine = machine or Machine(script.machine_spec(_CPUS))
         self.clock = Clock(CostModel.load(), _CPUS, 0, ("conform",))
         #: The process of the boot that runs.
         self.task: Task | None = None

@@ -39,27 +39,33 @@ class Firmware:
 
 @dataclass(frozen=True, slots=True)
 class MachineSpec:
-    """The hardware: bytes of RAM on each NUMA node and the number of CPUs."""
+    """The hardware: bytes of RAM on each NUMA node and the number of CPUs.
+
+    Where RAM reaches the PCI hole, firmware keeps the last `firmware_bytes` before it for tables.
+    """
 
     node_bytes: tuple[int, ...]
     cpus: int
+    firmware_bytes: int = 0
 
     @lru_cache(maxsize=64)  # noqa: B019 - a fleet's machines are of few kinds
     def memory_map(self) -> tuple[MemoryRange, ...]:
-        """RAM as firmware reports it: nodes one after the other, around the two holes."""
+        """RAM as firmware reports it: nodes one after the other, around the holes."""
+        tables = (_PCI_HOLE[0] - self.firmware_bytes, _PCI_HOLE[0])
+        holes = (_BIOS_HOLE, tables, _PCI_HOLE)
         ranges: list[MemoryRange] = []
         at = 0
         for nid, size in enumerate(self.node_bytes):
             left = size
             while left:
-                for low, high in (_BIOS_HOLE, _PCI_HOLE):
+                for low, high in holes:
                     if low <= at < high:
-                        if low == _BIOS_HOLE[0]:  # the legacy area hides RAM, nothing moves up
+                        if high <= _PCI_HOLE[0]:  # these two hide RAM, nothing moves up
                             left -= high - at
                         at = high
-                stop = min((low for low, _ in (_BIOS_HOLE, _PCI_HOLE) if low > at), default=None)
-                take = left if stop is None else min(left, stop - at)
-                ranges.append(MemoryRange(at, take, nid))
+                stop = min((low for low, high in holes if at < low < high), default=None)
+                if take := left if stop is None else min(left, stop - at):
+                    ranges.append(MemoryRange(at, take, nid))
                 at += take
                 left -= take
         return tuple(ranges)

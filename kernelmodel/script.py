@@ -19,7 +19,8 @@ from typing import Final
 
 from kernelmodel.corruptions.catalogue import CORRUPTIONS
 from kernelmodel.errors import ERRNO_CLASSES
-from kernelmodel.memory import GIB, MIB
+from kernelmodel.machine import MachineSpec
+from kernelmodel.memory import GIB, KIB, MIB
 
 __all__ = [
     "CMDLINE",
@@ -36,6 +37,8 @@ __all__ = [
 #: The command line of the kernel that the recordings were taken from, and a size to match.
 CMDLINE: Final = "liveupdate=on kho_scratch=32M,128M,32M"
 _MEMORY: Final = 2 * GIB
+#: QEMU's firmware keeps ACPI's tables there.
+_FIRMWARE_BYTES: Final = 128 * KIB
 HUGE_PAGE_ORDERS: Final = {"2M": 9, "1G": 18}
 _UNITS: Final = {"M": MIB, "G": GIB}
 _NODES_MAX: Final = 8
@@ -158,6 +161,10 @@ class Script:
     def node_bytes(self) -> tuple[int, ...]:
         """Bytes of memory of each node."""
         return (self.memory_bytes // self.nodes,) * self.nodes
+
+    def machine_spec(self, cpus: int) -> MachineSpec:
+        """The machine to play it on, which has the firmware of the one that recordings are of."""
+        return MachineSpec(self.node_bytes, cpus, _FIRMWARE_BYTES)
 
     def uses(self, op: str) -> bool:
         """Whether an operation occurs in it."""

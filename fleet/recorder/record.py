@@ -29,7 +29,6 @@ from fleet.recorder.emulator import TOO_LATE, Emulator
 from fleet.recorder.initramfs import archive
 from fleet.recorder.stops import RECORDER_SECTION, RecorderError, Stops, SystemMap
 from kernelmodel.corruptions.catalogue import CORRUPTIONS
-from kernelmodel.machine import MachineSpec
 from kernelmodel.script import KERNELS, Script
 
 __all__ = ["Recorder", "RecorderError", "Recording"]
@@ -183,7 +182,7 @@ class Recorder:
         if any(given.kernel for given in script.given):
             raise RecorderError("failures, corruption and dumps need one kernel for all boots")
         symbols = SystemMap(self._kernel_path, self._system_map)
-        memory_map = MachineSpec(script.node_bytes, 1).memory_map()
+        memory_map = script.machine_spec(1).memory_map()
         return Stops(symbols, machine.memory, memory_map, tamper, dump)
 
     def _initrd(self, text: str, script: Script, boot: int) -> bytes:

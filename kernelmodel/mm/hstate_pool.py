@@ -13,6 +13,8 @@ again stays, as a free surplus one.
 Simplifications, and what a test could notice:
 
 - *Lowest free folio first*; the kernel takes the one freed last. Only page frame numbers show it.
+- *Nothing of the kernel's own lies in the way of run-time gigantic pages*: the real one has used
+  some of a gigabyte by then; a machine of 6 GiB gave 2 for 3, one of 10 GiB and 2 nodes 5 for 6.
 - *Pools keep out of scratch*: the kernel may put a movable size there and has to migrate such a
   page before it can be pinned.
 """
@@ -152,7 +154,7 @@ class HstatePool:
         named = {nid: node.max_huge_pages for nid, node in self.nodes.items()}
         if any(named.values()):
             return sum(self.grow(n, [nid], Turns()) for nid, n in named.items() if n)
-        return self.grow(self.max_huge_pages, list(self.nodes), Turns())
+        return self.grow(_as_int(self.max_huge_pages), list(self.nodes), Turns())
 
     # In.
 
@@ -268,3 +270,12 @@ class HstatePool:
         if left:
             raise ModelBug(f"{left} folios from page frame {pfn:#x} on lie on no node")
         return parts
+
+
+def _as_int(n: int) -> int:
+    """What the threads that fill a pool at boot make of a count: its low 32 bits, with a sign.
+
+    Of 10^12 pages none, of 2^32 + 5 five; as one thread does, several share the count before.
+    C: hugetlb_pages_alloc_boot_node().
+    """
+    return max(0, (n + (1 << 31)) % (1 << 32) - (1 << 31))

@@ -1,12 +1,12 @@
 """`hugetlb_cma=`: memory kept movable from boot on, so that gigantic pages can be had later.
 
 Reproduces Linux 7.3's mm/hugetlb_cma.c, as seen on the running kernel. `hugetlb_cma=4G` reserves
-that much, evenly over the nodes in whole gigantic pages; `hugetlb_cma=0:2G,1:2G` by node. Gigantic
-pages then come from these areas first; boot allocates none unless `hugetlb_cma_only=1`, which lets
+that much, over the nodes in whole gigantic pages; `hugetlb_cma=0:2G,1:2G` by node. Gigantic pages
+then come from these areas first; boot allocates none unless `hugetlb_cma_only=1`, which lets
 boot take them from the areas, and nobody from elsewhere.
 
-Unhappy paths: a size below one gigantic page reserves nothing, as does a node that has no room;
-the kernel's words about it are in `warnings`.
+Unhappy paths: a size that is no multiple of a gigantic page reserves nothing, as does a node that
+has no room, whose part the nodes after it may get; the kernel's words about it are in `warnings`.
 
 Simplification: an area gives only what is free in it; the kernel would move pages out of the way.
 """
@@ -35,7 +35,8 @@ class HugetlbCma:
 
     def __init__(self, params: Sequence[tuple[str, str]], nids: Sequence[int]) -> None:
         self._size = 0
-        self._by_node: dict[int, int] = {}
+        #: Of each node that exists and was named; None if the size is for all.
+        self._by_node: dict[int, int] | None = None
         #: Nothing but the areas serves gigantic pages.
         self.only = False
         self.warnings: list[str] = []
@@ -52,8 +53,9 @@ class HugetlbCma:
 
     def _parse(self, value: str, nids: Sequence[int]) -> None:
         if not re.match(r"[0-9]+:", value):
-            self._size, self._by_node = memparse(value), {}
+            self._size, self._by_node = memparse(value), None
             return
+        self._by_node = {} if self._by_node is None else self._by_node
         for part in value.split(","):
             nid, _, size = part.partition(":")
             if not nid.isdecimal() or not size:
@@ -72,26 +74,17 @@ class HugetlbCma:
     def disable(self, why: str) -> None:
         """Reserve nothing after all."""
         self.warnings.append(f"hugetlb_cma: {why}")
-        self._size, self._by_node, self.only = 0, {}, False
+        self._size, self._by_node, self.only = 0, None, False
 
     def reserve(self, memblock: Memblock) -> None:
         """Take the areas from memblock. C: hugetlb_cma_reserve()."""
         if not self._size:
             self.only = False
             return
-        nids = sorted({region.nid for region in memblock.memory})
-        wanted = {nid: size for nid, size in self._by_node.items() if size >= _GIGANTIC}
-        if not self._by_node and self._size >= _GIGANTIC:
-            left = self._size
-            per_node = -(-left // len(nids))
-            for nid in nids:
-                size = -(-min(per_node, left) // _GIGANTIC) * _GIGANTIC
-                wanted[nid] = size
-                left -= min(size, left)
-        if not wanted:
-            self.warnings.append("hugetlb_cma: cma area must be a multiple of 1024 MiB")
+        wanted = self._wanted(sorted({region.nid for region in memblock.memory}))
+        left = self._size
         for nid, wish in wanted.items():
-            size = -(-wish // _GIGANTIC) * _GIGANTIC
+            size = min(wish, left)
             if not size:
                 continue
             try:
@@ -99,9 +92,28 @@ class HugetlbCma:
             except NoMemory:
                 self.warnings.append(f"hugetlb_cma: reservation failed: err -12, node {nid}")
                 continue
+            left -= size
             self.areas[nid] = (start >> PAGE_SHIFT, size >> PAGE_SHIFT)
         if not self.areas:
             self.only = False
+
+    def _wanted(self, nids: Sequence[int]) -> dict[int, int]:
+        """How much each node shall give, as long as not all is reserved."""
+        if self._by_node is None:
+            if self._size % _GIGANTIC:
+                self.warnings.append("hugetlb_cma: cma area must be a multiple of 1024 MiB")
+                return {}
+            per_node = -(-self._size // len(nids))
+            return dict.fromkeys(nids, -(-per_node // _GIGANTIC) * _GIGANTIC)
+        wanted: dict[int, int] = {}
+        for nid, size in sorted(self._by_node.items()):
+            if size % _GIGANTIC:
+                self.warnings.append(
+                    f"hugetlb_cma: cma area of node {nid} must be a multiple of 1024 MiB"
+                )
+            else:
+                wanted[nid] = size
+        return wanted
 
     def take_early(self, nid: int, n: int) -> list[tuple[int, int]]:
         """Up to `n` gigantic pages of an area before there is a page allocator.

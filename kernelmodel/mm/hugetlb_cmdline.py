@@ -30,6 +30,8 @@ __all__ = [
 HPAGE_ORDER: Final = 9
 GIGANTIC_ORDER: Final = 18
 _NUMBER: Final = re.compile("[0-9]+")
+_ULONG_MAX: Final = (1 << 64) - 1
+_UINT_MAX: Final = (1 << 32) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +143,10 @@ class _Parser:
         target.nr, target.by_node = counts.nr, counts.by_node
 
     def counts(self, value: str) -> _Size | None:
-        """How many pages a value says; what follows the last number is passed over."""
+        """How many pages a value says; what follows the last number is passed over.
+
+        A node's count is an unsigned int: of more only the low 32 bits are left.
+        """
         at = 0
         by_node: dict[int, int] = {}
         while at < len(value):
@@ -150,11 +155,11 @@ class _Parser:
                 return None
             at = number.end()
             if not value.startswith(":", at):
-                return None if by_node else _Size(-1, int(number[0]))
+                return None if by_node else _Size(-1, min(int(number[0]), _ULONG_MAX))
             count = _NUMBER.match(value, at + 1)
             if int(number[0]) not in self.nids or count is None:
                 return None
-            by_node[int(number[0])] = int(count[0])
+            by_node[int(number[0])] = min(int(count[0]), _ULONG_MAX) & _UINT_MAX
             at = count.end()
             if not value.startswith(",", at):
                 break

@@ -225,6 +225,17 @@ def test_ram_lies_around_the_two_holes() -> None:
     ]
 
 
+def test_firmware_hides_ram_before_the_hole_and_nowhere_else() -> None:
+    kept = 128 * KIB
+    ranges = MachineSpec((2 * GIB, 4 * GIB), 8, kept).memory_map()
+    assert [(r.base, r.end, r.nid) for r in ranges[2:]] == [
+        (2 * GIB, 3 * GIB - kept, 1),
+        (4 * GIB, 7 * GIB, 1),
+    ]
+    ends = [MachineSpec((n * GIB,), 1, kept).memory_map()[-1].end for n in (2, 3)]
+    assert ends == [2 * GIB, 3 * GIB - kept]
+
+
 @pytest.mark.parametrize("spec", [((), 1), ((GIB,), 0), ((GIB + 1,), 1)])
 def test_impossible_machines(spec: tuple[tuple[int, ...], int]) -> None:
     with pytest.raises(ModelBug):
