@@ -7,18 +7,23 @@ without kind and source does not keep those of the file: it is not what they vou
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Final
 
 from fleet.bad_input import Faults, Place
 from fleet.fields import Fields
-from fleet.toml_source import Key, TomlSource, TomlValue
+from fleet.toml_source import Key, TomlSource, TomlValue, dotted
+from fleet.units import shown
 from kernelmodel.sim.cost import CostModel, CostProfileError, format_profile
+from node.api import LONGEST_WAIT_NS
 
 __all__ = ["read_costs"]
 
-_LARGEST = (1 << 63) - 1
-_PROVENANCE = ("kind", "source")
+#: The most that a figure may be: beyond, a unit was mistaken, and sums would leave 64 bits.
+_LARGEST: Final = {"base_ns": LONGEST_WAIT_NS, "per_unit_ps": 10**15}
+_LARGEST_PERMILLE: Final = 1_000_000
+_PROVENANCE: Final = ("kind", "source")
 
 
 def read_costs(fields: Fields | None, folder: Path, faults: Faults) -> str:
@@ -41,14 +46,15 @@ def read_costs(fields: Fields | None, folder: Path, faults: Faults) -> str:
 def _check(tables: dict[str, TomlValue], place: Callable[[Key], Place], faults: Faults) -> bool:
     """Whether rows can be used, noting what is wrong with them at their places."""
     before = len(faults)
+    plain = dict(tables)
     for name, table in tables.items():
-        if not _is_plain(table, 0):
-            what = "a cost row holds whole numbers, texts and lists of whole numbers"
-            faults.add(place((name,)), f"cost row {name}: {what}")
-    if len(faults) > before:
-        return False
+        for key, what, right in _unfit((name,), table):
+            faults.add(place(key), f"cost row {dotted(key)}: {what}", right)
+            plain.pop(name, None)
+    if "spread" in tables and "spread" not in plain:
+        return False  # rows may name what could not be read
     try:
-        CostModel.load(format_profile(tables))
+        CostModel.load(format_profile(plain))
     except CostProfileError as error:
         for fault in error.faults:
             where, _, what = fault.partition(": ")
@@ -56,15 +62,25 @@ def _check(tables: dict[str, TomlValue], place: Callable[[Key], Place], faults: 
     return len(faults) == before
 
 
-def _is_plain(value: object, depth: int) -> bool:
-    """Whether a value is of the kinds that a profile is made of; deeper ones never are."""
-    if isinstance(value, dict):
-        return depth < 2 and all(_is_plain(inner, depth + 1) for inner in value.values())
-    if isinstance(value, list):
-        return depth < 5 and all(_is_plain(inner, depth + 1) for inner in value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return abs(value) <= _LARGEST
-    return isinstance(value, str) and value.isprintable()
+def _unfit(key: Key, value: object) -> Iterator[tuple[Key, str, str]]:
+    """Where a value is not of the kinds that a profile is made of: the key, what, what is right."""
+    if isinstance(value, dict) and len(key) < 3:
+        for name, inner in value.items():
+            yield from _unfit((*key, name), inner)
+    elif isinstance(value, list):
+        numbers = [n for point in value for n in (point if isinstance(point, list) else [point])]
+        if not all(isinstance(n, int) and not isinstance(n, bool) for n in numbers):
+            yield key, "a list holds whole numbers", "points = [[0, 900], [1000, 2000]], say"
+        elif max(map(abs, numbers), default=0) > _LARGEST_PERMILLE:
+            yield key, "a number is too large", f"{_LARGEST_PERMILLE} permille or less"
+    elif isinstance(value, int) and not isinstance(value, bool):
+        most = _LARGEST.get(str(key[-1]), LONGEST_WAIT_NS)
+        if abs(value) > most:
+            yield key, f"{shown(value)} is too large", f"{most} or less"
+    elif not isinstance(value, str):
+        yield key, f"{shown(value)} is neither a whole number nor a text", ""
+    elif not value.isprintable():
+        yield key, f"{shown(value)} has characters that cannot be printed", ""
 
 
 def _overlaid(tables: dict[str, TomlValue], ours: dict[str, TomlValue]) -> dict[str, TomlValue]:

@@ -71,6 +71,8 @@ def _check_host(inventory: Inventory, host: HostSpec, vms: list[VmSpec], faults:
     who = f"host {host.name}"
     if memory.trouble:
         right = "smaller pools, more memory, or another kho_scratch="
+        if "command line" in memory.trouble:
+            right = "a shorter cmdline"
         faults.add(place, f"{who}: {memory.trouble}", right, alike="hosts that cannot be updated")
     for pool in memory.missing:
         size = show_size(pool.page_bytes)

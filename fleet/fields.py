@@ -154,6 +154,13 @@ class Fields:
             return None
         return Fields(self.source, values, self.faults, (*self.key, name), self.asked)
 
+    def needed_table(self, name: str, right: str) -> Fields | None:
+        """A table that must be there, None if it cannot be read."""
+        table = self.table(name)
+        if name not in self.values:
+            self.missing(name, right)
+        return table
+
     def tables(self, name: str) -> Iterator[Fields]:
         """The items of an array of tables; none if it is not there."""
         self._ask(name)

@@ -26,7 +26,7 @@ from fleet.fields import Fields
 from fleet.injected import read_faults
 from fleet.inventory import HOST_COLUMNS, VM_COLUMNS, Inventory, read_hosts, read_vms
 from fleet.own_releases import read_releases
-from fleet.tables import read_table
+from fleet.tables import Table, read_table
 from fleet.toml_source import TomlSource
 from fleet.units import shown
 from kernelmodel.releases import Release, catalogue_with
@@ -213,9 +213,9 @@ def _read_fleet(
 ) -> Inventory:
     """Hosts and VMs, from tables or from classes."""
     inventory = Inventory(releases=releases)
-    fleet = root.table("fleet")
+    right = 'hosts = "hosts.csv" and vms = "vms.csv", or [[fleet.host_class]]'
+    fleet = root.needed_table("fleet", right)
     if fleet is None:
-        root.missing("fleet", 'hosts = "hosts.csv" and vms = "vms.csv", or [[fleet.host_class]]')
         return inventory
     columns = fleet.table("columns")
     host_columns = read_column_map(columns and columns.table("hosts"), HOST_COLUMNS)
@@ -224,7 +224,7 @@ def _read_fleet(
         columns.close()
     before = len(faults)
     if fleet.given("hosts"):
-        table = read_table(folder / fleet.text("hosts"), fleet.place("hosts"), faults)
+        table = _read_named("hosts", fleet, folder, faults)
         if table is not None:
             read_hosts(table, host_columns, inventory, faults)
             if not table.rows and not table.damaged:
@@ -236,7 +236,7 @@ def _read_fleet(
         )
     if fleet.given("vms"):
         inventory.alike.clear()
-        table = read_table(folder / fleet.text("vms"), fleet.place("vms"), faults)
+        table = _read_named("vms", fleet, folder, faults)
         if table is not None:
             read_vms(table, vm_columns, inventory, faults)
     read_vm_classes(fleet, classes, inventory, faults)
@@ -244,11 +244,18 @@ def _read_fleet(
     return inventory
 
 
+def _read_named(key: str, fleet: Fields, folder: Path, faults: Faults) -> Table | None:
+    """The table that a key names, None if it cannot be read."""
+    before, name = len(faults), fleet.text(key)
+    if len(faults) > before:
+        return None
+    return read_table(folder / name, fleet.place(key), faults)
+
+
 def _read_update(root: Fields, inventory: Inventory, faults: Faults) -> tuple[str, UpdatePolicy]:
     """The target release, and what a host does about trouble."""
-    fields = root.table("update")
+    fields = root.needed_table("update", '[update] with target = "7.3.4+hugetlb"')
     if fields is None:
-        root.missing("update", '[update] with target = "7.3.4+hugetlb"')
         return "", UpdatePolicy()
     given = UpdatePolicy()
     target = fields.parsed_text("target", inventory.parse_release, "the release to update to")
@@ -272,9 +279,9 @@ def _read_update(root: Fields, inventory: Inventory, faults: Faults) -> tuple[st
 
 def _read_rollout(root: Fields, inventory: Inventory) -> tuple[RolloutSpec, int]:
     """How the update goes over the fleet, and the downtime budget."""
-    fields = root.table("rollout")
+    right = "[rollout] with canary, wave_size and [rollout.gate]"
+    fields = root.needed_table("rollout", right)
     if fields is None:
-        root.missing("rollout", "[rollout] with canary, wave_size and [rollout.gate]")
         return RolloutSpec(), _DEFAULT_BUDGET_NS
     # Hosts that could not be read leave shares of nothing, which is not the share's fault.
     hosts = len(inventory.host_places) or _MOST

@@ -28,6 +28,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from itertools import pairwise
+from reprlib import repr as _short
 from typing import Any, Final
 
 from kernelmodel.sim.cost_rows import KINDS, CostRow, Spread
@@ -129,7 +130,7 @@ def _tables(
             yield name, table
         else:
             full = f"{where}.{name}" if where else name
-            faults.append(f"{full}: a table of fields is expected, not {table!r}")
+            faults.append(f"{full}: a table of fields is expected, not {_short(table)}")
 
 
 def _row_faults(
@@ -151,13 +152,13 @@ def _row_faults(
 def _fault(key: str, value: object) -> str:
     if key in _FIGURES:
         ok = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-        return "" if ok else f"a whole number >= 0 is expected, not {value!r}"
+        return "" if ok else f"a whole number >= 0 is expected, not {_short(value)}"
     if key not in _TEXTS:
         return f"unknown; a row has {', '.join(_FIGURES + _TEXTS)}"
     if not isinstance(value, str):
-        return f"a string is expected, not {value!r}"
+        return f"a string is expected, not {_short(value)}"
     if key == "kind" and value not in KINDS:
-        return f"one of {', '.join(KINDS)} is expected, not {value!r}"
+        return f"one of {', '.join(KINDS)} is expected, not {_short(value)}"
     if key == "source" and not value.strip():
         return "empty; say where the figures are from"
     return ""

@@ -45,3 +45,29 @@ def test_what_notebooks_hold_is_taken() -> None:
 def test_a_scenario_shows_itself_on_one_line() -> None:
     shown = repr(load_scenario(SMALL))
     assert shown == "<Scenario small: 3 hosts, 9 VMs, to 7.3.4+hugetlb, seed 1>"
+
+
+SAID_ONCE = [
+    # what the scenario holds, what is said of it
+    ({"fleet": 3}, "scenario: fleet: 3 is no table, [fleet]"),
+    ({"update": []}, "scenario: update: a list is no table, [update]"),
+    ({"rollout": "all"}, 'scenario: rollout: "all" is no table, [rollout]'),
+    ({"fleet": {"hosts": 3}}, "scenario: fleet.hosts: 3 is not text, write it in quotes"),
+    (
+        {"fleet": {"host_class": [CLASS], "vms": 3}},
+        "scenario: fleet.vms: 3 is not text, write it in quotes",
+    ),
+    (
+        {"fleet": {"host_class": [{**CLASS, "count": 1, "cmdline": "x" * 2048}]}},
+        "scenario: host n-1: its kernel cannot load the next one: EINVAL: "
+        + "command line is too long (length=2069), a shorter cmdline",
+    ),
+]
+
+
+@pytest.mark.parametrize(("holds", "said"), SAID_ONCE)
+def test_a_mistake_is_said_once(holds: dict[str, object], said: str) -> None:
+    values = {"fleet": {"host_class": [CLASS]}, "update": {"target": "7.3.4"}, "rollout": {}}
+    with pytest.raises(BadInput) as caught:
+        scenario_of(values | holds)
+    assert [str(fault) for fault in caught.value.faults] == [said]
