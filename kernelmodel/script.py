@@ -13,6 +13,7 @@ Unhappy path: `ScriptError` with every fault of the text.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Final
@@ -43,8 +44,11 @@ HUGE_PAGE_ORDERS: Final = {"2M": 9, "1G": 18}
 _UNITS: Final = {"M": MIB, "G": GIB}
 _NODES_MAX: Final = 8
 _KEXEC_WORDS_MAX: Final = 2
-#: Bytes that a raw request can have.
-_ROOM_MAX: Final = 4096
+#: Bytes that a length can be, by its kind.
+_MOST: Final = {"p": 4096, "n": 1 << 32}
+_U64: Final = (1 << 64) - 1
+_NUMBERS: Final = range(-1 << 63, 1 << 64)
+_NUMBER: Final = re.compile(r"-?[0-9]+|(0[xX])[0-9a-fA-F]+")
 
 #: Kernels that a boot can be of instead of the usual one.
 KERNELS: Final = {"no-memfd": "built without CONFIG_LIVEUPDATE_MEMFD"}
@@ -58,19 +62,19 @@ FAILING: Final = {
     "kho_preserve_vmalloc": "kho_preserve_vmalloc",
 }
 
-#: Arguments of each operation: v a variable, i an integer, c one from 1 on, s a size, w a word, f a
-#: function that can fail, e an error's name, r bytes of memory; `?` from here on optional, `*` any
-#: number of the last.
+#: Arguments of each operation: v a variable, i an integer, c one from 1 on, n a length, p one of up
+#: to a page, r the same and perhaps an r, s a size, w a word, f a function that can fail, e an
+#: error's name; `?` from here on optional, `*` any number of the last.
 _OPERATIONS: Final = {
     "open": "v",
     "null": "v",
-    "tmpfile": "v",
+    "tmpfile": "v?w",
     "close": "v",
     "dup": "vv",
     "create": "vvw",
     "retrieve": "vvw",
     "memfd": "vi?w",
-    "fill": "viii",
+    "fill": "vini",
     "seek": "vi",
     "truncate": "vi?i",
     "fallocate": "viii",
@@ -86,7 +90,7 @@ _OPERATIONS: Final = {
     "read": "w",
     "fail": "fce",
     "tryreboot": "",
-    "load": "i?i",
+    "load": "i?p",
     "pool": "si?i",
     "overcommit": "si",
     "hstat": "s?i",
@@ -289,10 +293,14 @@ def _fault(words: list[str], *, huge: bool) -> str:
 
 
 def _fault_of_argument(kind: str, arg: str) -> str:
-    if kind in "ic" and _parse(arg) is None:
+    if kind == "r":
+        kind, arg = "p", arg.removesuffix("r")
+    if kind in "icnp" and _parse(arg) is None:
+        if _NUMBER.fullmatch(arg):
+            return f"{arg!r} does not fit in 64 bits"
         return f"{arg!r} is no number; 4096 and 0x1000 are"
-    if kind == "r" and _parse(arg.removesuffix("r")) not in range(_ROOM_MAX + 1):
-        return f"{arg!r} is no room; 0 to {_ROOM_MAX} is, and 72r"
+    if kind in _MOST and number(arg) > _MOST[kind]:
+        return f"{arg!r} is more than the {_MOST[kind]} bytes that it can be"
     if kind == "c" and number(arg) < 1:
         return f"{arg!r} is no call; the next one is 1"
     if kind == "s" and arg not in HUGE_PAGE_ORDERS:
@@ -305,10 +313,10 @@ def _fault_of_argument(kind: str, arg: str) -> str:
 
 
 def _parse(text: str) -> int | None:
-    try:
-        return int(text, 16) if text[:2] in {"0x", "0X"} else int(text)
-    except ValueError:
-        return None
+    """As strtoull() has it: what is below zero counts from 2^64 down."""
+    match = _NUMBER.fullmatch(text)
+    value = int(match[0], 16 if match[1] else 10) if match else 1 << 64
+    return value & _U64 if value in _NUMBERS else None
 
 
 def number(text: str) -> int:

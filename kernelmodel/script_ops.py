@@ -16,8 +16,10 @@ from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE, PhysicalMemory
 from kernelmodel.mm.hugetlbfs import HugetlbInode, HugetlbMapping, HugetlbPrivateMapping
 from kernelmodel.mm.memfd import (
     MFD_ALLOW_SEALING,
+    MFD_EXEC,
     MFD_HUGE_SHIFT,
     MFD_HUGETLB,
+    MFD_NOEXEC_SEAL,
     HugetlbMemfdInode,
 )
 from kernelmodel.mm.shmem import PG_UPTODATE, ShmemInode
@@ -30,6 +32,13 @@ __all__ = ["HugeProgram", "Program"]
 
 _NAMES: Final = {"@empty": "", "@full": "A" * 64, "@max": "B" * 63}
 _RAW_BYTES: Final = 4096
+#: Letters of `memfd`.
+_MEMFD_FLAGS: Final = {
+    "s": MFD_ALLOW_SEALING,
+    "h": MFD_HUGETLB,
+    "n": MFD_NOEXEC_SEAL,
+    "x": MFD_EXEC,
+}
 #: Sizes of scratch areas.
 _SCRATCH_LEN: Final = "/sys/kernel/debug/kho/out/scratch_len"
 #: Descriptors that a first process may have.
@@ -66,8 +75,8 @@ class Program:
     def _op_null(self, v: str) -> None:
         self.variables[v] = self.task.open(DEV_NULL)
 
-    def _op_tmpfile(self, v: str) -> None:
-        self.variables[v] = self.task.open_tmpfs()
+    def _op_tmpfile(self, v: str, flags: str = "") -> None:
+        self.variables[v] = self.task.open_tmpfs(linked="u" not in flags)
 
     def _op_close(self, v: str) -> None:
         self.task.close(self.fd(v))
@@ -83,9 +92,7 @@ class Program:
         self.variables[v] = self.task.retrieve_session(self.fd(d), _session_name(name))
 
     def _op_memfd(self, v: str, size: str, flags: str = "") -> None:
-        fd = self.task.memfd_create(
-            (MFD_ALLOW_SEALING if "s" in flags else 0) | (MFD_HUGETLB if "h" in flags else 0)
-        )
+        fd = self.task.memfd_create(sum(_MEMFD_FLAGS.get(flag, 0) for flag in set(flags)))
         self.variables[v] = fd
         self.task.ftruncate(fd, number(size))
 

@@ -69,6 +69,9 @@ _TOKENS: Final = range(1 << 64)
 #: What the kernel answers with, behind the size.
 _S32: Final = struct.Struct("<i")
 
+#: What an unsigned int keeps of a number.
+_U32: Final = (1 << 32) - 1
+
 #: Inodes of files that consist of memory.
 _MEMORY: Final = (HugetlbMemfdInode, ShmemInode, GuestMemfdInode, GuestHugetlbInode)
 
@@ -123,7 +126,7 @@ class Task:
 
         `bytes` is memory that is mapped for reading only: an answer to it is EFAULT.
         """
-        file = self.files.fdt[fd]
+        file, cmd = self.files.fdt[fd], cmd & _U32
         if cmd in VFS_IOCTLS:
             vfs_ioctl(cmd, arg)
             return 0
@@ -171,9 +174,9 @@ class Task:
         """LIVEUPDATE_SESSION_FINISH."""
         file = self.files.fdt[session]
         if isinstance(file.f_op, IncomingSession):
-            file.f_op.finish(self, file, reserved & 0xFFFFFFFF)
+            file.f_op.finish(self, file, reserved & _U32)
         else:
-            self._asked(file, LIVEUPDATE_SESSION_FINISH, _FINISH, reserved & 0xFFFFFFFF)
+            self._asked(file, LIVEUPDATE_SESSION_FINISH, _FINISH, reserved & _U32)
 
     def session_name(self, session: int) -> str:
         """LIVEUPDATE_SESSION_GET_NAME."""
@@ -213,6 +216,7 @@ class Task:
     def fallocate(self, fd: int, mode: int, offset: int, length: int) -> None:
         """fallocate(2). What is no regular file is ENODEV."""
         inode = self.files.fget(fd).inode
+        mode &= _U32
         check_fallocate(mode, offset, length, is_file=isinstance(inode, _MEMORY))
         assert isinstance(inode, _MEMORY)
         inode.fallocate(mode, offset, length)
@@ -263,7 +267,7 @@ class Task:
         file = self.files.fget(fd)
         if not isinstance(file.inode, ShmemInode | HugetlbMemfdInode):
             raise InvalidArgument("nothing that can be sealed", fd=fd)
-        add_seals(file, file.inode, seals)
+        add_seals(file, file.inode, seals & _U32)
 
     def get_seals(self, fd: int) -> int:
         """fcntl(F_GET_SEALS)."""

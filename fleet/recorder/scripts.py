@@ -39,6 +39,9 @@ WELL_FORMED: Final = (
 )  # fmt: skip
 RAW_SIZES: Final = (0, 4, 7, 8, 12, 15, 16, 17, 71, 72, 73, 80, 200, 4096)
 RAW_OFFSETS: Final = (4, 5, 7, 8, 12, 15, 16, 20, 71, 72, 76, 79, 100, 200, 4095)
+#: How often a memfd is made with MFD_NOEXEC_SEAL or MFD_EXEC, and a tmpfs file without a link.
+RARE_MEMFDS: Final = 0.08
+UNLINKED: Final = 0.6
 #: How often a raw request has less memory than it could read, and how much then.
 FAULTS: Final = 0.3
 RAW_ROOMS: Final = (0, 3, 4, 8, 15, 16, 71, 72, 80)
@@ -67,11 +70,11 @@ def random_script(seed: int, index: int) -> str:
     random = stream(seed, "script", index)
     if index % 2:
         return plain_script(random)
-    return _with_faults(_Writer(random).write(), stream(seed, "memory of requests", index))
+    return _with_odd_ones(_Writer(random).write(), stream(seed, "memory of requests", index))
 
 
-def _with_faults(text: str, random: Random) -> str:
-    """Some raw requests end before they are read, or cannot be written to."""
+def _with_odd_ones(text: str, random: Random) -> str:
+    """Some raw requests end before they are read, or cannot be written to; files of rare kinds."""
     lines = text.splitlines()
     for at, line in enumerate(lines):
         op, *words = line.split()
@@ -79,6 +82,10 @@ def _with_faults(text: str, random: Random) -> str:
             room, read_only = random.choice((*RAW_ROOMS, int(words[2]) % 4096)), random.choice("-r")
             words.insert(1, f"{room}{read_only.strip('-')}")
             lines[at] = " ".join(("rawin", *words))
+        elif op == "memfd" and random.random() < RARE_MEMFDS:
+            lines[at] = f"{line}{'' if words[2:] else ' '}{random.choice('nnx')}"
+        elif op == "tmpfile" and random.random() < UNLINKED:
+            lines[at] = f"{line} u"
     return "\n".join(lines) + "\n"
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MFD_ALLOW_SEALING",
     "MFD_CLOEXEC",
+    "MFD_EXEC",
     "MFD_HUGETLB",
     "MFD_HUGE_SHIFT",
     "MFD_NOEXEC_SEAL",

@@ -88,6 +88,23 @@ def test_labels_functions_errors_and_kernels_are_checked() -> None:
     assert "did you mean luo-compatible?" in faults_of("kexec luo-compatibel\n")[0]
 
 
+def test_numbers_are_those_that_a_c_program_reads_alike() -> None:
+    text = (
+        "seek m 1_000\nseek m +5\npreserve s m 18446744073709551616\nfill m 0 8589934592 1\n"
+        "rawin d 4097 1 2\nrawin d xr 1 2\nload 0 72r\n"
+        "preserve s m -1\nrawin d 72r 1 2\nload 0 4096\n"
+    )
+    assert [fault.partition(";")[0] for fault in faults_of(text)] == [
+        "1: '1_000' is no number",
+        "2: '+5' is no number",
+        "3: '18446744073709551616' does not fit in 64 bits",
+        "4: '8589934592' is more than the 4294967296 bytes that it can be",
+        "5: '4097' is more than the 4096 bytes that it can be",
+        "6: 'x' is no number",
+        "7: '72r' is no number",
+    ]
+
+
 def test_a_random_failing_script_is_a_function_of_its_number() -> None:
     scripts = [random_failing_script(3, index) for index in range(8)]
     assert scripts == [random_failing_script(3, index) for index in range(8)]

@@ -13,6 +13,10 @@
 
 #include "player.h"
 
+#ifndef MFD_EXEC
+#define MFD_NOEXEC_SEAL 8u
+#define MFD_EXEC 16u
+#endif
 #define PIECE 4096u
 #define RAW_BYTES 4096u
 
@@ -60,6 +64,8 @@ static int op_tmpfile(void)
 	static int count;
 	char path[64];
 
+	if (has(2, 'u'))
+		return bind_to(1, open("/tmp", O_RDWR | O_TMPFILE, 0600));
 	snprintf(path, sizeof(path), "/tmp/%d", count++);
 	return bind_to(1, open(path, O_RDWR | O_CREAT, 0600));
 }
@@ -83,7 +89,8 @@ static int op_retrieve(void) { return named(RETRIEVE_SESSION); }
 
 static int op_memfd(void)
 {
-	unsigned int flags = (has(3, 's') ? MFD_ALLOW_SEALING : 0) | (has(3, 'h') ? MFD_HUGETLB : 0);
+	unsigned int flags = (has(3, 's') ? MFD_ALLOW_SEALING : 0) | (has(3, 'h') ? MFD_HUGETLB : 0) |
+			     (has(3, 'n') ? MFD_NOEXEC_SEAL : 0) | (has(3, 'x') ? MFD_EXEC : 0);
 	int fd = bind_to(1, memfd_create("memfd", flags));
 
 	return fd < 0 ? -1 : ftruncate(fd, number(2));
