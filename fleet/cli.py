@@ -149,11 +149,10 @@ def run(
     ] = False,
 ) -> None:
     """Roll an update out over a fleet, as fast as it can be simulated."""
-    from rich.console import Console
-
     from fleet.dump_image import Dump
     from fleet.run import RunOptions
     from fleet.run import run as run_rollout
+    from fleet.standard_output import consoles
 
     _check_backend(backend, address)
     options = RunOptions(
@@ -169,7 +168,7 @@ def run(
         resume=resume,
         dumps=tuple(Dump(host, Path(file)) for host, file in map(_host_file, dump_image or ())),
     )
-    raise typer.Exit(run_rollout(options, Console(), Console(stderr=True, soft_wrap=True)))
+    raise typer.Exit(run_rollout(options, *consoles()))
 
 
 @app.command()
@@ -209,8 +208,7 @@ def sweep(
     soon as it has ended; runs that fail are rows too. A sweep that was
     interrupted, or killed, goes on with --resume without making a run twice.
     """
-    from rich.console import Console
-
+    from fleet.standard_output import consoles
     from fleet.sweep.command import SweepOptions
     from fleet.sweep.command import sweep as run_experiment
 
@@ -224,25 +222,25 @@ def sweep(
         resume=resume,
         retry_failed=retry_failed,
     )
-    raise typer.Exit(run_experiment(options, Console(), Console(stderr=True, soft_wrap=True)))
+    raise typer.Exit(run_experiment(options, *consoles()))
 
 
 @app.command()
 def check(scenario: _Scenario, seed: _Seed = None, set_: _Set = None) -> None:
     """Check a scenario and show what it says, without running it."""
-    from rich.console import Console
-
     from fleet.bad_input import BadInput
     from fleet.check import summary
     from fleet.console import mistakes
     from fleet.scenario import read_scenario
+    from fleet.standard_output import consoles
 
+    out, errors = consoles()
     try:
         reading = read_scenario(scenario, tuple(set_ or ()), seed)
     except BadInput as bad:
-        Console(stderr=True, soft_wrap=True).print(mistakes(bad))
+        errors.print(mistakes(bad))
         raise typer.Exit(2) from None
-    Console().print(summary(reading))
+    out.print(summary(reading))
 
 
 @app.command()
@@ -280,10 +278,9 @@ def serve(
     kept: --resume brings the hosts back as they were, and a rollout that was
     under way goes on by itself.
     """
-    from rich.console import Console
-
     from fleet.serve import ServeOptions
     from fleet.serve import serve as serve_fleet
+    from fleet.standard_output import consoles
 
     _check_backend(backend, address)
     options = ServeOptions(
@@ -301,7 +298,7 @@ def serve(
         start=start,
         resume=resume,
     )
-    raise typer.Exit(serve_fleet(options, Console(), Console(stderr=True, soft_wrap=True)))
+    raise typer.Exit(serve_fleet(options, *consoles()))
 
 
 def _host_file(text: str) -> tuple[str, str]:

@@ -143,9 +143,9 @@ def conform(
 
     A kernel that panics or refuses to reboot ends its trace; standard error says why.
     """
-    from rich.console import Console
+    from fleet.standard_output import consoles
 
-    out, err = Console(), Console(stderr=True, soft_wrap=True)
+    out, err = consoles()
     if list_corruptions:
         from fleet.corruptions_command import list_corruptions as print_all
 

@@ -61,10 +61,9 @@ def designs(
     Each goes through a whole update, every failure, and ten updates in a row.
     docs/hugetlb-designs.md says what the rows mean.
     """
-    from rich.console import Console
-
     from fleet.designs.command import DesignsOptions
     from fleet.designs.command import designs as compare_designs
+    from fleet.standard_output import consoles
 
     options = DesignsOptions(
         host=host,
@@ -78,4 +77,4 @@ def designs(
         json=json,
         out=out,
     )
-    raise typer.Exit(compare_designs(options, Console(), Console(stderr=True, soft_wrap=True)))
+    raise typer.Exit(compare_designs(options, *consoles()))

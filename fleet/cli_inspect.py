@@ -61,10 +61,9 @@ def inspect(
     ] = None,
 ) -> None:
     """Say what a handover image holds: from a modelled host or from a real one."""
-    from rich.console import Console
-
     from fleet.inspect_command import InspectOptions
     from fleet.inspect_command import inspect as inspect_image
+    from fleet.standard_output import consoles
 
     options = InspectOptions(
         image=image,
@@ -77,4 +76,4 @@ def inspect(
         pretty=pretty,
         save=save,
     )
-    raise typer.Exit(inspect_image(options, Console(), Console(stderr=True, soft_wrap=True)))
+    raise typer.Exit(inspect_image(options, *consoles()))

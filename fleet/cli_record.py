@@ -45,15 +45,14 @@ def record(
 
     The kernel runs under QEMU, emulated; it takes the Debian packages qemu-system-x86 and gcc.
     """
-    from rich.console import Console
-
     from fleet.recorder.commands import RecordOptions
     from fleet.recorder.commands import record as run_script
+    from fleet.standard_output import consoles
 
     dump = dict(map(_boot_file, dump_image or ()))
     others = other_kernels(other_kernel)
     options = RecordOptions(script, kernel, others, system_map, dump, console_log, boot_timeout)
-    raise typer.Exit(run_script(options, Console(), Console(stderr=True, soft_wrap=True)))
+    raise typer.Exit(run_script(options, *consoles()))
 
 
 def _boot_file(text: str) -> tuple[int, Path]:

@@ -56,10 +56,9 @@ def releases(
     over in the first place; else it loses-memory, panics, or ends with EIO
     from /dev/liveupdate for ever.
     """
-    from rich.console import Console
-
     from fleet.releases_command import ReleasesOptions
     from fleet.releases_command import releases as show_releases
+    from fleet.standard_output import consoles
 
     if path and (from_ or to):
         raise typer.BadParameter("--path names every step; leave --from and --to out")
@@ -73,4 +72,4 @@ def releases(
         vms=tuple(name.strip() for name in vms.split(",")) if vms else (),
         json=json,
     )
-    raise typer.Exit(show_releases(options, Console(), Console(stderr=True, soft_wrap=True)))
+    raise typer.Exit(show_releases(options, *consoles()))

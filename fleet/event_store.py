@@ -18,7 +18,6 @@ give the same as one row a phase that happened.
 
 from __future__ import annotations
 
-import errno
 import os
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -27,6 +26,7 @@ import duckdb
 import numpy as np
 
 from fleet.results import PAGE_LABELS, phase_order
+from fleet.unwritable import errno_told
 from node.api import BLACKOUT_PHASES
 
 if TYPE_CHECKING:
@@ -44,9 +44,6 @@ _VM_PHASES: Final = ("pause_wait", *BLACKOUT_PHASES, "resume_wait", "restart", "
 
 #: Rows that are held as columns at a time, as many as DuckDB stores together.
 _CHUNK: Final = 122_880
-
-#: What DuckDB says in words only.
-_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _Row = TypeVar("_Row")
 
@@ -68,9 +65,8 @@ def write_event_store(record: RunRecord, path: Path) -> None:
     except duckdb.Error as error:
         for rest in rests:
             rest.unlink(missing_ok=True)
-        for number in _NO_ROOM:
-            if os.strerror(number) in str(error):
-                raise OSError(number, os.strerror(number)) from error
+        if (number := errno_told(error)) is not None:
+            raise OSError(number, os.strerror(number)) from error
         if isinstance(error, duckdb.IOException):
             raise OSError(str(error)) from error
         raise

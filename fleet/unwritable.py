@@ -9,14 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-__all__ = ["STANDARD_OUTPUT", "CannotWrite", "writing"]
+__all__ = ["STANDARD_OUTPUT", "CannotWrite", "errno_told", "writing"]
 
 #: What stands for the name of a file where it is a log or a pipe that takes no more.
 STANDARD_OUTPUT: Final = Path("standard output")
 
+#: What DuckDB says in words only.
+_TOLD: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
+
 _ADVICE: Final = {
     errno.ENOSPC: "make room there, or choose another place",
     errno.EDQUOT: "make room there, or choose another place",
+    errno.EFBIG: "make room there, or choose another place",
     errno.EEXIST: "something else is there; choose another name",
     errno.ENOTDIR: "something on the way there is no directory; choose another place",
     errno.EISDIR: "choose the name of a file",
@@ -30,6 +34,11 @@ class CannotWrite(Exception):
         self.path = path
         advice = _ADVICE.get(number or 0, "choose a place that can be written to")
         super().__init__(f"cannot write {path}: {why}; {advice}")
+
+
+def errno_told(error: Exception) -> int | None:
+    """The errno whose words are in a message, of those of a place that cannot be written to."""
+    return next((number for number in _TOLD if os.strerror(number) in str(error)), None)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -33,8 +33,9 @@ from fleet.sweep.report import write_sweep_report
 from fleet.sweep.runner import Agenda, Run, run_sweep
 from fleet.sweep.store import Store, StoreError
 from fleet.sweep.tables import setting_text, show_closing
+from fleet.sweep.worker import CANNOT_BE_RUN, Outcome
 from fleet.units import counted
-from fleet.unwritable import CannotWrite, writing
+from fleet.unwritable import STANDARD_OUTPUT, CannotWrite, writing
 
 __all__ = ["SweepOptions", "sweep"]
 
@@ -106,9 +107,26 @@ def _sweep(
         kept = counted(len(store.outcomes()), "run")
         errors.print(Text(f"interrupted; {kept} are kept. To go on:\n  {_again(options, out)}"))
         return ExitCode.INTERRUPTED
+    except CannotWrite as error:
+        errors.print(Text(f"{error}. To go on from where it was:\n  {_again(options, out)}"))
+        return ExitCode.BAD_INPUT
     analysis = analyse(plan, cells, store.outcomes())
     _write(analysis, store, out, console)
-    return ExitCode.DONE
+    return ExitCode.DONE if analysis.runs else _failed(plan, by_key, store.outcomes(), errors)
+
+
+def _failed(
+    plan: SweepPlan, cells: Mapping[str, Cell], outcomes: Sequence[Outcome], errors: Console
+) -> ExitCode:
+    """No run yielded a result: say how to see one fail, and whose fault it is."""
+    failed = [outcome for outcome in outcomes if outcome.cell in cells]
+    ours = [outcome for outcome in failed if not outcome.error.startswith(CANNOT_BE_RUN)]
+    first = (ours or failed)[0]
+    words = ["lufleet", "run", str(plan.scenario), "--seed", str(first.seed)]
+    words += [word for override in cells[first.cell].overrides for word in ("--set", override)]
+    again = shlex.join([*words, "--backend", "local"])
+    errors.print(Text(f"no run yielded a result; to see one of them fail:\n  {again}"))
+    return ExitCode.SIMULATOR_FAILED if ours else ExitCode.BAD_INPUT
 
 
 def _write(analysis: Analysis, store: Store, out: Path, console: Console) -> None:
@@ -116,9 +134,10 @@ def _write(analysis: Analysis, store: Store, out: Path, console: Console) -> Non
     store.write_parquet(parquet)
     with writing(report):
         write_sweep_report(analysis, report)
-    show_closing(analysis, console)
     lines = [f"wrote {path}" for path in (store.path, parquet, report)]
-    console.print(Text("\n".join(lines)), soft_wrap=True)
+    with writing(STANDARD_OUTPUT):
+        show_closing(analysis, console)
+        console.print(Text("\n".join(lines)), soft_wrap=True)
 
 
 def _again(options: SweepOptions, out: Path) -> str:
@@ -152,7 +171,7 @@ class _Progress:
         left = agenda.total - agenda.done
         again = f", {counted(agenda.done, 'run')} done before" if agenda.done else ""
         told = f"{plan.name}: {counted(len(cells), 'cell')}, {counted(left, 'run')} to make{again}"
-        console.print(Text(told))
+        self._say(told)
         self._tenth = agenda.done * 10 // max(1, agenda.total)
         self._task = self._bar.add_task("runs", total=agenda.total, completed=agenda.done)
 
@@ -167,9 +186,12 @@ class _Progress:
         self._bar.update(self._task, completed=run.done, total=run.total)
         tenth = run.done * 10 // run.total
         if tenth > self._tenth and not self._console.is_terminal:
-            self._console.print(Text(f"{run.done} of {run.total} runs"))
+            self._say(f"{run.done} of {run.total} runs")
         self._tenth = tenth
         if run.outcome.error:
             setting = setting_text(self._plan, self._cells[run.outcome.cell])
-            failed = f"{setting}, seed {run.outcome.seed}: {run.outcome.error}"
-            self._console.print(Text(failed), soft_wrap=True)
+            self._say(f"{setting}, seed {run.outcome.seed}: {run.outcome.error}")
+
+    def _say(self, line: str) -> None:
+        with writing(STANDARD_OUTPUT):
+            self._console.print(Text(line), soft_wrap=True)

@@ -13,8 +13,10 @@ way.
 
 from __future__ import annotations
 
+import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -25,7 +27,7 @@ from fleet.sweep.cells import Cell
 from fleet.sweep.metrics import METRICS
 from fleet.sweep.plan import SweepPlan
 from fleet.sweep.worker import Outcome
-from fleet.unwritable import CannotWrite
+from fleet.unwritable import CannotWrite, errno_told
 
 __all__ = ["COLUMNS", "Store", "StoreError"]
 
@@ -59,11 +61,13 @@ class Store:
                 self._create(plan)
             else:
                 self._check(plan)
-        except duckdb.IOException as error:
-            if "lock" in str(error):
+        except duckdb.Error as error:
+            if "Could not set lock" in str(error):
                 raise StoreError(f"{path}: another sweep is at work there") from None
             if is_new:
-                raise CannotWrite(path, str(error)) from error
+                path.unlink(missing_ok=True)  # half of one that nobody can open
+            if is_new or errno_told(error) is not None:
+                raise _unwritten(path, error) from error
             raise StoreError(f"{path}: not the results of a sweep") from None
 
     def __enter__(self) -> Self:
@@ -115,21 +119,28 @@ class Store:
         row += [outcome.metrics.get(name) for name in METRICS]
         row += [outcome.wall_seconds, outcome.peak_rss_bytes]
         marks = ", ".join("?" * len(row))
-        try:
+        with _writing(self.path):
             self._db.execute(f"INSERT INTO runs VALUES ({marks})", row)  # noqa: S608 # marks only
-        except duckdb.IOException as error:
-            raise CannotWrite(self.path, str(error)) from error
 
     def forget_failed(self) -> None:
-        """Drop the rows of runs that failed, so that they are made again."""
-        self._db.execute("DELETE FROM runs WHERE error <> ''")
+        """Drop the rows of runs that failed, so that they are made again.
+
+        Raises:
+            CannotWrite: the file cannot be written.
+        """
+        with _writing(self.path):
+            self._db.execute("DELETE FROM runs WHERE error <> ''")
 
     def write_parquet(self, path: Path) -> None:
-        """The same rows as one Parquet file."""
-        try:
+        """The same rows as one Parquet file; from now on no log belongs to the store.
+
+        Raises:
+            CannotWrite: one of them cannot be written.
+        """
+        with _writing(self.path):
+            self._db.execute("CHECKPOINT")  # closing would keep silent about what has no room
+        with _writing(path):
             self._db.execute(f"COPY runs TO '{_escaped(path)}' (FORMAT parquet)")
-        except duckdb.IOException as error:
-            raise CannotWrite(path, str(error)) from error
 
     def _create(self, plan: SweepPlan) -> None:
         names: Sequence[str] = self._columns()
@@ -157,6 +168,22 @@ class Store:
 
     def _columns(self) -> list[str]:
         return [*_OURS, *self._names, *METRICS, *_LAST]
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """As `fleet.unwritable.writing`; of a disk that is full DuckDB says that a commit failed."""
+    try:
+        yield
+    except duckdb.Error as error:
+        if errno_told(error) is None and not isinstance(error, duckdb.IOException):
+            raise
+        raise _unwritten(path, error) from error
+
+
+def _unwritten(path: Path, error: duckdb.Error) -> CannotWrite:
+    number = errno_told(error)
+    return CannotWrite(path, str(error) if number is None else os.strerror(number), number)
 
 
 def _escaped(path: Path) -> str:

@@ -141,10 +141,8 @@ def _may_break(name: str, limit: float, found: Estimate) -> bool:
 
 
 def unseen_text(analysis: Analysis) -> str:
-    """What so few runs cannot have shown; the intervals know nothing of it. "" without a run."""
-    runs = min((summary.runs for summary in analysis.cells if summary.runs), default=0)
-    if not runs:
-        return ""
+    """What so few runs cannot have shown; the intervals know nothing of it."""
+    runs = min((summary.runs for summary in analysis.cells if summary.runs), default=1)
     of = "the run" if runs == 1 else f"{runs} runs"
     share = f"{100 * largest_unseen(runs):.0f} %"
     return f"what strikes fewer than {share} of rollouts may not show in {of} of a cell"
@@ -188,7 +186,8 @@ def show_closing(analysis: Analysis, console: Console) -> None:
         notes.append(f"{counted(left_out, 'more column')} in the report: this terminal is narrow")
     if analysis.failed:
         notes.append(f"{counted(analysis.failed, 'run')} failed: column error of the results")
-    notes.append(unseen_text(analysis))
+    if analysis.runs:
+        notes.append(unseen_text(analysis))
     console.print(Text("\n".join(notes), style="dim"))
     console.print(Text(answer(analysis), style="bold"))
 

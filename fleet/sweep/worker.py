@@ -31,7 +31,10 @@ from fleet.results import summarise
 from fleet.scenario import Scenario, load_scenario
 from fleet.sweep.metrics import measure
 
-__all__ = ["Job", "Outcome", "Workers", "perform"]
+__all__ = ["CANNOT_BE_RUN", "Job", "Outcome", "Workers", "perform"]
+
+#: How the error of a run begins that the input is to blame for.
+CANNOT_BE_RUN: Final = "cannot be run: "
 
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -66,7 +69,7 @@ def perform(job: Job) -> Outcome:
         scenario = load_scenario(Path(job.scenario), job.overrides, job.seed)
     except BadInput as bad:
         said = "; ".join(map(str, bad.faults[:3]))
-        return Outcome(job.cell, job.seed, f"cannot be run: {said}")
+        return Outcome(job.cell, job.seed, f"{CANNOT_BE_RUN}{said}")
     try:
         record = asyncio.run(_roll_out(scenario))
     except Exception as bug:  # noqa: BLE001 - the outermost frame of a run, which becomes a row

@@ -6,20 +6,26 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
 import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import duckdb
 import pytest
 
+from fleet.sweep.cells import cells_of
 from fleet.sweep.experiment_file import read_plan
 from fleet.sweep.metrics import METRICS
 from fleet.sweep.store import Store
-from fleet.sweep.worker import Job, Workers, perform
+from fleet.sweep.worker import Job, Outcome, Workers, perform
+from fleet.unwritable import CannotWrite
 from tests.fleet.sweep_plans import EXPERIMENT, SCENARIO, written
 
 #: Runs of the sweep that is killed, six to a seed.
@@ -158,6 +164,73 @@ def test_runs_that_fail_are_rows(tmp_path: Path) -> None:
     assert "9 runs failed" in (tmp_path / "out" / "report.html").read_text()
     again = sweep(experiment, "--out", tmp_path / "out", "--resume", "--retry-failed")
     assert "9 runs to make, 9 runs done before" in again
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [("cannot be run: VMs do not fit", 2), ("the simulator itself has failed: ModelBug", 4)],
+)
+def test_a_sweep_without_a_result_is_no_success(tmp_path: Path, error: str, code: int) -> None:
+    experiment, out = written(tmp_path), tmp_path / "out"
+    plan = read_plan(experiment)
+    out.mkdir()
+    with Store(out / "sweep.duckdb", plan) as store:
+        for cell in cells_of(plan):
+            for seed in plan.seeds:
+                store.add(cell, Outcome(cell.key, seed, error))
+    said = sweep(experiment, "--out", out, "--resume", code=code)
+    assert "18 runs failed" in said
+    again = shlex.split(said.splitlines()[-1])
+    assert again[:3] == ["lufleet", "run", str(plan.scenario)]
+    assert perform(Job("", int(again[4]), again[2], tuple(again[6:-2:2]))).digest, "as a command"
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """As on a disk without room."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_is_full_keeps_what_was_there(tmp_path: Path) -> None:
+    plan, path = read_plan(written(tmp_path)), tmp_path / "sweep.duckdb"
+    cell = cells_of(plan)[0]
+    kept: list[int] = []
+    with largest_file(5_000), pytest.raises(CannotWrite, match=r"File too large; make room"):
+        Store(path, plan)
+    assert not path.exists(), "half a store, with which nothing could ever be begun"
+    with Store(path, plan) as store:
+
+        def fill() -> None:
+            for seed in range(100):
+                store.add(cell, Outcome(cell.key, seed, "failed"))
+                kept.append(seed)
+
+        for fails in (fill, partial(store.write_parquet, tmp_path / "runs.parquet")):
+            with largest_file(20_000), pytest.raises(CannotWrite, match=r"duckdb: File too large"):
+                fails()
+    assert kept
+    with Store(path, plan) as store:
+        assert [outcome.seed for outcome in store.outcomes()] == kept
+
+
+def test_a_reader_who_has_had_enough_ends_no_sweep(tmp_path: Path) -> None:
+    """`lufleet sweep … | head -n 1`."""
+    experiment = written(tmp_path, EXPERIMENT.replace("seeds = 3", "seeds = 1"))
+    words = command(experiment, "--out", tmp_path / "out", "--jobs", 1)
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert b"6 runs to make" in process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+    assert len(rows(tmp_path / "out")) == 6
+    assert (tmp_path / "out" / "report.html").is_file()
 
 
 def test_adaptive_gives_seeds_to_cells_that_need_them(tmp_path: Path) -> None:

@@ -1,0 +1,28 @@
+"""What the commands print to.
+
+A reader of standard output may have had enough (`lufleet run … | head`): what was asked for goes on
+without it, and ends with the exit code that it would have had.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from rich.console import Console
+
+__all__ = ["consoles"]
+
+
+def consoles() -> tuple[Console, Console]:
+    """Standard output and standard error; lines of the latter are as long as they are."""
+    return _Output(), Console(stderr=True, soft_wrap=True)
+
+
+class _Output(Console):
+    def on_broken_pipe(self) -> None:
+        """Say no more, where rich would end the process."""
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())  # what is still buffered is written at the exit
+        os.close(nowhere)
