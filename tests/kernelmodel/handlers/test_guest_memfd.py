@@ -10,6 +10,7 @@ from kernelmodel.abi.hugetlb import HugetlbSer
 from kernelmodel.boot import boot
 from kernelmodel.errors import (
     Busy,
+    Exists,
     InvalidArgument,
     IoError,
     KernelPanic,
@@ -197,6 +198,7 @@ def test_memory_comes_back_with_its_vm() -> None:
             assert fresh.memory.page(pfn + n) == GuestContent("vm", 1).page(index + n)
     check(after)
     after.task.finish_session(session)
+    assert not fresh.tainted
     assert inode.populate(0, 64) == 64
     after.task.close(fd)
     check(after)
@@ -260,6 +262,7 @@ def test_memory_that_says_it_is_its_own_vm_waits_for_itself_for_ever(flags: int)
 def test_memory_that_nobody_retrieves_is_freed(flags: int) -> None:
     agent = start()
     vm, fd = guest(agent, 2 * HUGE, flags)
+    (small if flags == SHARED else huge)(agent, fd).populate(0, 2)
     session = agent.session("s")
     agent.task.preserve_fd(session, vm, VM)
     agent.task.preserve_fd(session, fd, MEMORY)
@@ -267,6 +270,34 @@ def test_memory_that_nobody_retrieves_is_freed(flags: int) -> None:
     after.task.close(after.retrieve("s"))
     assert pool(after.kernel) == (POOL, POOL, 0)
     assert sum(high - low for low, high, _ in after.kernel.kho.tags) == 3
+    check(after)
+
+
+@pytest.mark.parametrize(("broken", "refused"), [("folio", IoError), ("twice", Exists)])
+def test_pages_that_came_back_before_one_is_missing_stay_nobodys(
+    broken: str, refused: type[Exception]
+) -> None:
+    agent = start()
+    vm, fd = guest(agent, 4 * PAGE_SIZE)
+    small(agent, fd).populate(0, 4)
+    session = agent.session("s")
+    agent.task.preserve_fd(session, vm, VM)
+    agent.task.preserve_fd(session, fd, MEMORY)
+    kernel = agent.kernel
+    data = kernel.luo.sessions.outgoing[0].file_set.files[1].data
+    table = kernel.memory.u64(kernel.memory.u64(data + 32) + 8)
+    pfns = [kernel.memory.u64(table + 16 * n) & (1 << 52) - 1 for n in range(4)]
+    if broken == "folio":
+        kernel.kho.unpreserve_folios(pfns[2], 0)
+    else:  # the third says that it is the second
+        kernel.memory.write_u64(table + 16 * 2 + 8, 1)
+    after = Agent(reboot(kernel))
+    session = after.retrieve("s")
+    for _ in range(2):
+        with pytest.raises(refused):
+            after.task.retrieve_fd(session, MEMORY)
+    after.task.close(session)
+    assert not any(after.kernel.page_alloc.any_free(pfn, 1) for pfn in pfns[:2])
     check(after)
 
 

@@ -7,6 +7,7 @@ import pytest
 from kernelmodel.abi.hugetlb import HugetlbSer
 from kernelmodel.errors import (
     Busy,
+    Exists,
     InvalidArgument,
     IoError,
     NoDevice,
@@ -290,7 +291,7 @@ def test_a_kernel_with_another_hugetlb_string_does_not_subtract() -> None:
     assert any("shared state of huge pages" in line for line in fresh.messages)
 
 
-@pytest.mark.parametrize("broken", ["folio", "table", "size", "order"])
+@pytest.mark.parametrize("broken", ["folio", "twice", "table", "size", "order"])
 def test_a_retrieve_that_fails_leaks_its_pages_on_purpose(broken: str) -> None:
     agent = start()
     kernel = agent.kernel
@@ -304,6 +305,9 @@ def test_a_retrieve_that_fails_leaks_its_pages_on_purpose(broken: str) -> None:
     if broken == "folio":
         word = kernel.memory.u64(kernel.memory.u64(chunk + 8) + 16 * 2)
         kernel.kho.unpreserve_folios(word & (1 << 52) - 1, 9)
+    elif broken == "twice":  # the third says that it is the second
+        kernel.memory.write_u64(kernel.memory.u64(chunk + 8) + 16 * 2 + 8, 1)
+        wanted = Exists
     elif broken == "table":
         kernel.kho.unpreserve_folios(chunk >> PAGE_SHIFT, 0)
         wanted = InvalidArgument
