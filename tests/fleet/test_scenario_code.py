@@ -47,6 +47,7 @@ def test_a_scenario_shows_itself_on_one_line() -> None:
     assert shown == "<Scenario small: 3 hosts, 9 VMs, to 7.3.4+hugetlb, seed 1>"
 
 
+TOO_LONG = "its kernel cannot load the next one: EINVAL: command line is too long"
 SAID_ONCE = [
     # what the scenario holds, what is said of it
     ({"fleet": 3}, "scenario: fleet: 3 is no table, [fleet]"),
@@ -59,8 +60,7 @@ SAID_ONCE = [
     ),
     (
         {"fleet": {"host_class": [{**CLASS, "count": 1, "cmdline": "x" * 2048}]}},
-        "scenario: host n-1: its kernel cannot load the next one: EINVAL: "
-        + "command line is too long (length=2069), a shorter cmdline",
+        f"scenario: host n-1: {TOO_LONG} (length=2069), a shorter cmdline",
     ),
 ]
 
