@@ -9,7 +9,6 @@ page as small as twenty do: charts aggregate, and tables stop at `MOST_ROWS` row
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from fractions import Fraction
 from importlib.metadata import PackageNotFoundError, version
@@ -24,7 +23,7 @@ from fleet.charts.phases import MOST_BARS, phase_bars, phases_chart
 from fleet.charts.svg import clock, seconds
 from fleet.charts.timeline import MOST_ROWS, timeline_chart
 from fleet.html import Markup, code, legend, table, text
-from fleet.report_notes import cost_notes, memory_notes, model_notes
+from fleet.report_notes import again, cost_notes, memory_notes, model_notes
 from fleet.report_trouble import trouble_notes
 from fleet.results import DowntimeSummary, PhaseSummary, Result
 from fleet.units import counted
@@ -337,12 +336,9 @@ def _waves_table(result: Result) -> Markup:
 
 
 def _footer(record: RunRecord, result: Result) -> Markup:
-    scenario = record.scenario
-    words = ["lufleet", "run", str(scenario.source), "--seed", str(record.seed)]
-    again = shlex.join(words + [word for one in scenario.overrides for word in ("--set", one)])
     return Markup(
         f"<p>Digest {code(result.digest)}. The same scenario and seed give it again: "
-        f"{code(again)}. Scenario {code(result.scenario_digest)}.</p>"
+        f"{code(again(record))}. Scenario {code(result.scenario_digest)}.</p>"
         f"<p>Made by lufleet {text(own_version())}, backend {text(record.backend)} with "
         f"{counted(record.actors, 'actor')}, in "
         f"{seconds(record.wall_seconds)} of wall time. Every row behind these figures is in "

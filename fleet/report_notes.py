@@ -1,7 +1,8 @@
-"""The parts of a report that say what its figures rest on: memory, releases, costs."""
+"""The parts of a report that say what its figures rest on: memory, releases, costs, input."""
 
 from __future__ import annotations
 
+import shlex
 import tomllib
 from collections import Counter
 from typing import Final
@@ -14,7 +15,7 @@ from kernelmodel.releases import Release
 from kernelmodel.sim.cost import CostModel, CostRow
 from node.api import Backing
 
-__all__ = ["cost_notes", "memory_notes", "model_notes"]
+__all__ = ["again", "cost_notes", "memory_notes", "model_notes"]
 
 _GIB: Final = 1 << 30
 _UNITS: Final = (("s", 10**12), ("ms", 10**9), ("µs", 10**6), ("ns", 10**3), ("ps", 1))
@@ -110,3 +111,13 @@ def _time(ps: int) -> str:
         if ps >= size:
             return f"{ps / size:.4g} {unit}"
     return "–"
+
+
+def again(record: RunRecord) -> str:
+    """What makes the run once more, as a shell takes it, or Python where it was made there."""
+    source, overrides = record.scenario.source, record.scenario.overrides
+    if source is None:
+        given = f", {list(overrides)}" if overrides else ""
+        return f"roll_out(scenario_of(values{given}, seed={record.seed}))"
+    words = ["lufleet", "run", str(source), "--seed", str(record.seed)]
+    return shlex.join(words + [word for one in overrides for word in ("--set", one)])

@@ -81,7 +81,7 @@ class Scenario(Struct, frozen=True, omit_defaults=True):
     """One checked scenario. `digest` identifies its content, wherever its files lie."""
 
     name: str
-    source: Path
+    source: Path | None  # of the file, None for one that was made in code
     seed: int
     hosts: tuple[HostSpec, ...]  # in the order of the inventory
     vms: tuple[VmSpec, ...]
@@ -159,7 +159,9 @@ def scenario_of(
     """
     faults = Faults()
     source = TomlSource.of_values("scenario", values, _each(overrides), faults)
-    return _read(source, Path("scenario"), seed, faults).scenario
+    reading = _read(source, Path("scenario"), seed, faults)
+    said = tuple(_each(overrides))
+    return msgspec.structs.replace(reading.scenario, source=None, overrides=said)
 
 
 def _each(overrides: Sequence[str]) -> Sequence[str]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import html
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fleet.notebook import Rollout, Scenario, load_scenario, roll_out
+from fleet.notebook import Rollout, Scenario, load_scenario, roll_out, scenario_of
 
 SMALL = Path(__file__).parents[2] / "examples" / "small.toml"
 
@@ -48,6 +50,15 @@ def test_queries_see_the_frames_of_whoever_asks(rollout: Rollout) -> None:
     asked = "SELECT team, outcome FROM owners JOIN vm_updates USING (vm) ORDER BY team"
     assert len(owners) == 2
     assert rollout.sql(asked).fetchall() == [("a", "preserved"), ("b", "preserved")]
+
+
+def test_a_report_says_how_its_run_is_made_again(rollout: Rollout, tmp_path: Path) -> None:
+    page = html.unescape(rollout.write(tmp_path / "file").read_text())
+    assert f"lufleet run {SMALL} --seed 1" in page
+    scenario = scenario_of(tomllib.loads(SMALL.read_text()), ["rollout.wave_size=3"], 8)
+    page = html.unescape(roll_out(scenario).write(tmp_path / "code").read_text())
+    assert "roll_out(scenario_of(values, ['rollout.wave_size=3'], seed=8))" in page
+    assert "lufleet run" not in page
 
 
 def test_what_is_no_scenario_backend_or_number_is_told(scenario: Scenario) -> None:
