@@ -179,16 +179,28 @@ def restore_folio_runs(
 
 
 def folio_heads(runs: Iterable[FolioRun | FolioRuns], nr_pages: int) -> list[FolioRun]:
-    """`runs` cut so that each is a block of adjacent folios of `nr_pages` in file order.
+    """`runs` as blocks of adjacent folios of `nr_pages` in file order, each as long as can be.
 
-    A run that steps otherwise (a table that was tampered with) falls into single entries.
+    The same entries make the same blocks however they were gathered, so that what they cost does
+    not depend on how memory holds their table. A run that steps otherwise (pages that lie
+    scattered, a table that was tampered with) falls into single entries, as does one that begins
+    with page frame 0, which is no folio.
     """
     out: list[FolioRun] = []
-    for run in runs:
-        if isinstance(run, FolioRuns):
-            out += folio_heads(run, nr_pages)
-        elif run.nr == 1 or (run.step == nr_pages and run.index_step == 1):
-            out.append(run)
-        else:
-            out += [run.cut(at, at + 1) for at in range(run.nr)]
+    for run in single_folio_runs(runs):
+        adjacent = run.step == nr_pages and run.index_step == 1 and run.pfn
+        whole = run.nr == 1 or adjacent
+        for part in [run] if whole else [run.cut(at, at + 1) for at in range(run.nr)]:
+            last = out[-1] if out else None
+            if (
+                last is not None
+                and part.pfn == last.pfn + last.nr * nr_pages
+                and part.index == last.index + last.nr
+                and part.flags == last.flags
+                and last.pfn
+            ):
+                nr = last.nr + part.nr
+                out[-1] = FolioRun(last.pfn, last.index, nr, nr_pages, 1, last.flags)
+            else:
+                out.append(part)
     return out

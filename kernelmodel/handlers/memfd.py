@@ -274,8 +274,21 @@ class MemfdHandler(FileHandler):
 
 
 def _heads(runs: Iterable[FolioRun | FolioRuns]) -> Iterator[FolioRun | FolioRuns]:
+    """The blocks of `folio_heads`, and many at once between the first and the last of a batch."""
+    blocks: list[FolioRun] = []
     for run in runs:
-        yield from [run] if isinstance(run, FolioRuns) else folio_heads([run], 1)
+        if isinstance(run, FolioRun):
+            blocks.append(run)
+            continue
+        # what lies before a batch may go on with its first run, its last with what follows
+        first, last = int(run.pages.counts[0]), run.nr - int(run.pages.counts[-1])
+        if last <= first:
+            blocks += run
+            continue
+        yield from folio_heads([*blocks, *run.cut(0, first)], 1)
+        yield run.cut(first, last)
+        blocks = [*run.cut(last, run.nr)]
+    yield from folio_heads(blocks, 1)
 
 
 def _insert(inode: ShmemInode, run: FolioRun, nr: int) -> None:
