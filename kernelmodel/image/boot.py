@@ -29,6 +29,7 @@ from kernelmodel.luo.liveupdate_test import TEST_FLB_NAMES
 from kernelmodel.luo.session import LuoSession
 from kernelmodel.machine import Firmware, Machine, MachineSpec
 from kernelmodel.memory import GIB, KIB, MIB, PAGE_SHIFT, PAGE_SIZE, MemoryRange, PhysicalMemory
+from kernelmodel.mm.guest_memfd import GuestHugetlbInode, GuestMemfdInode
 from kernelmodel.mm.memfd import HugetlbMemfdInode
 from kernelmodel.mm.ranges import RangeSet
 from kernelmodel.mm.shmem import ShmemInode
@@ -290,15 +291,19 @@ def _files(kernel: Kernel, task: Task, session: LuoSession, fd: int) -> Iterator
         except KernelError as error:
             yield {**said, "error": error.name}
             continue
-        inode = file.inode
+        inode, seals = file.inode, None
         if isinstance(inode, ShmemInode):
             runs = [(at, pfn, nr) for at, pfn, nr, _ in inode.extents(0, inode.nr_size_pages)]
-            size, seals = inode.size, inode.seals
-        else:
-            assert isinstance(inode, HugetlbMemfdInode)
+            seals = inode.seals
+        elif isinstance(inode, GuestMemfdInode):
+            runs = inode.extents(0, inode.size >> PAGE_SHIFT)
+        elif isinstance(inode, HugetlbMemfdInode | GuestHugetlbInode):
             order = inode.hugetlb.hstate.order
             runs = [(at << order, pfn, nr << order) for at, pfn, nr in inode.hugetlb.folios.runs()]
-            size, seals = inode.hugetlb.size, None
+        else:  # a VM, which has no content
+            yield said
+            continue
+        size = inode.size
         said |= {"pos": file.f_pos, "size": size}
         if seals is not None:
             said["seals"] = seals

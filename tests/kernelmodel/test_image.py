@@ -10,11 +10,18 @@ import pytest
 
 from kernelmodel.abi.kexec_handover import KhoScratch
 from kernelmodel.image.boot import CannotBoot, boot_image, plan_boot
+from kernelmodel.image.fnv import FNV_BASIS, fnv1a_zeroes
 from kernelmodel.image.frames import Image
 from kernelmodel.image.load import NotAnImage, load_image
 from kernelmodel.image.write import ImageTooBig, handover_of, write_image
 from kernelmodel.inspect.handover import inspect_image
+from kernelmodel.kexec import kernel_kexec, kexec_file_load
 from kernelmodel.memory import GIB, KIB, MIB, PAGE_SHIFT, PAGE_SIZE, MemoryRange
+from kernelmodel.mm.guest_memfd import (
+    GUEST_MEMFD_FLAG_HUGETLB,
+    GUEST_MEMFD_FLAG_INIT_SHARED,
+    GUEST_MEMFD_FLAG_MMAP,
+)
 from tests.kernelmodel.handovers import (
     CHAINS,
     REAL,
@@ -24,6 +31,9 @@ from tests.kernelmodel.handovers import (
     real_description,
     real_pages,
 )
+from tests.kernelmodel.kernels import CMDLINE, Agent, power_on
+
+SHARED = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED
 
 
 def raw_file(path: Path, pages: dict[int, bytes]) -> Path:
@@ -210,6 +220,26 @@ def test_a_release_without_the_proposal_cannot_read_its_files() -> None:
     image = modelled_host().image()
     booted = boot_image(image, plan_boot(image, inspect_image(image), release="7.3.4"))
     assert booted["outcome"] == "up, but /dev/liveupdate says EIO"
+
+
+@pytest.mark.parametrize("flags", [SHARED, SHARED | GUEST_MEMFD_FLAG_HUGETLB | 21 << 26])
+def test_guest_memory_comes_back_with_its_vm(tmp_path: Path, flags: int) -> None:
+    agent = Agent(power_on(f"{CMDLINE} hugepages=2", "7.3.4+guest-memfd"))
+    vm = agent.task.kvm_create_vm()
+    memory = agent.task.kvm_create_guest_memfd(vm, 2 * MIB, flags)
+    session = agent.session("s")
+    for token, fd in enumerate((vm, memory)):
+        agent.task.preserve_fd(session, fd, token)
+    kexec_file_load(agent.kernel, agent.kernel.release, CMDLINE)
+    kernel_kexec(agent.kernel)
+    write_image(handover_of(agent.kernel), tmp_path / "image")
+    image = load_image(tmp_path / "image")
+    plan = plan_boot(image, inspect_image(image), release="7.3.4+guest-memfd")
+    (session_back,) = boot_image(image, plan)["sessions"]
+    vm_back, memory_back = session_back["files"]
+    assert vm_back == {"compatible": "kvm-vm-v1", "token": 0}
+    assert (memory_back["size"], memory_back["pos"]) == (2 * MIB, 0)
+    assert memory_back["fnv1a"] == f"{fnv1a_zeroes(FNV_BASIS, 2 * MIB):016x}"
 
 
 def test_a_handover_that_the_kernel_dies_of_is_told() -> None:
