@@ -105,10 +105,10 @@ class Histogram(Struct, frozen=True):
 class FleetSnapshot(Struct, frozen=True):
     """The whole fleet at one virtual instant; a new one replaces it, it never changes.
 
-    Taken by the driver, read by the Prometheus collector (once a scrape, from any thread) and
-    by `FleetService.Watch`. Counters start at 0 when the fleet is built. Host states of `hosts`
-    are pending, updating, updated, failed, skipped, rolled_back (all six always present), VM
-    states of `vms` running, paused, restarting, lost; both sum to the fleet's totals. A skipped
+    Taken by the driver, read by the Prometheus collector (once a scrape, from any thread) and by
+    `FleetService.WatchRollout`. Counters start at 0 when the fleet is built. Host states of
+    `hosts` are pending, updating, updated, failed, skipped, rolled_back (all six always present),
+    VM states of `vms` running, paused, restarting, lost; both sum to the fleet's totals. A skipped
     host is one that the rollout has ended without touching.
     """
 

@@ -80,7 +80,7 @@ def _find(state: HugetlbState, path: str) -> tuple[Hstate, int | None, str]:
 
 
 def read(state: HugetlbState, path: str) -> str:
-    """The text of a file. Raises: NoEntry, or InvalidArgument for one that is only written to."""
+    """The text of a file. Raises: NoEntry; AccessDenied for one that is only written to."""
     if path == _SYSCTL + _HVO:
         return f"{int(state.vmemmap.enabled)}\n"
     hstate, nid, name = _find(state, path)

@@ -65,8 +65,8 @@ class ShmemInode(Inode):
     """C: struct shmem_inode_info and its inode.
 
     `pages` maps page indexes to (where, PG_* flags): frame minus index, or frames that lie
-    scattered. `seals` is None where none can
-    be had. `frozen` while a live update holds the file, `pins` while its pages are pinned.
+    scattered. `seals` is None where none can be had. The file is `frozen` while a live update
+    holds it, and `pinned` while its pages are.
     """
 
     __slots__ = ("executable", "frozen", "kernel", "pages", "pinned", "seals", "size")
