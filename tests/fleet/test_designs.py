@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 from fleet.cli import app
 from fleet.designs.compare import Compared, compare
 from fleet.designs.spec import PRESETS, HostSpec, small
-from fleet.designs.table import sections
+from fleet.designs.table import caveats, sections
 from kernelmodel.hugetlb_designs import DESIGNS
 from kernelmodel.memory import GIB
 from kernelmodel.sim.cost import CostModel
@@ -43,6 +44,15 @@ def test_the_host_is_what_was_asked_for() -> None:
     for order, size in ((18, GIB), (9, 2 << 20)):
         used = sum(vm.pages for vm in vms if vm.order == order)
         assert used == spec.pool_pages()[size] * 80 // 100
+        on_first = sum(vm.pages for vm in vms if vm.order == order and vm.nid == 0)
+        assert on_first / used == pytest.approx(0.6, abs=0.02)
+    assert {vm.nid for vm in replace(spec, nodes=1).vm_specs()} == {0}
+
+
+def test_a_note_says_whose_figures_leave_vms_out(found: dict[str, Compared]) -> None:
+    said = "global-state: figures are of 12 VMs only, 4 are refused with "
+    (note,) = caveats(list(found.values()))
+    assert note.startswith(said)
 
 
 def test_every_design_brings_every_vm_back_but_those_it_cannot_take(

@@ -178,6 +178,8 @@ def test_a_table_names_each_host_that_did_not_just_go_well_and_why() -> None:
         "r3-h02 updated wave 1",
         "freeze-retried after 2 freezes",
         "r2-h01-vm0 lost r2-h01 lost content-mismatch",
+        "3 host updates, worst first",  # and none of the others
+        "9 VMs, worst first",
     ):
         assert said in shown
 

@@ -10,6 +10,7 @@ from kernelmodel.errors import KernelError, ModelBug
 from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE
 from kernelmodel.mm.memfd import HugetlbMemfdInode
 from kernelmodel.mm.shmem import PG_DIRTY, ShmemInode
+from kernelmodel.sim.trace import decode
 from node.api import Backing, HugepagePool, VmSpec
 from node.host import Host, HostStateError
 from node.vm import _NEXT, Vm, VmState, memory_extents
@@ -171,6 +172,21 @@ def test_a_guest_that_runs_changes_some_of_its_memory_and_not_all(vm: str) -> No
         assert any(old == new for old, new in zip(before, after, strict=True))
         before = after
     assert len(changed) > len(before) // 2
+
+
+def test_events_tell_of_a_vm_that_was_started_again_and_what_it_holds() -> None:
+    host = make_host(record_events=True)
+    before = host.vm("huge").read_fingerprint(host.machine.memory)
+    host.cold_reboot(host.release)
+    host.trace.take_events()
+    host.restart_vm("huge")
+    (event,) = decode(host.trace.take_events())
+    now = host.vm("huge").read_fingerprint(host.machine.memory)
+    assert (event.name, event.fields) == (
+        "vm",
+        {"name": "huge", "state": "running", "fingerprint": now},
+    )
+    assert now != before
 
 
 def test_two_vms_never_hold_the_same() -> None:

@@ -30,6 +30,7 @@ ROWS = [
     ("hugepages=5 default_hugepagesz=1G", {18: 5, 9: 0}, 18, 0),
     ("default_hugepagesz=1G hugepages=4", {18: 4, 9: 0}, 18, 0),
     ("default_hugepagesz=1G hugepagesz=1G hugepages=4", {18: 4, 9: 0}, 18, 0),
+    ("default_hugepagesz=1G hugepages=4 hugepagesz=1G hugepages=5", {18: 4, 9: 0}, 18, 2),
     ("hugepagesz=1g hugepages=4 hugepagesz=2048K hugepages=6", {18: 4, 9: 6}, 9, 0),
     ("hugepagesz=0x40000000 hugepages=4", {18: 4, 9: 0}, 9, 0),
     ("hugepagesz=02M hugepages=4", {9: 4, 18: 0}, 9, 0),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kernelmodel.errors import (
@@ -41,6 +41,7 @@ def kernel() -> Kernel:
 
 @settings(deadline=None, max_examples=60)
 @given(changes=CHANGES)
+@example(changes=[("write", 0, 8192), ("truncate", 4097, 0), ("truncate", 8192, 0)])
 def test_a_file_holds_what_was_written(kernel: Kernel, changes: list[tuple[str, int, int]]) -> None:
     task = Task(kernel, "t")
     fd = task.memfd_create()
