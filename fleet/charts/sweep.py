@@ -47,7 +47,7 @@ class Dot(Struct, frozen=True):
 
 
 class Point(Struct, frozen=True):
-    """One value of a parameter and what it yields; `mean` is None if that is nothing finite.
+    """One value of a parameter and what it yields: None is nothing, infinity a VM that was lost.
 
     `number` is the value's place on an axis, where there is one.
     """
@@ -56,6 +56,11 @@ class Point(Struct, frozen=True):
     mean: float | None
     half: float = 0.0
     number: float = 0.0
+
+    @property
+    def finite(self) -> float | None:
+        """The mean, if it has a place on an axis."""
+        return None if self.mean is None or math.isinf(self.mean) else self.mean
 
 
 class Panel(Struct, frozen=True):
@@ -144,7 +149,7 @@ def sampled_chart(name: str, panels: Sequence[Panel], unit: str, *, is_log: bool
     for nr, panel in enumerate(panels):
         top = 24 + nr * (_PANEL + _PANEL_GAP)
         floor = top + _PANEL - 20
-        points = sorted((p.number, p.mean, p.label) for p in panel.points if p.mean is not None)
+        points = sorted((p.number, p.finite, p.label) for p in panel.points if p.finite is not None)
         y = _frame(canvas, top, floor, panel)
         if y is None:
             continue
@@ -189,24 +194,28 @@ def _draw(canvas: Canvas, top: float, panel: Panel, *, is_ordered: bool) -> None
     step = (_RIGHT - _LEFT) / len(panel.points)
     placed = [(_LEFT + step * (nr + 0.5), point) for nr, point in enumerate(panel.points)]
     if is_ordered:
-        line = [(at, y.scale(point.mean)) for at, point in placed if point.mean is not None]
+        line = [(at, y.scale(point.finite)) for at, point in placed if point.finite is not None]
         canvas.path(line, "trend")
     for across, point in placed:
         canvas.text(across, floor + 19, fitted(point.label, step - LETTER), "tick", "middle")
-        if point.mean is None:
-            canvas.text(across, (top + floor) / 2, "–", "tick", "middle")
+        mean = point.finite
+        if mean is None:
+            sign = "–" if point.mean is None else "∞"
+            canvas.text(across, (top + floor) / 2, sign, "tick", "middle")
             continue
         if point.half:
-            high, low = y.scale(point.mean + point.half), y.from_low(point.mean - point.half)
+            high, low = y.scale(mean + point.half), y.from_low(mean - point.half)
             canvas.line(across, high, across, low, "whisker")
-        tip = f"{point.label}: {_tick_text(point.mean, panel.unit)}"
-        canvas.mark(across, y.scale(point.mean), "●", "dot", tip)
+        tip = f"{point.label}: {_tick_text(mean, panel.unit)}"
+        canvas.mark(across, y.scale(mean), "●", "dot", tip)
 
 
 def _frame(canvas: Canvas, top: float, floor: float, panel: Panel) -> _Axis | None:
     """Title and axis of a panel; None if there is nothing to be shown in it."""
-    canvas.text(_LEFT, top - 9, panel.title, "label")
-    means = [(point.mean, point.half) for point in panel.points if point.mean is not None]
+    lost = sum(point.mean == math.inf for point in panel.points)
+    title = f"{panel.title}, ∞ at {lost} of {len(panel.points)}" if lost else panel.title
+    canvas.text(_LEFT, top - 9, title, "label")
+    means = [(point.finite, point.half) for point in panel.points if point.finite is not None]
     if not means:
         canvas.text(_LEFT, (top + floor) / 2, "no finite mean", "tick")
         return None

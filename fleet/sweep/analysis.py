@@ -56,8 +56,7 @@ class CellSummary(Struct, frozen=True):
 
         A rollout that was halted has no duration: the mean is that of the others.
         """
-        found = self.estimates[name]
-        return math.inf if found.infinite else found.mean
+        return self.estimates[name].told
 
 
 #: Of one value of a parameter: (seed, choices of the other parameters) -> metric.

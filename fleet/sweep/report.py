@@ -134,14 +134,14 @@ def _panel(analysis: Analysis, parameter: str, name: str) -> Panel:
     effects = [e for e in analysis.effects[name] if e.parameter == parameter]
     if all(effect.number is not None for effect in effects):
         effects.sort(key=lambda effect: effect.number or 0.0)
-    points = tuple(Point(e.label, e.estimate.mean, e.estimate.half_width or 0.0) for e in effects)
+    points = tuple(Point(e.label, e.estimate.told, e.estimate.half_width or 0.0) for e in effects)
     return Panel(METRICS[name].title, METRICS[name].unit, points)
 
 
 def _cells_panel(analysis: Analysis, axis: int, name: str) -> Panel:
     points = []
     for summary in analysis.cells:
-        mean = summary.estimates[name].mean
+        mean = summary.mean(name)
         points.append(Point(_label(summary), mean, number=summary.cell.choices[axis].number or 0.0))
     return Panel(METRICS[name].title, METRICS[name].unit, tuple(points))
 

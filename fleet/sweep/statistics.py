@@ -31,6 +31,11 @@ class Estimate(Struct, frozen=True):
     most: float | None
     infinite: int = 0
 
+    @property
+    def told(self) -> float | None:
+        """The mean, infinity if one of the values is that."""
+        return math.inf if self.infinite else self.mean
+
 
 def estimate(values: Sequence[float]) -> Estimate:
     """Mean and interval of the values; the mean is None if one of them is infinite."""

@@ -256,6 +256,20 @@ def test_marks_of_an_axis_differ_from_each_other(unit: str, means: tuple[float, 
     assert len(set(marks)) == len(marks)
 
 
+def test_a_lost_vm_is_no_gap_in_a_chart() -> None:
+    plan = replace(PLAN, parameters=(Parameter("a", choices("a", 1, 2, 3)),))
+    cells = cells_of(plan)
+    more = {"vms_given_up": 0.0, "halted": 0.0}
+    runs = [
+        outcome(cell, 1, 9.0, downtime_p99_seconds=worst, **more)
+        for cell, worst in zip(cells, (5.0, math.inf, 6.0), strict=True)
+    ]
+    page = render_sweep_report(analyse(plan, cells, runs))
+    assert ">downtime p99, ∞ at 1 of 3<" in page
+    assert page.count(">∞<") == 1
+    assert ">rollout<" in page
+
+
 def test_sampled_ranges_have_a_chart_however_many_values_they_have() -> None:
     spread = Range("faults.0.rate", 0.01, 1.0, log=True, unit="x")
     plan = replace(PLAN, parameters=(Parameter("rate", range=spread),), method="halton", samples=40)
