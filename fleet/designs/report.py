@@ -52,6 +52,7 @@ def write_designs_report(
         name=text("Designs for preserving hugetlb's shared state"),
         subtitle=text(f"{title} · simulated, all times virtual"),
         tables=Markup("".join([*_tables(found), *(paragraph(c, "note") for c in caveats(found))])),
+        columns=len(found) + 1,
         plots=Markup("".join(_plots(found, plots))),
         designs=_designs(found),
         footer=text(f"lufleet {own_version()}"),

@@ -10,12 +10,28 @@ from html import unescape
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from fleet.cli import app
 from fleet.outputs import write_outputs
 from tests.fleet.sample_run import make_run
 
 #: Fails the page's own policy, so a browser that reports nothing was not looking.
 _FORBIDDEN = '<img src="https://example.invalid/x.png" alt="">'
+
+#: Leaves in the title what a reader of a page as narrow as a telephone would not see: the page as
+#: a whole scrolls sideways, a table's cell runs into the next one, a chart cuts a text off.
+_MEASURE = """<script>
+document.body.style.width = "400px";
+const found = [], box = element => element.getBoundingClientRect();
+if (document.documentElement.scrollWidth > innerWidth) found.push("page");
+for (const cell of document.querySelectorAll("th, td"))
+  if (cell.scrollWidth > cell.clientWidth + 1) found.push("cell " + cell.textContent);
+for (const text of document.querySelectorAll("svg text"))
+  if (box(text).width && box(text).left < box(text.ownerSVGElement).left - 1)
+    found.push("text " + text.textContent);
+document.title = JSON.stringify(found);
+</script>"""
 
 
 def browse(page: Path, profile: Path) -> tuple[str, list[str]]:
@@ -71,3 +87,25 @@ def test_the_browser_would_have_told_of_a_page_that_fetches(tmp_path: Path) -> N
     outputs.report_html.write_text(html, "utf-8")
     _, console = browse(outputs.report_html, tmp_path / "profile")
     assert any("Content Security Policy" in line for line in console)
+
+
+def hidden(page: Path, directory: Path) -> list[str]:
+    """What `_MEASURE` finds on a page."""
+    html = re.sub(r"<meta http-equiv[^>]*>", "", page.read_text("utf-8"))
+    copy = directory / "measured.html"
+    copy.write_text(html.replace("</body>", f"{_MEASURE}</body>"), "utf-8")
+    dom, console = browse(copy, directory / "profile")
+    assert console == []
+    title = re.search("<title>(.*?)</title>", dom)
+    assert title is not None
+    found: list[str] = json.loads(unescape(title[1]))
+    return found
+
+
+def test_on_a_narrow_screen_nothing_lies_on_anything_else(tmp_path: Path) -> None:
+    outputs = write_outputs(make_run(lose_a_vm=True), tmp_path)
+    assert hidden(outputs.report_html, tmp_path) == []
+    options = ("--memory", "16GiB", "--vms", "4", "--out", str(tmp_path))
+    done = CliRunner().invoke(app, ["designs", *options])
+    assert done.exit_code == 0, done.output
+    assert hidden(tmp_path / "report.html", tmp_path) == []
