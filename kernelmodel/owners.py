@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from kernelmodel.luo.handler import Flb, LuoFile
     from kernelmodel.luo.session import LuoSession
 
-__all__ = ["KeepsPages", "Preserved", "preserved_by_owner"]
+__all__ = ["KeepsPages", "Preserved", "page_at", "preserved_by_owner"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ def _session(kernel: Kernel, session: LuoSession) -> Iterator[Preserved]:
 
 
 def _file(kernel: Kernel, luo_file: LuoFile) -> Iterator[Preserved]:
-    yield from _page_at(kernel, "entry", luo_file.data)
+    yield from page_at(kernel, "entry", luo_file.data)
     if isinstance(luo_file.private, KeepsPages):
         yield from luo_file.private.preserved_pages(kernel)
 
@@ -118,10 +118,10 @@ def _flb(kernel: Kernel, flb: Flb) -> Iterator[Preserved]:
         for preserved in flb.ops.preserved_pages(kernel):
             yield replace(preserved, owner=f"FLB {flb.name}: {preserved.owner}")
     else:
-        yield from _page_at(kernel, f"FLB {flb.name}", flb.outgoing_data)
+        yield from page_at(kernel, f"FLB {flb.name}", flb.outgoing_data)
 
 
-def _page_at(kernel: Kernel, owner: str, data: int) -> Iterator[Preserved]:
+def page_at(kernel: Kernel, owner: str, data: int) -> Iterator[Preserved]:
     """The page whose address a u64 is, if it is one: handlers may keep any number there."""
     tree = kernel.kho.outgoing_tree
     pfn = data >> PAGE_SHIFT

@@ -154,7 +154,7 @@ def host_message(host: Host) -> host_pb2.Host:
         release=host.release,
         release_title=host.kernel.release.title if host.release else "",
         loaded_release=host.loaded.name if host.loaded is not None else "",
-        liveupdate_num=host.kernel.luo.liveupdate_num if host.release else 0,
+        liveupdate_num=host.liveupdate_num,
         sessions=[
             host_pb2.Session(
                 name=session.name,

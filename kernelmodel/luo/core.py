@@ -44,8 +44,11 @@ __all__ = ["Luo"]
 _REQUIRED = ("preserve", "unpreserve", "retrieve", "finish", "can_preserve")
 
 
-#: Those that a kind of handler has not, by kind.
-_missing: dict[type[FileHandler], list[str]] = {}
+@lru_cache(maxsize=64)
+def _missing(kind: type[FileHandler]) -> str:
+    """Those that this kind of handler has not."""
+    lacks = [name for name in _REQUIRED if getattr(kind, name) is getattr(FileHandler, name)]
+    return " ".join(lacks)
 
 
 @lru_cache(maxsize=64)
@@ -181,13 +184,8 @@ class Luo:
         """
         if not self.enabled:
             raise NotSupported("live update is off")
-        kind = type(handler)
-        if kind not in _missing:
-            _missing[kind] = [
-                name for name in _REQUIRED if getattr(kind, name) is getattr(FileHandler, name)
-            ]
-        if _missing[kind]:
-            raise InvalidArgument("handler is incomplete", missing=" ".join(_missing[kind]))
+        if missing := _missing(type(handler)):
+            raise InvalidArgument("handler is incomplete", missing=missing)
         for other in self.handlers:
             if other.compatible == handler.compatible:
                 raise Exists("handler exists", compatible=handler.compatible)

@@ -36,8 +36,7 @@ from kernelmodel.errors import Busy, IoError, KernelError
 from kernelmodel.fs import File
 from kernelmodel.luo import handler as merged
 from kernelmodel.luo_v4.handler import FileHandler, LuoFile
-from kernelmodel.luo_v4.owners import page_at
-from kernelmodel.owners import KeepsPages, Preserved
+from kernelmodel.owners import KeepsPages, Preserved, page_at
 
 if TYPE_CHECKING:
     from kernelmodel.kernel import Kernel

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 from kernelmodel.abi.luo_v4 import LiveupdateState
 from kernelmodel.luo_v4.array import SerArray
 from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE
-from kernelmodel.owners import KeepsPages, Preserved
+from kernelmodel.owners import KeepsPages, Preserved, page_at
 
 if TYPE_CHECKING:
     from kernelmodel.kernel import Kernel
     from kernelmodel.luo_v4.core import LuoV4
     from kernelmodel.luo_v4.session import LuoSession
 
-__all__ = ["page_at", "preserved_pages"]
+__all__ = ["preserved_pages"]
 
 
 def preserved_pages(luo: LuoV4) -> Iterator[Preserved]:
@@ -63,13 +63,3 @@ def _kept(kernel: Kernel, owner: str, keeper: object, data: int) -> Iterator[Pre
 def _array(owner: str, array: SerArray) -> Iterator[Preserved]:
     if array.pgcnt:
         yield Preserved(owner, array.pa >> PAGE_SHIFT, array.pgcnt.bit_length() - 1)
-
-
-def page_at(kernel: Kernel, owner: str, data: int) -> Iterator[Preserved]:
-    """The page whose address a u64 is, if it is one: anything may be kept there."""
-    tree = kernel.kho.outgoing_tree
-    pfn = data >> PAGE_SHIFT
-    if tree is None or not data or data % PAGE_SIZE or not kernel.page_alloc.pfn_valid(pfn):
-        return
-    if tree.has(pfn, 0):
-        yield Preserved(owner, pfn)
