@@ -60,6 +60,14 @@ FAILING: Final = {
     "memfd_luo_retrieve": "luo_retrieve_file",
     "kho_alloc_preserve": "kho_alloc_preserve",
     "kho_preserve_vmalloc": "kho_preserve_vmalloc",
+    "memfd_pin_folios": "memfd_pin_folios",
+    "memfd_alloc_file": "memfd_alloc_file",
+    "luo_session_alloc": "luo_session_alloc",
+    "luo_session_getfile": "luo_session_getfile",
+    "luo_flb_file_preserve": "luo_flb_file_preserve",
+    "kho_block_set_grow": "kho_block_set_grow",
+    "luo_session_serialize": "luo_session_serialize",
+    "__xa_insert": "xa_insert",
 }
 
 #: Arguments of each operation: v a variable, i an integer, c one from 1 on, n a length, p one of up

@@ -165,8 +165,8 @@ class Program:
         self.task.kernel.fail_function = self.maybe_fail
 
     def maybe_fail(self, hook: str, **context: object) -> None:
-        """Raise what is due at this call of a kernel function."""
-        if error := self.failures.call(hook):
+        """Raise what is due at this call of a kernel function, or of one that allocates in it."""
+        if error := self.failures.call(str(context.get("site", hook))):
             raise kernel_error(error, "made to fail", **context)
 
     def inode(self, v: str) -> HugetlbInode:

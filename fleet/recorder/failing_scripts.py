@@ -20,10 +20,17 @@ __all__ = ["random_failing_script"]
 _ERRORS: Final = ("ENOMEM", "EINVAL", "EIO", "EBUSY", "ENOSPC")
 #: What can fail in an operation.
 _FUNCTIONS: Final = {
-    "create": ("kho_alloc_preserve",),
-    "preserve": ("kho_alloc_preserve", "memfd_luo_preserve", "kho_preserve_vmalloc"),
-    "fetch": ("memfd_luo_retrieve",),
-}
+    "create": (
+        "kho_alloc_preserve", "kho_block_set_grow", "luo_session_alloc", "luo_session_getfile",
+    ),
+    "preserve": (
+        "kho_alloc_preserve", "kho_block_set_grow", "kho_preserve_vmalloc",
+        "luo_flb_file_preserve", "memfd_luo_preserve", "memfd_pin_folios",
+    ),
+    "fetch": ("memfd_alloc_file", "memfd_luo_retrieve"),
+    "retrieve": ("luo_session_getfile",),
+    "memfd": ("memfd_alloc_file",),
+}  # fmt: skip
 _FAILING: Final = 0.15
 _REBOOTING: Final = 0.06
 
@@ -45,6 +52,7 @@ def _before(op: list[str], rng: Random) -> list[str]:
         function = rng.choice(_FUNCTIONS[op[0]])
         lines.append(f"fail {function} {rng.choice((1, 1, 1, 2, 2, 3))} {rng.choice(_ERRORS)}")
     if rng.random() < _REBOOTING:
-        lines.append(f"fail memfd_luo_freeze {rng.choice((1, 1, 2, 3, 5))} {rng.choice(_ERRORS)}")
+        freeze = rng.choice(("memfd_luo_freeze", "memfd_luo_freeze", "luo_session_serialize"))
+        lines.append(f"fail {freeze} {rng.choice((1, 1, 2, 3, 5))} {rng.choice(_ERRORS)}")
         lines.append("tryreboot")
     return lines

@@ -119,6 +119,7 @@ class MemfdHandler(FileHandler):
             return preserve_folios(kernel, runs, 0, self.folios)
         kernel.fail_function("should_failslab", site="memfd_luo_preserve_folios")
         self._check_array(nr_pages)
+        kernel.fail_function("memfd_pin_folios")
         inode.allocate(0, nr_pages, PG_DIRTY | PG_UPTODATE)
         inode.migrate_from_scratch()
         inode.pinned = True
@@ -170,7 +171,6 @@ class MemfdHandler(FileHandler):
         try:
             if ser.seals & ~F_ALL_SEALS:
                 raise NotSupported("unknown seals", seals=ser.seals)
-            kernel.fail_function("should_failslab", site="memfd_alloc_file")
             file, inode = memfd_file(kernel)
             add_seals(file, inode, ser.seals)
             if ser.pos < 1 << 63:

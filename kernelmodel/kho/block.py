@@ -55,6 +55,7 @@ class KhoBlockSet:
             NoSpace: that would be more than 10,000 blocks. NoMemory. In both cases the blocks
                 added by this call are gone again. InvalidArgument: an incoming set.
         """
+        self._kho.kernel.fail_function("kho_block_set_grow")
         if self.incoming:
             self._kho.kernel.warn_on("growing a block set that came over")
             raise InvalidArgument("incoming block set")

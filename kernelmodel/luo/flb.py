@@ -133,6 +133,7 @@ class LuoFlbs:
 
     def file_preserve(self, handler: FileHandler) -> None:
         """A file of this handler is about to be preserved. C: luo_flb_file_preserve()."""
+        self.luo.kernel.fail_function("luo_flb_file_preserve")
         for at, flb in enumerate(handler.flbs):
             if not flb.outgoing_count:  # else its lock is held for no time
                 try:

@@ -144,6 +144,7 @@ class LuoSessions:
 
         Raises what a file's freeze raises; all sessions are then as they were.
         """
+        self.kernel.fail_function("luo_session_serialize")
         charge, entries = self.kernel.charge, []
         try:
             for session in self.outgoing:

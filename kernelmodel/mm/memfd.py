@@ -148,7 +148,8 @@ _HUGETLB_OPS = HugetlbFileOperations()
 
 
 def memfd_file(kernel: Kernel, seals: int = 0) -> tuple[File, ShmemInode]:
-    """An empty plain memfd. C: memfd_alloc_file()."""
+    """An empty plain memfd. C: memfd_alloc_file(). Raises: NoMemory."""
+    kernel.fail_function("should_failslab", site="memfd_alloc_file")
     inode = ShmemInode(kernel, seals)
     return File(inode, _SHMEM_OPS), inode
 
