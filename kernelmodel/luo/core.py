@@ -14,7 +14,7 @@ C: kernel/liveupdate/luo_core.c, 7.3. There is no global state machine in 7.3.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kernelmodel.abi.layout import cstring
 from kernelmodel.abi.luo import LUO_SUBTREE, LuoSer
@@ -184,7 +184,8 @@ class Luo:
         """
         if not self.enabled:
             raise NotSupported("live update is off")
-        if missing := _missing(type(handler)):
+        kind: Any = type(handler)  # which can be hashed, whatever mypy takes its class for
+        if missing := _missing(kind):
             raise InvalidArgument("handler is incomplete", missing=missing)
         for other in self.handlers:
             if other.compatible == handler.compatible:
