@@ -169,12 +169,16 @@ class Program:
         if error := self.failures.call(str(context.get("site", hook))):
             raise kernel_error(error, "made to fail", **context)
 
-    def inode(self, v: str) -> HugetlbInode:
+    def memfd(self, v: str) -> HugetlbMemfdInode:
         """The huge page file that a variable names."""
         inode = self.task.files.fget(self.fd(v)).inode
         if not isinstance(inode, HugetlbMemfdInode):
             raise InvalidArgument("not on huge pages")
-        return inode.hugetlb
+        return inode
+
+    def inode(self, v: str) -> HugetlbInode:
+        """The pages of that file."""
+        return self.memfd(v).hugetlb
 
     def _op_pool(self, size: str, n: str, node: str = "") -> None:
         hstate = self.task.kernel.hugetlb.hstate(HUGE_PAGE_ORDERS[size])
@@ -215,8 +219,7 @@ class Program:
         self.task.ftruncate(self.fd(v), size)
 
     def _op_map(self, m: str, v: str, offset: str, length: str, flag: str = "") -> None:
-        inode = self.inode(v)
-        self.maps[m] = inode.mmap(number(offset), number(length), noreserve=flag == "n")
+        self.maps[m] = self.memfd(v).mmap(number(offset), number(length), noreserve=flag == "n")
 
     def _op_pmap(self, m: str, size: str, length: str, flag: str = "") -> None:
         hstate = self.task.kernel.hugetlb.hstate(HUGE_PAGE_ORDERS[size])
@@ -229,8 +232,24 @@ class Program:
         return self.maps[m]
 
     def _op_touch(self, m: str, page: str, count: str) -> str:
-        done = self.mapping(m).touch(number(page), number(count))
+        mapping, first = self.mapping(m), number(page)
+        if isinstance(mapping, HugetlbPrivateMapping):
+            done = mapping.touch(first, number(count))
+        else:
+            holes = mapping.inode.folios.gaps(mapping.start + first, 1 << 64)
+            done = mapping.touch(first, number(count))
+            self.store(mapping.inode, mapping.start + first, done, holes)
         return f"pages={done}" + (" SIGBUS" if done < number(count) else "")
+
+    def store(self, inode: HugetlbInode, first: int, nr: int, new: list[tuple[int, int]]) -> None:
+        """Write the byte 1 to each of these pages, of which some are as good as new."""
+        memory, order = self.task.kernel.memory, inode.hstate.order
+        for low, high in new:
+            for _, pfn, count in inode.folios.within(low, min(high, first + nr)):
+                memory.zero(pfn, count << order)
+        for _, pfn, count in inode.folios.within(first, first + nr):
+            for page in range(pfn, pfn + (count << order), 1 << order):
+                memory.write(page << PAGE_SHIFT, b"\x01")
 
     def _op_unmap(self, m: str) -> None:
         self.mapping(m).munmap()

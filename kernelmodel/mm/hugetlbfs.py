@@ -65,6 +65,7 @@ class HugetlbInode:
         "folios",
         "frozen",
         "hstate",
+        "mappings",
         "page_size",
         "refs",
         "resv",
@@ -90,6 +91,8 @@ class HugetlbInode:
         self.folios = HugetlbFolioMap(hstate.order)
         #: Layout is preserved: no change of size, no holes, no new pages by `fallocate`.
         self.frozen = False
+        #: Through how many shared mappings it can be written. C: i_mmap_writable.
+        self.mappings = 0
         self.refs = 1
 
     def get(self) -> None:
@@ -237,6 +240,7 @@ class HugetlbMapping:
 
     def __init__(self, inode: HugetlbInode, start: int, nr: int) -> None:
         inode.get()
+        inode.mappings += 1
         self.inode = inode
         self.start = start
         self.nr = nr
@@ -250,6 +254,7 @@ class HugetlbMapping:
 
     def munmap(self) -> None:
         """Unmap. Promises stay with the file."""
+        self.inode.mappings -= 1
         self.inode.put()
 
 

@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Final, Protocol
 from kernelmodel.errors import Busy, InvalidArgument, NoDevice, NotPermitted
 from kernelmodel.fs import File, Inode, PlainFileOperations
 from kernelmodel.memory import PAGE_SHIFT, Content
-from kernelmodel.mm.hugetlbfs import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, HugetlbInode
+from kernelmodel.mm.hugetlbfs import (
+    FALLOC_FL_KEEP_SIZE,
+    FALLOC_FL_PUNCH_HOLE,
+    HugetlbInode,
+    HugetlbMapping,
+)
 from kernelmodel.mm.shmem import (
     F_ALL_SEALS,
     F_SEAL_EXEC,
@@ -78,9 +83,9 @@ class HugetlbMemfdInode(Inode):
         return self.hugetlb.size
 
     @property
-    def has_pinned_pages(self) -> bool:
-        """Whether there is a page that a live update pins."""
-        return self.hugetlb.frozen and self.hugetlb.folios.total > 0
+    def has_writers(self) -> bool:
+        """Whether a page is pinned by a live update, or the file is mapped for writing."""
+        return self.hugetlb.mappings > 0 or (self.hugetlb.frozen and self.hugetlb.folios.total > 0)
 
     def _check_sealed(self, seals: int) -> None:
         if (self.seals or 0) & seals:
@@ -95,13 +100,44 @@ class HugetlbMemfdInode(Inode):
             raise NotPermitted("sealed")
         hugetlb.ftruncate(size)
 
+    def mmap(self, start: int, nr: int, *, noreserve: bool = False) -> HugetlbMapping:
+        """mmap(2), shared and writable, in huge pages.
+
+        Raises: NotPermitted, and as `HugetlbInode.mmap()`. C: memfd_check_seals_mmap().
+        """
+        self._check_sealed(F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)
+        return self.hugetlb.mmap(start, nr, noreserve=noreserve)
+
     def fallocate(self, mode: int, offset: int, length: int) -> None:
         """fallocate(2). Raises: NotPermitted, and as `HugetlbInode.fallocate()`."""
         if mode == FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE:
             self._check_sealed(F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)
         elif mode in {0, FALLOC_FL_KEEP_SIZE} and offset + length > self.size:
             self._check_sealed(F_SEAL_GROW)
-        self.hugetlb.fallocate(mode, offset, length)
+        page, end = self.hugetlb.page_size, offset + length
+        holes = self.hugetlb.folios.gaps(offset // page, -(-end // page))
+        try:
+            self.hugetlb.fallocate(mode, offset, length)
+        finally:
+            for low, high in holes:
+                self.clear(low, high)
+        if mode & FALLOC_FL_PUNCH_HOLE:
+            edge = min(end, -(-offset // page) * page)
+            self._zero(offset, edge)
+            self._zero(max(edge, end // page * page), end)
+
+    def _zero(self, start: int, end: int) -> None:
+        """Zero bytes of one huge page, if it is there. C: hugetlbfs_zero_partial_page()."""
+        page = self.hugetlb.page_size
+        for index, pfn, _ in self.hugetlb.folios.within(start // page, -(-end // page)):
+            pa = (pfn << PAGE_SHIFT) + start - index * page
+            low, high = -(-pa >> PAGE_SHIFT), pa + end - start >> PAGE_SHIFT
+            if low < high:
+                self.kernel.memory.zero(low, high - low)
+            edge = min(pa + end - start, low << PAGE_SHIFT)
+            self.kernel.memory.write(pa, bytes(edge - pa))
+            rest = max(edge, high << PAGE_SHIFT)
+            self.kernel.memory.write(rest, bytes(pa + end - start - rest))
 
     def read(self, offset: int, size: int) -> bytes:
         """pread(2): up to the file's size, holes read as zero."""
@@ -200,7 +236,7 @@ class _Sealable(Protocol):
     executable: bool
 
     @property
-    def has_pinned_pages(self) -> bool: ...
+    def has_writers(self) -> bool: ...
 
 
 def add_seals(file: File, inode: _Sealable, seals: int) -> None:
@@ -208,7 +244,7 @@ def add_seals(file: File, inode: _Sealable, seals: int) -> None:
 
     Raises:
         NotPermitted: descriptor not writable, or F_SEAL_SEAL is set. InvalidArgument: no memfd,
-            or unknown seals. Busy: F_SEAL_WRITE while pages are pinned.
+            or unknown seals. Busy: F_SEAL_WRITE while somebody can write all the same.
     """
     if not file.writable:
         raise NotPermitted("not open for writing")
@@ -219,6 +255,6 @@ def add_seals(file: File, inode: _Sealable, seals: int) -> None:
     if seals & F_SEAL_EXEC and inode.executable:
         # sealing an executable seals its content with it
         seals |= F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_FUTURE_WRITE
-    if seals & F_SEAL_WRITE and not inode.seals & F_SEAL_WRITE and inode.has_pinned_pages:
-        raise Busy("pages are pinned")
+    if seals & F_SEAL_WRITE and not inode.seals & F_SEAL_WRITE and inode.has_writers:
+        raise Busy("pages are pinned, or mapped for writing")
     inode.seals |= seals

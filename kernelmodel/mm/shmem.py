@@ -87,7 +87,7 @@ class ShmemInode(Inode):
         return -(-self.size // PAGE_SIZE)
 
     @property
-    def has_pinned_pages(self) -> bool:
+    def has_writers(self) -> bool:
         """Whether there is a page that something pins."""
         return self.pinned and len(self.pages) > 0
 
