@@ -123,10 +123,10 @@ def test_finishing_that_cannot_be_answered_for_is_done() -> None:
 def test_arguments_that_end_too_early() -> None:
     agent = Agent(power_on())
     session = agent.session("s")
-    create, wrong = LIVEUPDATE_CREATE_SESSION, 0x4008BA00
-    zeroes = named(80, "edge") + bytes(4)
+    create, wrong, zeroes = LIVEUPDATE_CREATE_SESSION, 0x4008BA00, named(80, "edge") + bytes(4)
     table: list[tuple[int, int, UserBuffer, object]] = [
         (agent.device, 0xBA7F, b"", "EINVAL"),  # the number before the argument
+        (session, 0x5451, b"", 0),  # FIOCLEX, as of any file
         (agent.device, create, b"", "EFAULT"),
         (agent.device, wrong, b"", "EFAULT"),  # the size before the encoding
         (session, LIVEUPDATE_SESSION_FINISH, b"", "EFAULT"),

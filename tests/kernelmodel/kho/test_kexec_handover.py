@@ -307,6 +307,16 @@ def test_keys_beyond_memory_fault_while_the_handover_is_read() -> None:
         next_kernel(kernel, firmware)
 
 
+@pytest.mark.parametrize("nr", [100, 2000])  # read one by one, and many at once
+def test_of_pages_here_and_there_the_first_one_beyond_memory_faults(nr: int) -> None:
+    kernel, firmware = handed_over(power_on(node_bytes=(320 * MIB,)))
+    end = 320 * MIB >> PAGE_SHIFT
+    for pfn in range(end - nr, end + 10, 2):
+        kernel.kho.outgoing_tree.add_run(pfn, 0)  # type: ignore[union-attr]
+    with pytest.raises(KernelPanic, match=f"page fault: no memory map for {end:#x}"):
+        next_kernel(kernel, firmware)
+
+
 def test_preserving_needs_a_tree() -> None:
     with pytest.raises(InvalidArgument):
         power_on("kho=off").kho.preserve_folios(1000, 0)

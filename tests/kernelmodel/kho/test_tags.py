@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from kernelmodel.errors import OutOfRange
 from kernelmodel.kernel import Kernel
 from kernelmodel.kho.tags import PageTags
 from kernelmodel.memory import PAGE_SHIFT
+from kernelmodel.mm.extents import Extents
 from tests.kernelmodel.kernels import power_on, reboot
 
 
@@ -40,6 +44,45 @@ def test_entries_that_overlap_keep_a_tag_each_until_one_is_taken() -> None:
     assert tags.order(0x206) == 0
     tags.take(0x200, 9, 1)
     assert not list(tags)
+
+
+LARGER = st.lists(st.tuples(st.integers(0, 7), st.sampled_from([1, 2, 3])), max_size=6)
+PAGES = st.lists(st.integers(0, 71), min_size=1, unique=True)
+
+
+def tags_of(tags: PageTags) -> object:
+    """All that they say."""
+    return [tags.order(pfn) for pfn in range(80)], list(tags.untagged), tags.nr_pages
+
+
+@given(larger=LARGER, pages=PAGES, taken=st.lists(st.integers(0, 71), min_size=1, max_size=6))
+@example(larger=[(1, 3)], pages=[1, 8, 9, 30], taken=[8])
+@example(larger=[], pages=[1, 2, 3, 4], taken=[1, 3, 1])
+def test_many_pages_at_once_are_as_one_after_the_other(
+    larger: list[tuple[int, int]], pages: list[int], taken: list[int]
+) -> None:
+    many, single = PageTags(), PageTags()
+    for number, order in sorted(set(larger), key=lambda entry: (-entry[1], entry[0])):
+        many.put(number << order, order)
+        single.put(number << order, order)
+    for pfn in sorted(pages):
+        single.put(pfn, 0)
+    few, rest = sorted(pages)[: len(pages) // 2], sorted(pages)[len(pages) // 2 :]
+    for pfn in few:
+        many.put(pfn, 0)
+    frames = np.array(rest)
+    many.put_pages(Extents(frames, np.ones_like(frames)))
+    assert tags_of(many) == tags_of(single)
+    shared = {pfn for n, order in larger for pfn in range(n << order, n + 1 << order)}
+    alone = set(pages) - shared
+    whole = len(set(taken)) == len(taken) and alone.issuperset(taken)
+    before = tags_of(many)
+    assert many.take_pages(np.array(taken)) == whole
+    if whole:
+        assert [single.take_entry(pfn) for pfn in taken] == [0] * len(taken)
+        assert tags_of(many) == tags_of(single)
+    else:
+        assert tags_of(many) == before
 
 
 def overlapping() -> tuple[Kernel, int]:
