@@ -20,6 +20,7 @@ from fleet.sweep.store import COLUMNS
 from fleet.sweep.trial import check_keys, try_scenario, try_values
 from fleet.toml_source import TomlSource, TomlValue
 from fleet.units import Unfit, shown
+from kernelmodel.sim.cost import CostModel
 
 __all__ = ["read_plan"]
 
@@ -83,8 +84,9 @@ def read_plan(path: Path) -> SweepPlan:
         sampling_seed=sampling_seed,
         adaptive=adaptive,
         goal=goal,
-        base_digest=base[0],
-        budget_seconds=base[1],
+        base_digest=base.digest,
+        cost_digest=CostModel.load(base.cost_profile).digest(),
+        budget_seconds=base.downtime_budget_ns / 1e9,
     )
 
 

@@ -92,7 +92,7 @@ class Goal(Struct, frozen=True):
 
 
 class SweepPlan(Struct, frozen=True):
-    """One checked experiment. `base_digest` is that of the scenario that it varies."""
+    """One checked experiment. The digests are those of the scenario that it varies."""
 
     name: str
     source: Path
@@ -105,4 +105,5 @@ class SweepPlan(Struct, frozen=True):
     adaptive: Adaptive
     goal: Goal
     base_digest: str
+    cost_digest: str
     budget_seconds: float

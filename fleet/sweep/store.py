@@ -148,20 +148,27 @@ class Store:
         kinds |= dict.fromkeys(METRICS, "DOUBLE")
         columns = ", ".join(f'"{_quoted(name)}" {kinds.get(name, "VARCHAR")}' for name in names)
         self._db.begin()
-        self._db.execute("CREATE TABLE plan (name VARCHAR, scenario VARCHAR, base_digest VARCHAR)")
         self._db.execute(
-            "INSERT INTO plan VALUES (?, ?, ?)", [plan.name, str(plan.scenario), plan.base_digest]
+            "CREATE TABLE plan"
+            " (name VARCHAR, scenario VARCHAR, base_digest VARCHAR, cost_digest VARCHAR)"
         )
+        row = [plan.name, str(plan.scenario), plan.base_digest, plan.cost_digest]
+        self._db.execute("INSERT INTO plan VALUES (?, ?, ?, ?)", row)
         self._db.execute(f"CREATE TABLE runs ({columns})")
         self._db.commit()
 
     def _check(self, plan: SweepPlan) -> None:
         try:
-            row = self._db.execute("SELECT name, base_digest FROM plan").fetchone()
+            row = self._db.execute("SELECT base_digest, cost_digest FROM plan").fetchone()
             held = [name for name, *_ in self._db.execute("DESCRIBE runs").fetchall()]
         except duckdb.CatalogException:
             raise StoreError(f"{self.path}: not the results of a sweep") from None
-        if row is None or row[1] != plan.base_digest:
+        except duckdb.BinderException:
+            row = None
+        if row is None or (row[0] == plan.base_digest and row[1] != plan.cost_digest):
+            said = "results of another version of lufleet, with other costs; choose another --out"
+            raise StoreError(f"{self.path}: {said}")
+        if row[0] != plan.base_digest:
             raise StoreError(f"{self.path}: results of another scenario, or of one that was edited")
         if held != self._columns():
             raise StoreError(f"{self.path}: results of a sweep over other parameters")

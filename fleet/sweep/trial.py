@@ -12,27 +12,26 @@ from pathlib import Path
 
 from fleet.bad_input import BadInput, Faults, InputFault, Place
 from fleet.fields import Fields
-from fleet.scenario import load_scenario
+from fleet.scenario import Scenario, load_scenario
 from fleet.sweep.plan import Choice, Parameter
 from fleet.toml_source import Key, dotted
 
 __all__ = ["check_keys", "try_scenario", "try_values"]
 
 
-def try_scenario(root: Fields, scenario: Path, faults: Faults) -> tuple[str, float] | None:
-    """Digest and downtime budget of the scenario as it is; None if it cannot be used."""
+def try_scenario(root: Fields, scenario: Path, faults: Faults) -> Scenario | None:
+    """The scenario as it is; None if it cannot be used."""
     if not root.given("scenario"):
         return None
     if not scenario.is_file():
         root.complain("scenario", f"cannot read {scenario}", "a scenario, relative to this file")
         return None
     try:
-        found = load_scenario(scenario)
+        return load_scenario(scenario)
     except BadInput as bad:
         for fault in bad.faults:
             faults.add((fault.file, fault.line), fault.what, fault.right)
         return None
-    return found.digest, found.downtime_budget_ns / 1e9
 
 
 def try_values(

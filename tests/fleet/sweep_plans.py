@@ -77,6 +77,7 @@ PLAN = SweepPlan(
     adaptive=Adaptive(),
     goal=Goal(),
     base_digest="",
+    cost_digest="",
     budget_seconds=30.0,
 )
 RANGED = replace(

@@ -19,11 +19,12 @@ from pathlib import Path
 
 import duckdb
 import pytest
+from msgspec.structs import replace
 
 from fleet.sweep.cells import cells_of
 from fleet.sweep.experiment_file import read_plan
 from fleet.sweep.metrics import METRICS
-from fleet.sweep.store import Store
+from fleet.sweep.store import Store, StoreError
 from fleet.sweep.worker import Job, Outcome, Workers, perform
 from fleet.unwritable import CannotWrite
 from tests.fleet.sweep_plans import EXPERIMENT, SCENARIO, written
@@ -268,6 +269,19 @@ def test_results_of_another_scenario_are_not_mixed_in(tmp_path: Path) -> None:
     written(tmp_path, scenario=SCENARIO.replace('"1min"', '"2min"'))
     said = sweep(experiment, "--out", out, "--resume", code=2)
     assert "results of another scenario, or of one that was edited" in said.replace("\n", " ")
+
+
+def test_results_of_other_costs_are_not_mixed_in(tmp_path: Path) -> None:
+    """A later lufleet has others built in: its runs are of another model."""
+    plan, path = read_plan(written(tmp_path)), tmp_path / "sweep.duckdb"
+    with Store(path, plan):
+        pass
+    with pytest.raises(StoreError, match="results of another version of lufleet"):
+        Store(path, replace(plan, cost_digest="other"))
+    with duckdb.connect(str(path)) as db:
+        db.execute("ALTER TABLE plan DROP cost_digest")
+    with pytest.raises(StoreError, match="results of another version of lufleet"):
+        Store(path, plan)
 
 
 def test_a_run_that_kills_its_process_costs_that_run_alone(tmp_path: Path) -> None:
