@@ -255,7 +255,8 @@ def _lock(path: Path) -> BinaryIO:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.close()
-        raise JournalError(f"{path.parent}: another run is at work in this directory") from None
+        why = "another run is at work in this directory; choose another --out"
+        raise JournalError(f"{path.parent}: {why}") from None
     return lock
 
 

@@ -24,7 +24,7 @@ from fleet.fleet_service import add_to as add_fleet_service
 from fleet.journal import Journal
 from fleet.launcher import Backend
 from fleet.scenario import Scenario
-from node.grpc_server import AddressInUse, start_server
+from node.grpc_server import AddressInUse, check_free, start_server
 from node.servicer import HOST_SERVICE
 from node.servicer import add_to as add_host_service
 
@@ -107,7 +107,7 @@ async def serve(
         HostUnreachable: a shard cannot be kept alive.
         CannotWrite: the journal cannot be written any more.
     """
-    split_address(grpc_address)
+    check_free(grpc_address, *split_address(grpc_address))  # not after all hosts have booted
     metrics_host, metrics_port = split_address(metrics_address)
     fleet = Fleet(scenario, backend, journal, actors=actors, speed=speed, on_over=on_over)
     async with AsyncExitStack() as stack:

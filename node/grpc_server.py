@@ -6,6 +6,8 @@ system where the address ends in ":0".
 
 from __future__ import annotations
 
+import errno
+import socket
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -16,7 +18,16 @@ from grpc_reflection.v1alpha import reflection
 
 from node.status import simulator_status
 
-__all__ = ["AddressInUse", "Context", "NotHere", "Server", "abort", "page", "start_server"]
+__all__ = [
+    "AddressInUse",
+    "Context",
+    "NotHere",
+    "Server",
+    "abort",
+    "check_free",
+    "page",
+    "start_server",
+]
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Server = grpc.aio.Server
@@ -70,6 +81,22 @@ def page(names: Sequence[str], page_size: int, page_token: str) -> tuple[Sequenc
     return names[begin:end], str(end) if end < len(names) else ""
 
 
+def check_free(address: str, host: str, port: int) -> None:
+    """Look whether somebody listens at an address already, before anything is done for it.
+
+    gRPC finds it too, and says neither what it is nor why.
+
+    Raises:
+        AddressInUse: somebody does.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:  # whatever else it is, gRPC may do better
+        if error.errno == errno.EADDRINUSE:
+            raise AddressInUse(f"cannot listen on {address}: {error}") from None
+
+
 async def start_server(
     address: str, services: dict[str, Callable[[Server], None]]
 ) -> tuple[Server, int]:
@@ -94,6 +121,7 @@ async def start_server(
     try:
         port = server.add_insecure_port(address)
     except RuntimeError as error:
-        raise AddressInUse(f"cannot listen on {address}: {error}") from None
+        why = str(error).partition(";")[0]  # what follows is about gRPC's own log
+        raise AddressInUse(f"cannot listen on {address}: {why}") from None
     await server.start()
     return server, port

@@ -149,7 +149,7 @@ class Host:
     def kernel(self) -> Kernel:
         """The kernel that runs. Raises: HostStateError if none does."""
         if self._kernel is None:
-            raise HostStateError("HOST_DOWN", f"{self.name} is {self.state}")
+            raise HostStateError("HOST_DOWN", f"{self.name} is {self.state}; ColdReboot leads on")
         return self._kernel
 
     @property
@@ -200,14 +200,15 @@ class Host:
         if self.agent is None:
             why = self.agent_error if self.release else f"the host is {self.state}"
             message = f"{self.name}: no agent has /dev/liveupdate open: {why}"
-            raise HostStateError("NO_AGENT", message)
+            raise HostStateError("NO_AGENT", f"{message}; ColdReboot leads on")
         return self.agent
 
     def _session(self, name: str, *, incoming: bool = False) -> tuple[Agent, int]:
         agent = self.agent or self._the_agent()
         fd = agent.session(name, incoming=incoming)
         if not fd:
-            raise HostStateError("NO_SUCH_SESSION", f"{self.name}: no open session {name!r}")
+            why = views.instead(self.sessions(), name)
+            raise HostStateError("NO_SUCH_SESSION", f"{self.name}: no open session {name!r}; {why}")
         return agent, fd
 
     # VMs.
@@ -309,8 +310,7 @@ class Host:
             self.drop_kernel()
             self.panic_message, self.hung = str(panic), False
             self._advance(HostState.PANICKED, str(panic))
-            message = f"{self.name} panicked in {what}: {panic}"
-            raise HostPanicked("PANICKED", message) from panic
+            raise HostPanicked("PANICKED", f"{self.name} panicked in {what}: {panic}") from panic
         self.trace.append(self.clock.now_ns, what, fields)
         return answer
 

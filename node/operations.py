@@ -137,6 +137,7 @@ def _preserve_fd(host: Host, request: host_pb2.PreserveFdRequest) -> Message:
 
 
 def _preserve_vm(host: Host, request: host_pb2.PreserveVmRequest) -> Message:
+    host.vm(request.vm)  # before a session is made for it
     host.preserve_vm(request.vm)
     return host_pb2.PreserveVmResponse(virtual_time_ns=host.clock.now_ns)
 

@@ -15,7 +15,7 @@ from kernelmodel.mm import hugetlb_sysfs
 from node.api import Backing, HostGauges
 from node.vm import Vm, VmState
 
-__all__ = ["SessionView", "debugfs", "gauges", "sessions"]
+__all__ = ["SessionView", "debugfs", "gauges", "instead", "sessions"]
 
 
 _VM_STATES: Final = tuple(state.value for state in VmState)
@@ -43,6 +43,15 @@ def sessions(kernel: Kernel) -> list[SessionView]:
         for outgoing, those in ((True, known.outgoing), (False, known.incoming))
         for session in those
     ]
+
+
+def instead(known: Iterable[SessionView], name: str) -> str:
+    """What there is instead of an open session of a name, for people."""
+    is_open = {session: session.outgoing or session.retrieved for session in known}
+    name = name.partition("\0")[0]
+    if any(session.name == name for session, yes in is_open.items() if not yes):
+        return "one came over, RetrieveSession opens it"
+    return f"open are: {', '.join(one.name for one, yes in is_open.items() if yes) or 'none'}"
 
 
 def gauges(kernel: Kernel | None, vms: Iterable[Vm]) -> HostGauges:

@@ -99,7 +99,7 @@ class LuoSessions:
         if self.serialized:
             self.block()
         if 0 not in name or not name[0]:
-            raise InvalidArgument("bad session name")
+            raise InvalidArgument("bad session name, it takes 1 to 63 bytes")
         self.kernel.charge("luo_session_create")
         session = LuoSession(self.luo, name)
         self.outgoing_blocks.grow(len(self.outgoing) + 1)

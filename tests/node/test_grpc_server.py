@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from node.grpc_server import AddressInUse, NotHere, page, start_server
+from node.grpc_server import AddressInUse, NotHere, check_free, page, start_server
 
 NAMES = ("a", "b", "c", "d", "e")
 
@@ -44,6 +44,10 @@ def test_two_servers_do_not_share_a_port() -> None:
         try:
             with pytest.raises(AddressInUse, match=str(port)):
                 await start_server(f"127.0.0.1:{port}", {})
+            with pytest.raises(AddressInUse, match="Address already in use"):
+                check_free(f"127.0.0.1:{port}", "127.0.0.1", port)
+            check_free("127.0.0.1:0", "127.0.0.1", 0)
+            check_free("nowhere.invalid:1", "nowhere.invalid", 1)  # for gRPC to tell
         finally:
             await first.stop(None)
 

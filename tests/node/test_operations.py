@@ -58,6 +58,7 @@ REFUSALS = [
     ([], host_pb2.CreateSessionRequest(session="x" * 64), "EINVAL"),
     ([], host_pb2.PreserveFdRequest(session="s", token=1, vm=VMS[0]), "NO_SUCH_SESSION"),
     ([], host_pb2.RetrieveSessionRequest(session="s"), "ENOENT"),
+    ([], host_pb2.PreserveVmRequest(vm="x" * 64), "NO_SUCH_VM"),
     ([], host_pb2.InjectFaultRequest(fault=host_pb2.FaultSpec(kind="rust")), "NO_SUCH_FAULT"),
     (
         [host_pb2.PauseVmRequest(host=HOST, vm=VMS[0])],
@@ -198,12 +199,11 @@ def test_a_kernel_that_panics_leaves_a_host_that_only_a_reset_brings_back() -> N
         reply = ask(shard, request)
     assert reply is not None
     outcome = host_pb2.RebootResponse.FromString(reply.response).outcome
-    assert outcome.state == host_pb2.HOST_STATE_PANICKED
-    assert outcome.panic
+    assert (outcome.state, bool(outcome.panic)) == (host_pb2.HOST_STATE_PANICKED, True)
     assert look(shard).release == ""
     down = ask(shard, host_pb2.LoadKexecRequest(host=HOST, release=NEW)).refusal
     assert down is not None
-    assert down.reason == "HOST_DOWN"
+    assert (down.reason, "ColdReboot" in down.message) == ("HOST_DOWN", True)
 
     reply = ask(shard, host_pb2.ColdRebootRequest(host=HOST))
     cold = host_pb2.ColdRebootResponse.FromString(reply.response).outcome
@@ -241,7 +241,7 @@ def test_an_agent_that_cannot_open_its_device_says_what_the_kernel_said() -> Non
     refusal = ask(shard, host_pb2.RetrieveSessionRequest(host=HOST, session=VMS[0])).refusal
     assert refusal is not None
     assert refusal.reason == "NO_AGENT"
-    assert refusal.message.endswith("cannot open /dev/liveupdate: EIO")
+    assert refusal.message.endswith("cannot open /dev/liveupdate: EIO; ColdReboot leads on")
 
 
 def test_sessions_of_one_name_in_both_directions_are_told_apart() -> None:

@@ -65,6 +65,20 @@ def test_sessions_of_both_directions() -> None:
     ]
 
 
+def test_a_session_that_is_not_open_is_told_from_one_that_is_not_there() -> None:
+    known = [
+        views.SessionView("out", outgoing=True, tokens=(), retrieved=False),
+        views.SessionView("in", outgoing=False, tokens=(), retrieved=True),
+        views.SessionView("out", outgoing=False, tokens=(), retrieved=False),
+        views.SessionView("late", outgoing=False, tokens=(), retrieved=False),
+    ]
+    assert views.instead(known, "gone") == "open are: out, in"
+    assert views.instead(known, "late\0what follows is not kept").endswith(
+        "RetrieveSession opens it"
+    )
+    assert views.instead([], "gone") == "open are: none"
+
+
 def test_the_name_of_a_session_need_not_be_ascii() -> None:
     host = make_host(vms=())
     host.create_session("größe")

@@ -697,7 +697,10 @@ class HostUpdate(_message.Message):
     end_ns: _builtins.int
     """See start_ns."""
     blackout_start_ns: _builtins.int
-    """First pause to last resume; unset if no VM was paused."""
+    """From the last VM's pause (of a host without VMs, from the reboot) to the last VM's memory in the
+    next kernel. No end if that was not reached; neither if it did not come to a freeze, or the last
+    one failed.
+    """
     blackout_end_ns: _builtins.int
     """See blackout_start_ns."""
     freeze_attempts: _builtins.int
