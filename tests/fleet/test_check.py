@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from fleet.check import summary
-from fleet.scenario import read_scenario
+from fleet.experiment import run_rollout
+from fleet.launcher import LocalBackend
+from fleet.scenario import load_scenario, read_scenario
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -114,6 +118,18 @@ def test_scratch_that_may_be_too_small_is_noted(tmp_path: Path) -> None:
     path = tmp_path / "s.toml"
     path.write_text(FLEET.replace("4GiB+8GiB", "64GiB").replace("300%", "200M,400M,100M"), "utf-8")
     assert "large-1, large-2: KHO scratch is smaller than the struct pages" in shown(path)
+
+
+@pytest.mark.parametrize(("globl", "boots"), [("192M", False), ("320M", True)])
+def test_a_full_host_boots_unless_its_scratch_was_noted(
+    globl: str, boots: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "s.toml"
+    text = FLEET.replace("4GiB+8GiB", "16GiB").replace("300%", f"64M,{globl},64M")
+    path.write_text(text.replace("1GiB", "7.5GiB").replace("= 30", "= 1"), "utf-8")
+    assert ("KHO scratch is smaller" in shown(path)) != boots
+    record = asyncio.run(run_rollout(load_scenario(path), LocalBackend()))
+    assert [(update.reason == "") for update in record.results] == [boots] * len(record.results)
 
 
 def test_one_host_is_not_spoken_of_as_several(tmp_path: Path) -> None:
