@@ -116,8 +116,11 @@ class Books:
         for result in self._known.values():
             if now_ns <= result.start_ns:  # a wave that is being computed: nothing is paused yet
                 continue
+            # if there was one: the last VM that is started again ends the update
+            restarts_ns = [vm.phases_ns.get("restart", 0) for vm in result.vms]
+            reset_ns = result.end_ns - max(restarts_ns, default=0)
             for vm in result.vms:
-                state = _vm_state(result, vm, now_ns)
+                state = _vm_state(result, vm, reset_ns, now_ns)
                 vms["running"] -= 1
                 vms[state] += 1
             if _is_within(now_ns, result.preserved_from_ns, result.preserved_until_ns):
@@ -168,22 +171,30 @@ def _is_within(now_ns: int, start_ns: int | None, end_ns: int | None) -> bool:
     return start_ns is not None and start_ns <= now_ns and (end_ns is None or now_ns < end_ns)
 
 
-def _vm_state(result: UpdateResult, vm: VmResult, now_ns: int) -> str:
+def _vm_state(result: UpdateResult, vm: VmResult, reset_ns: int, now_ns: int) -> str:
     """What a VM of a host that is updating does at an instant.
 
-    A VM is paused `pause_wait` before its host's blackout starts and is back after its downtime,
-    the last part of which is its `restart` if it had one. A lost one is not back.
+    A VM is paused `pause_wait` before its host's blackout starts; what an attempt cost whose freeze
+    failed was before that. It is then back, or is started again: at once if it stood still, from
+    `reset_ns` on if it ran when a reset took it. A lost one is not back.
     """
-    if result.blackout_start_ns is None or not (vm.phases_ns or vm.downtime_ns is None):
-        return "running"
-    paused_ns = result.blackout_start_ns - vm.phases_ns.get("pause_wait", 0)
-    if now_ns < paused_ns:
-        return "running"
+    start_ns, phases = result.blackout_start_ns, vm.phases_ns
     if vm.downtime_ns is None:
         lost_ns = result.end_ns if result.blackout_end_ns is None else result.blackout_end_ns
+        if start_ns is None or now_ns < start_ns:
+            return "running"
         return "lost" if now_ns >= lost_ns else "paused"
-    back_ns = paused_ns + vm.downtime_ns
-    if now_ns >= back_ns:
-        return "running"
-    restart_ns = vm.phases_ns.get("restart")
-    return "restarting" if restart_ns and now_ns >= back_ns - restart_ns else "paused"
+    restart_ns = phases.get("restart", 0)
+    stood_ns = vm.downtime_ns - phases.get("failed_freeze", 0) - restart_ns
+    from_ns = -1
+    if start_ns is not None and "pause_wait" in phases:
+        paused_ns = start_ns - phases["pause_wait"]
+        from_ns = paused_ns + stood_ns
+        if paused_ns <= now_ns < from_ns:
+            return "paused"
+    if restart_ns:
+        if from_ns < 0 or "resume_wait" in phases:
+            from_ns = reset_ns
+        if from_ns <= now_ns < from_ns + restart_ns:
+            return "restarting"
+    return "running"

@@ -110,11 +110,45 @@ def test_a_host_that_is_updating(
     assert snapshot.host_updates_total == {}
 
 
+NO_BLACKOUT = replace(RESULT, blackout_start_ns=None, blackout_end_ns=None, preserved_from_ns=None)
+PAUSED = {"pause_wait": SECOND // 2, "kexec": 10 * SECOND, "resume_wait": SECOND // 2}
+
+
+def with_phases(result: UpdateResult, *phases_ns: dict[str, int]) -> UpdateResult:
+    """The update with VMs of these phases, which stand for themselves."""
+    outcome = VmOutcome.RESTARTED
+    vms = (
+        VmResult(name, outcome, "", sum(phases.values()), phases)
+        for name, phases in zip("abcd", phases_ns, strict=False)
+    )
+    return replace(result, vms=tuple(vms))
+
+
 def test_a_host_that_never_blacked_out_pauses_nobody() -> None:
-    failed = replace(RESULT, blackout_start_ns=None, blackout_end_ns=None, preserved_from_ns=None)
+    failed = with_phases(NO_BLACKOUT, {}, {"failed_freeze": SECOND}, {})
     for seconds in (0, 15, 59):
         assert at(seconds, failed).vms["running"] == 4
         assert at(seconds, failed).preserved_pages["2MiB"] == 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "restarting"), [(19.9, 0), (20.0, 2), (49.9, 2), (50.0, 1), (59.9, 1), (60.0, 0)]
+)
+def test_vms_that_ran_until_a_reset_took_them_are_restarting(
+    seconds: float, restarting: int
+) -> None:
+    gave_up = {"failed_freeze": SECOND, "restart": 30 * SECOND}
+    vms = at(seconds, with_phases(NO_BLACKOUT, gave_up, {"restart": 40 * SECOND})).vms
+    assert vms == {"running": 4 - restarting, "paused": 0, "restarting": restarting, "lost": 0}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "state"),
+    [(9.4, "running"), (9.5, "paused"), (20.4, "paused"), (20.5, "running"), (40.0, "restarting")],
+)
+def test_a_vm_that_was_back_and_then_taken_by_a_reset(seconds: float, state: str) -> None:
+    taken = PAUSED | {"failed_freeze": 3 * SECOND, "restart": 20 * SECOND}
+    assert at(seconds, with_phases(RESULT, taken)).vms[state] == (4 if state == "running" else 1)
 
 
 def test_counters_move_when_the_update_ends() -> None:
