@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kernelmodel.abi.hugetlb import HugetlbSer
+from kernelmodel.abi.hugetlb import HugetlbHstateSer, HugetlbSer
 from kernelmodel.errors import (
     Busy,
     Exists,
@@ -289,6 +289,14 @@ def test_a_kernel_with_another_hugetlb_string_does_not_subtract() -> None:
     after.task.close(session)
     assert pool(fresh) == (POOL, POOL)
     assert any("shared state of huge pages" in line for line in fresh.messages)
+
+
+def test_counts_of_a_size_that_the_next_kernel_does_not_have_are_passed_over() -> None:
+    agent = start()
+    agent.task.preserve_fd(agent.session("s"), huge_memfd(agent, 5), 1)
+    flb = agent.kernel.luo.flbs.registered[0]
+    agent.kernel.memory.write(flb.outgoing_data + HugetlbHstateSer.SIZE - 1, b"\x0d")
+    assert pool(reboot(agent.kernel)) == (POOL, POOL)
 
 
 @pytest.mark.parametrize("broken", ["folio", "twice", "table", "size", "order"])

@@ -184,7 +184,7 @@ def test_the_last_word_that_can_be_read_counts(words: str, sizes: list[int]) -> 
 
 
 def test_a_percentage_after_sizes_counts_too() -> None:
-    sizes = power_on("kho_scratch=64M,64M,64M kho_scratch=20%", node_bytes=(GIB,)).kho.scratch
+    sizes = power_on("kho_scratch=48M,44M,44M kho_scratch=20%", node_bytes=(GIB,)).kho.scratch
     assert sizes == power_on("kho_scratch=20%", node_bytes=(GIB,)).kho.scratch
 
 
@@ -269,3 +269,13 @@ def test_scratch_is_handed_on_unchanged_and_only_movable_memory_uses_it() -> Non
     assert not any(kernel.kho.scratch_overlap(pfn, nr) for pfn, nr in runs)
     movable, _ = kernel.page_alloc.alloc_upto(0, 1 << 20, movable=True)
     assert any(kernel.kho.scratch_overlap(pfn, nr) for pfn, nr in movable)
+
+
+def test_a_memory_map_is_made_of_pieces_where_no_area_holds_all_of_it() -> None:
+    """96 MiB of struct pages; each GiB has a page that is preserved, which leaves scratch."""
+    kernel = power_on("liveupdate=on kho_scratch=48M,44M,44M", node_bytes=(6 * GIB,))
+    for gib in (0, 1, 2, 4, 5, 6):
+        kernel.kho.preserve_folios((gib * GIB >> PAGE_SHIFT) + 12345, 0)
+    fresh = reboot(kernel)
+    assert fresh.kho.incoming is not None
+    assert fresh.page_alloc.managed_pages() > 5 * GIB >> PAGE_SHIFT

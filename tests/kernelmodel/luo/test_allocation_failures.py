@@ -8,10 +8,15 @@ from collections.abc import Callable
 import pytest
 
 from kernelmodel.boot import boot
-from kernelmodel.errors import KernelError, KernelPanic, NoEntry, NoMemory
+from kernelmodel.errors import KernelError, KernelPanic, NoEntry, NoMemory, NotPermitted
 from kernelmodel.kernel import Kernel
 from kernelmodel.kexec import jump, kernel_kexec, kexec_file_load
 from kernelmodel.memory import GIB, MIB, PAGE_SIZE, GuestContent
+from kernelmodel.mm.guest_memfd import (
+    GUEST_MEMFD_FLAG_HUGETLB,
+    GUEST_MEMFD_FLAG_INIT_SHARED,
+    GUEST_MEMFD_FLAG_MMAP,
+)
 from kernelmodel.mm.memfd import MFD_HUGE_SHIFT, MFD_HUGETLB
 from kernelmodel.mm.shmem import ShmemInode
 from kernelmodel.validate import validate_kernel, validate_nothing_leaked
@@ -19,6 +24,7 @@ from tests.kernelmodel.failing import Failing, fail_each
 from tests.kernelmodel.kernels import CMDLINE, CONFIG, Agent, power_on, reboot
 
 HUGE = MFD_HUGETLB | 21 << MFD_HUGE_SHIFT
+GUEST_HUGE = GUEST_MEMFD_FLAG_HUGETLB | 21 << 26
 
 
 def huge_agent() -> Agent:
@@ -98,6 +104,23 @@ def test_a_file_of_huge_pages_that_cannot_be_preserved() -> None:
     assert len(list(failures)) > 5
     (flb,) = agent.kernel.luo.flbs.registered
     assert flb.outgoing_count == 1
+
+
+@pytest.mark.parametrize(("page", "flags"), [(PAGE_SIZE, 0), (2 * MIB, GUEST_HUGE)])
+def test_guest_memory_that_cannot_be_preserved_can_still_be_changed(page: int, flags: int) -> None:
+    agent = Agent(power_on(f"{CMDLINE} hugepages=4", "7.3.4+guest-memfd"))
+    task, session = agent.task, agent.session("s")
+    shared = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED
+    fd = task.kvm_create_guest_memfd(task.kvm_create_vm(), 2 * page, shared | flags)
+    task.fallocate(fd, 1, 0, 2 * page)
+    failed = []
+    for site, error in fail_each(agent.kernel, [task], lambda: task.preserve_fd(session, fd, 1)):
+        assert isinstance(error, NoMemory)
+        task.fallocate(fd, 1, 0, page)
+        failed.append(site)
+    assert len(failed) > 5
+    with pytest.raises(NotPermitted):
+        task.fallocate(fd, 1, 0, page)
 
 
 def test_memory_that_runs_out_makes_a_write_short_at_a_page() -> None:
