@@ -60,7 +60,6 @@ class ShardActor:
 
     async def update(self, commands: list[UpdateCommand]) -> list[UpdateResult]:
         """Update hosts."""
-        await self._serve()
         results = await self._compute(lambda shard: shard.update(commands))
         for result in results:
             self._watchers.updated(result)
@@ -68,14 +67,12 @@ class ShardActor:
 
     async def call_host(self, call: HostCall) -> HostReply:
         """Carry out a call of HostService, which the coordinator has journaled."""
-        await self._serve()
         reply = await self._compute(lambda shard: shard.call_host(call))
         self._watchers.answered(call.host, reply)
         return reply
 
     async def gauges(self, names: Sequence[str]) -> dict[str, HostGauges]:
         """The counters of some hosts."""
-        await self._serve()
         return await self._compute(lambda shard: shard.gauges(names))
 
     async def grpc_address(self) -> str:
@@ -107,7 +104,10 @@ class ShardActor:
         return await self._server
 
     async def _compute(self, work: Callable[[Shard], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._work, work)
+        """What `work` returns; it is in line before anything is waited for, so calls keep order."""
+        computed = asyncio.get_running_loop().run_in_executor(self._thread, self._work, work)
+        await self._serve()
+        return await computed
 
     def _work(self, work: Callable[[Shard], _T]) -> _T:
         if self._shard is None:

@@ -53,6 +53,30 @@ def test_it_answers_like_the_shard_that_it_holds() -> None:
     with_actor(client)
 
 
+def test_it_computes_in_the_order_of_the_calls_while_its_server_starts() -> None:
+    """A rebuilt actor is asked at once for all that is not settled, and for more meanwhile."""
+
+    async def run() -> list[str]:
+        actor = ShardActor(shard_config("h1"))
+        calls: list[asyncio.Task[object]] = []
+        starting: asyncio.Task[str] | None = None
+        while len(calls) < 10 or starting is None or not starting.done():
+            name = f"s{len(calls)}"
+            call = host_call(host_pb2.CreateSessionRequest(host="h1", session=name))
+            calls.append(asyncio.ensure_future(actor.ask("call_host", call)))
+            if starting is None:
+                starting = asyncio.ensure_future(actor.grpc_address())
+            await asyncio.sleep(0)
+        await asyncio.gather(*calls)
+        look = host_call(host_pb2.GetHostRequest(host="h1"))
+        reply = host_pb2.GetHostResponse.FromString((await actor.call_host(look)).response)
+        await actor.close()
+        return [session.name for session in reply.host.sessions]
+
+    names = asyncio.run(run())
+    assert names == [f"s{nr}" for nr in range(len(names))]
+
+
 def test_its_hosts_can_be_looked_at() -> None:
     async def client(actor: ShardActor, stub: Stub) -> None:
         names = await stub.ListHosts(host_pb2.ListHostsRequest())
