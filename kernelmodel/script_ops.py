@@ -13,6 +13,7 @@ from kernelmodel.errors import BadAddress, InvalidArgument, KernelError, NoEntry
 from kernelmodel.image.fnv import FNV_BASIS, fnv1a, fnv1a_zeroes
 from kernelmodel.kernel import Kernel
 from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE, PhysicalMemory
+from kernelmodel.mm import hugetlb_sysfs
 from kernelmodel.mm.hugetlbfs import HugetlbInode, HugetlbMapping, HugetlbPrivateMapping
 from kernelmodel.mm.memfd import (
     MFD_ALLOW_SEALING,
@@ -156,9 +157,9 @@ class Program:
 
     def _op_read(self, path: str) -> str:
         kho = self.task.kernel.kho
-        if path != _SCRATCH_LEN or not kho.enabled:
-            raise NoEntry("no such file, or not one that is modelled", path=path)
-        return " ".join(f"{area.size:#x}" for area in kho.scratch)
+        if path == _SCRATCH_LEN and kho.enabled:
+            return " ".join(f"{area.size:#x}" for area in kho.scratch)
+        return hugetlb_sysfs.read(self.task.kernel.hugetlb, path).rstrip("\n")
 
     def _op_fail(self, function: str, call: str, error: str) -> None:
         self.failures.add(FAILING[function], number(call), error)

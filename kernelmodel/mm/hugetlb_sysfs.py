@@ -5,7 +5,8 @@ kernel shows them.
 
 Happy path: `files` lists what there is, `read` gives the text, `write` does what writing does.
 `nr_hugepages` is for all nodes, below a node's directory for that node; `nr_hugepages_mempolicy`
-for the nodes of the writer's memory policy. `demote` splits free gigantic pages.
+for the nodes of the writer's memory policy. `demote` splits free gigantic pages. Below /proc/sys/vm
+`nr_hugepages` reads as the size that the pool was set to, without surplus pages.
 
 Unhappy paths: a path that is not there is ENOENT, a file that cannot be written to EACCES, what is
 no number EINVAL. A pool that cannot become what was written becomes what it can, without an error.
@@ -84,6 +85,8 @@ def read(state: HugetlbState, path: str) -> str:
     if path == _SYSCTL + _HVO:
         return f"{int(state.vmemmap.enabled)}\n"
     hstate, nid, name = _find(state, path)
+    if path.startswith(_SYSCTL) and name != "nr_overcommit_hugepages":
+        return f"{hstate.max_huge_pages}\n"
     if name == "demote":
         raise AccessDenied("only written to", path=path)
     smaller = _smaller(state, hstate)
