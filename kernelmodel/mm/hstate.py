@@ -125,11 +125,13 @@ class Hstate(HstatePool):
         """`n` folios or none, as runs (pfn, number of folios).
 
         Raises:
-            NoSpace: there are not so many.
+            NoSpace: there are not so many; promises are as they were.
         """
         runs, missing = self.alloc_upto(n, where, reserved=reserved)
         if missing:
             self.free_folios(runs)
+            if reserved:
+                self.resv_huge_pages += n - missing
             raise NoSpace("huge page pool exhausted", wanted=n, missing=missing, order=self.order)
         return runs
 

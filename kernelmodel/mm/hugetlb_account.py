@@ -131,18 +131,6 @@ class HugetlbAccount:
             if not promised:
                 cgroup.uncharge(self.hstate.order, n, rsvd=True)
 
-    def adopt(self, index: int, n: int, cgroup: HugetlbCgroup | None) -> None:
-        """Folios that came back from a handover are charged to whoever takes them.
-
-        Raises:
-            NoMemory: a limit.
-        """
-        if cgroup is not None:
-            cgroup.charge(self.hstate.order, n)
-            self._paid_by_cgroups().used.note(index, index + n, cgroup)
-        if self.subpool is not None:
-            self.subpool.get(n)
-
     def give_back(self, runs: Runs, indices: RangeSet) -> None:
         """Folios are dropped. C: free_huge_folio()."""
         if self._paid is not None:

@@ -31,7 +31,6 @@ from kernelmodel.errors import (
 )
 from kernelmodel.mm.hstate import Hstate, Runs
 from kernelmodel.mm.hugetlb_account import HugetlbAccount
-from kernelmodel.mm.hugetlb_cgroup import HugetlbCgroup
 from kernelmodel.mm.hugetlb_folio_map import HugetlbFolioMap
 from kernelmodel.mm.hugetlb_subpool import HugepageSubpool
 from kernelmodel.mm.mempolicy import Placement, placement
@@ -204,14 +203,8 @@ class HugetlbInode:
         self._account.reserve(self.resv.gaps(start, end), placement(where))
         self.resv.add(start, end)
 
-    def add_folios(self, index: int, runs: Runs, cgroup: HugetlbCgroup | None = None) -> None:
-        """Put folios in that came back from a handover and are used in the pool's books.
-
-        Raises:
-            NoMemory: a limit of the cgroup that shall pay for them.
-        """
-        if cgroup is not None or self._account.subpool is not None:
-            self._account.adopt(index, sum(count for _, count in runs), cgroup)
+    def add_folios(self, index: int, runs: Runs) -> None:
+        """Put folios in that came back from a handover and are used in the pool's books."""
         self.resv.add(index, self.folios.put(index, runs))
 
     def mmap(

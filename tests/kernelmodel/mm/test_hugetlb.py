@@ -145,6 +145,15 @@ def test_all_folios_or_none() -> None:
     assert counters(hstate) == (105, 0, 0, 5)
 
 
+def test_promises_of_which_one_node_has_too_few_folios_stay_made() -> None:
+    hugetlb, _ = boot("hugepages=10")
+    hstate = hugetlb.hstate(9)
+    hstate.reserve(8)
+    with pytest.raises(NoSpace):
+        hstate.alloc_folios(8, [0], reserved=True)
+    assert counters(hstate) == (10, 10, 8, 0)
+
+
 def test_promised_folios_are_for_those_who_hold_the_promise() -> None:
     hugetlb, _ = boot("hugepages=10")
     hstate = hugetlb.hstate(9)

@@ -137,17 +137,3 @@ def test_the_files_read_as_bytes() -> None:
         groups.one.write("current", 9, "0")
     with pytest.raises(InvalidArgument):
         groups.one.write("max", 9, "lots")
-
-
-def test_pages_that_come_back_are_charged_to_whoever_takes_them() -> None:
-    groups = Groups()
-    groups.one.write("max", 9, str(HUGE))
-    pfn = groups.hstate.allocator.alloc_pages(9)
-    groups.hstate.add_preserved([(pfn, 1)])
-    inode = HugetlbInode(groups.hstate)
-    inode.add_folios(0, [(pfn, 1)], groups.one)
-    assert groups.used() == [1, 1, 0]
-    with pytest.raises(NoMemory):
-        inode.add_folios(1, [(pfn, 1)], groups.one)
-    inode.put()
-    assert groups.used() == [0, 0, 0]
