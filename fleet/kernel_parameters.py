@@ -11,12 +11,12 @@ from typing import Final
 
 from fleet.units import Unfit, shown
 from kernelmodel.kho.scratch import ScratchParam
+from kernelmodel.params import KernelParams, kstrtobool
 
 __all__ = ["kho_scratch", "parse_cmdline"]
 
 _RIGHT: Final = 'write it like "kho_scratch=256M,1G,512M" or "kho_scratch=200%"'
 _POOLS: Final = ("hugepages", "hugepagesz", "default_hugepagesz")
-_OFF: Final = ("0", "n", "no", "off", "false")
 
 
 def _parse_kho_scratch(value: str) -> ScratchParam:
@@ -36,13 +36,12 @@ def parse_cmdline(value: object) -> str:
         raise Unfit(f"{shown(value)} is not text")
     if not value.isprintable():
         raise Unfit(f"{shown(value)} has characters that cannot be printed")
-    for parameter in value.split():
-        name, _, text = parameter.partition("=")
+    for name, text in KernelParams(value).words():
         if name in _POOLS:
             right = "give the pools in hugepages_2M and hugepages_1G"
             raise Unfit(f"{name}= would size hugepage pools a second time", right)
-        if name in ("kho", "liveupdate") and text.lower() in _OFF:
-            raise Unfit(f"{shown(parameter)} switches live update off", "leave it out")
+        if name in ("kho", "liveupdate") and kstrtobool(text) is False:
+            raise Unfit(f"{shown(f'{name}={text}')} switches live update off", "leave it out")
         if name == "kho_scratch":
             _parse_kho_scratch(text)
     return " ".join(value.split())
@@ -51,8 +50,6 @@ def parse_cmdline(value: object) -> str:
 def kho_scratch(cmdline: str) -> ScratchParam:
     """The scratch areas that a host asks for; the last of several counts, as in the kernel."""
     found = ScratchParam()
-    for parameter in cmdline.split():
-        name, _, text = parameter.partition("=")
-        if name == "kho_scratch":
-            found = _parse_kho_scratch(text)
+    for text in KernelParams(cmdline).values("kho_scratch"):
+        found = _parse_kho_scratch(text)
     return found

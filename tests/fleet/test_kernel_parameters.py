@@ -33,7 +33,12 @@ REFUSED = [
     ("kho_scratch=-1%", "not understood"),
     ("kho=off", "switches live update off"),
     ("liveupdate=0", "switches live update off"),
+    ("liveupdate=f", "switches live update off"),
+    ("kho=of", "switches live update off"),
+    ("kho-scratch=1G,0,1G", "leaves an area empty"),
     ("hugepagesz=1G hugepages=4", "a second time"),
+    ("default-hugepagesz=1G", "a second time"),
+    ('"hugepages=4"', "a second time"),
     ("a\0b", "cannot be printed"),
     (3, "is not text"),
 ]
