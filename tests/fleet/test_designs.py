@@ -120,6 +120,9 @@ def test_phases_add_up_and_pools_are_frozen_as_the_designs_say(
     whole = {"frozen-pool", "files-then-subsystem", "handler-subsystem"}
     for name, one in found.items():
         assert sum(one.update.phases.values()) == pytest.approx(one.update.blackout_seconds)
+        rows = {label.strip(): cells for part in sections([one]) for label, cells in part.rows}
+        shares = [rows[phase][0].rsplit(maxsplit=1)[-1] for phase in one.update.phases]
+        assert 97 <= sum(int(share[:-1]) for share in shares if share.endswith("%")) <= 103
         assert (one.update.restricted_seconds > 0) is (name in whole)
         assert (one.update.prepare_seconds > 0) is (
             name not in {"frozen-pool", "flb-counts", "ours"}

@@ -51,8 +51,11 @@ def test_seven_gib_that_are_asked_for_six_pages(release: str, under_kho: int) ->
         assert gigantic(kernel) == under_kho
 
 
-def test_pages_of_a_kho_boot_lie_outside_scratch_and_can_be_preserved() -> None:
-    kernel = reboot(seven_gib("7.3.4", f"{SIX} {SCRATCH}"))
+@pytest.mark.parametrize("scratch", [SCRATCH, "kho_scratch=256M,2G,64M"])
+def test_pages_of_a_kho_boot_lie_outside_scratch_and_can_be_preserved(scratch: str) -> None:
+    """Also where whole GiB of scratch would have room for them."""
+    kernel = reboot(seven_gib("7.3.4", scratch), cmdline=f"liveupdate=on {SIX}")
+    assert gigantic(kernel) >= 1
     node = kernel.hugetlb.hstates[GIGANTIC].nodes[0]
     for low, high in node.owned:
         assert not kernel.kho.scratch_overlap(low << GIGANTIC, (high - low) << GIGANTIC)
