@@ -122,8 +122,8 @@ class Journal:
         """The journal of a run that was interrupted.
 
         Raises:
-            JournalError: there is none, it belongs to another scenario, seed or cost profile, or
-                another process is writing to it.
+            JournalError: there is none, it is damaged, it belongs to another scenario, seed or cost
+                profile, or another process is writing to it.
             CannotWrite: it cannot be written.
         """
         if not path.is_file():
@@ -132,7 +132,13 @@ class Journal:
             raise JournalError(f"{path}: belongs to another run, {differs}")
         lock = _lock(path)
         with _sqlite_writing(path):
-            return cls(_connect(path), lock, path)
+            db = _connect(path)
+            damage = _damage(db)
+        if damage:
+            db.close()
+            lock.close()
+            raise JournalError(f"{path}: is damaged ({damage}); choose another --out")
+        return cls(db, lock, path)
 
     def sent(self, commands: Iterable[UpdateCommand]) -> None:
         """Note commands; to be called before they go out."""
@@ -233,6 +239,17 @@ def _sqlite_writing(path: Path) -> Iterator[None]:
     except sqlite3.OperationalError as error:
         number = errno.ENOSPC if "full" in str(error) else None
         raise CannotWrite(path, str(error), number) from error
+
+
+def _damage(db: sqlite3.Connection) -> str:
+    """What SQLite finds wrong with a file, "" if nothing."""
+    try:
+        (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.OperationalError:
+        raise  # it is busy, or the disk is
+    except sqlite3.DatabaseError as error:
+        return str(error)
+    return "" if found == "ok" else str(found).replace("\n", " ")
 
 
 def _is_used(path: Path) -> bool:

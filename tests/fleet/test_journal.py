@@ -53,6 +53,21 @@ def test_no_journal_and_no_sqlite_file_are_refused(tmp_path: Path) -> None:
             Journal.resume(tmp_path / name, HEADER)
 
 
+def test_a_journal_that_the_disk_has_spoilt_is_told_from_a_simulator_that_is_wrong(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "journal.sqlite"
+    with Journal.create(path, HEADER) as journal:
+        for nr in range(400):
+            journal.called(HostCall("h1", nr, "PauseVm", b"x" * 200))
+    spoilt = bytearray(path.read_bytes())
+    middle = len(spoilt) // 2 // 4096 * 4096
+    spoilt[middle : middle + 4096] = b"\xa5" * 4096
+    path.write_bytes(spoilt)
+    with pytest.raises(JournalError, match="is damaged .*; choose another --out"):
+        Journal.resume(path, HEADER)
+
+
 def test_what_was_noted_is_there_after_the_writer_died(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
     result = replace(
