@@ -64,7 +64,7 @@ def test_a_journal_that_the_disk_has_spoilt_is_told_from_a_simulator_that_is_wro
     middle = len(spoilt) // 2 // 4096 * 4096
     spoilt[middle : middle + 4096] = b"\xa5" * 4096
     path.write_bytes(spoilt)
-    with pytest.raises(JournalError, match="is damaged .*; choose another --out"):
+    with pytest.raises(JournalError, match="is damaged"):
         Journal.resume(path, HEADER)
 
 
