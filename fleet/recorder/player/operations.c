@@ -194,8 +194,8 @@ static unsigned char *page_before_nothing(int protection)
 	static unsigned char *page;
 
 	if (!page) {
-		page = mmap((void *)0x10000000, 2 * RAW_BYTES, PROT_READ | PROT_WRITE,
-			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+		page = mmap((void *)0x20000000, 2 * RAW_BYTES, PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
 		if (page == MAP_FAILED || munmap(page + RAW_BYTES, RAW_BYTES))
 			die("no memory for raw requests: %m");
 	}
