@@ -163,6 +163,12 @@ class _Writer:
         self.add("seek", self.file(), self.pick((0, 1, 100, 5000)))
 
     def op_close(self) -> None:
+        if self.odds(6):
+            if self.odds(30):
+                self.add("dup", "d", "d2")  # which holds the device after the other is closed
+            self.add("close", "d")
+            self.add("open", "d")
+            return
         if self.odds(60):
             self.add("close", file := self.file())
             if file in self.files and self.odds(80):
