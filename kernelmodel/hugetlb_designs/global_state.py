@@ -13,7 +13,8 @@ folios, get and put for each, which is what P. Yadav held against it (9 Oct).
 
 Unhappy paths: what no file claimed is freed when the last file finishes, which in v4 is the
 system's FINISH at the latest. The state belongs to memfd's handler: a guest_memfd on huge pages
-cannot share it, and finds no handler (ENOENT), so that VMs backed by one cannot be preserved.
+cannot share it, and finds no handler (ENOENT), so that VMs backed by one cannot be preserved. A
+chain that leads back into itself hangs the boot.
 
 Our reading: what the state holds. The mail names the calls; a list of folios is what their use
 "for each folio" needs.
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from kernelmodel.abi.folio_table import FolioRun
 from kernelmodel.abi.hugetlb_pool import HugetlbPoolSer
-from kernelmodel.errors import KernelError
+from kernelmodel.errors import KernelError, KernelPanic
 from kernelmodel.hugetlb_designs.pool_list import (
     Marks,
     PoolList,
@@ -140,8 +141,12 @@ class GlobalState(V4Design, GlobalStateOps):
     def early_boot(self) -> dict[int, int]:
         """Pages by order, from the lengths of all lists."""
         counts: dict[int, int] = {}
+        seen: set[int] = set()
         pa = global_state_early(self.kernel, self.kernel.release.hugemfd or "")
         while pa:
+            if pa in seen:
+                raise KernelPanic(f"hang: the chain of huge pages comes back to {pa:#x}")
+            seen.add(pa)
             for order, n in early_counts(self.kernel, pa).items():
                 counts[order] = counts.get(order, 0) + n
             pa = self.kernel.memory.u64(pa + _NEXT_AT)

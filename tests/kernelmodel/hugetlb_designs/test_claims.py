@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from kernelmodel import kexec
+from kernelmodel.abi.hugetlb_pool import HugetlbPoolSer
 from kernelmodel.boot import boot
-from kernelmodel.errors import Busy, KernelError, NoEntry
+from kernelmodel.errors import Busy, KernelError, KernelPanic, NoEntry
+from kernelmodel.hugetlb_designs.global_state import GlobalState
 from kernelmodel.machine import Machine
 from kernelmodel.memory import GIB, MIB, PhysicalMemory
 from kernelmodel.mm.memfd import MFD_HUGE_SHIFT, MFD_HUGETLB
@@ -247,3 +249,17 @@ def test_a_session_that_closes_after_prepare_is_not_handed_over(design: str, lef
         after.finish()
         assert after.pool == (POOL, POOL)
     validate_kernel(after.kernel, [after.task])
+
+
+def test_a_chain_of_files_that_leads_back_into_itself_hangs_the_boot() -> None:
+    one = host("global-state")
+    one.preserve(one.session("s"), one.memfd(2))
+    one.prepare()
+    kernel, design = one.kernel, one.design
+    assert isinstance(design, GlobalState)
+    (part,) = design.lists.values()
+    kexec.kexec_file_load(kernel, kernel.release, kernel.params.cmdline)
+    given = kexec.jump(kernel, kexec.kernel_kexec(kernel))
+    kernel.memory.write_u64(part.pa + HugetlbPoolSer.SIZE - 8, part.pa)  # its next
+    with pytest.raises(KernelPanic, match="hang: the chain of huge pages comes back"):
+        boot(kernel.machine, *given, kernel.clock, config=kernel.config)
