@@ -10,8 +10,8 @@ with every reply, and a reply of any but the present one is dropped: what a form
 successor does not know of, and has been asked for in the same order.
 
 An actor for which a cluster has no room waits for it: another program may end, or an autoscaler
-add a node. That is said, and after a while it is `NoRoom`. A successor does not insist on its share
-of a CPU when a node was lost: those that are left have to do.
+add a node. That is said, and after a while it is `NoRoom` for whoever asked, until there is room. A
+successor does not insist on its share of a CPU when a node was lost: the rest has to do.
 """
 
 from __future__ import annotations
@@ -111,6 +111,9 @@ class RayShard:
         try:
             answer = await self._answer(asked)
             asked.is_answered = True
+        except NoRoom:
+            asked.is_answered = True  # nobody waits for it, but an actor that comes up will do it
+            raise
         finally:
             if not asked.is_answered:
                 self._unsettled.remove(asked)
@@ -164,7 +167,13 @@ class RayShard:
         """Return when the present actor is there, or is not the present one any more."""
         if self._coming_up is None:
             self._coming_up = asyncio.ensure_future(self._come_up())
-        await asyncio.shield(self._coming_up)
+        coming_up = self._coming_up
+        try:
+            await asyncio.shield(coming_up)
+        except NoRoom:
+            if self._coming_up is coming_up:
+                self._coming_up = None  # the next call looks again: there may be room by then
+            raise
 
     async def _come_up(self) -> None:
         ready = asyncio.ensure_future(self._actor.__ray_ready__.remote())

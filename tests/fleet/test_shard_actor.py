@@ -198,6 +198,28 @@ def test_an_actor_without_room_is_waited_for_and_then_given_up(
     assert len(place.started) == 1
 
 
+def test_room_that_comes_late_is_used_and_what_was_given_up_is_part_of_the_history(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The actor was sent it and carries it out; the next one has to as well."""
+
+    async def late() -> None:
+        for command in COMMANDS:
+            with pytest.raises(NoRoom):
+                await shard.call("call_host", command, history=[command])
+        place.started[0].comes_up = True
+        assert await shard.call("gauges") == ()
+        assert place.asked == [*((command,) for command in COMMANDS), ()]
+
+    monkeypatch.setattr("fleet.shard_actor._LOOK_SECONDS", 0.001)
+    place = FakePlace()
+    place.is_full, place.patience_seconds = True, 0.004
+    shard = RayShard(CONFIG, place)
+    asyncio.run(late())
+    assert shard._history == COMMANDS
+    assert len(place.started) == 1
+
+
 def test_an_actor_that_is_slow_to_start_where_there_is_room_is_not_given_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
