@@ -114,13 +114,20 @@ def test_a_cell_of_which_no_rollout_got_there_is_nowhere() -> None:
 
 
 def test_cells_are_ranked_on_the_seeds_that_they_share() -> None:
-    """Seed 9 is a lucky one, with which only one cell was run: that makes it no better."""
-    plan = replace(PLAN, parameters=(Parameter("a", choices("a", 1, 2)),))
+    """Seed 9 is a lucky one, with which only one cell was run: that makes it no better.
+
+    Nor does a cell of which nothing was run yet make it so.
+    """
+    plan = replace(PLAN, parameters=(Parameter("a", choices("a", 1, 2, 3)),))
     more = {"downtime_p99_seconds": 5.0, "vms_given_up": 0.0, "halted": 0.0}
-    slow, fast = cells_of(plan)
+    slow, fast, later = cells_of(plan)
     runs = [outcome(slow, seed, 110.0, **more) for seed in (1, 2)]
     runs += [outcome(fast, seed, 100.0, **more) for seed in (1, 2)]
-    found = analyse(plan, (slow, fast), [*runs, outcome(slow, 9, 1.0, **more)])
+    runs.append(outcome(slow, 9, 1.0, **more))
+    found = analyse(plan, (slow, fast, later), runs)
+    assert found.best is not None
+    assert found.best.cell == fast
+    found = analyse(plan, (slow, fast), runs)
     assert found.best is not None
     assert found.best.cell == fast
     assert [summary.is_efficient for summary in found.cells] == [False, True]

@@ -177,3 +177,17 @@ def test_struct_pages_of_preserved_pages_are_given_up_again_by_each_kernel() -> 
         validate_kernel(kernel, [agent.task])
         agent.task.exit()
         agent = Agent(kernel)
+
+
+def test_giving_struct_pages_up_again_takes_time() -> None:
+    """4096 frames for each gigantic page that is retrieved."""
+    took = {}
+    for hvo in ("on", "off"):
+        agent = start(f"hugetlb_free_vmemmap={hvo} hugepagesz=1G hugepages=2", (6 * GIB,))
+        preserve(agent, 2, 30)
+        kernel = reboot(agent.kernel)
+        before = kernel.clock.now_ns
+        retrieved(kernel)
+        took[hvo] = kernel.clock.now_ns - before
+    more = CostModel.load().cost_ns("kho_unpreserve_free", 2 * 4096)
+    assert took["on"] - took["off"] == pytest.approx(more, rel=0.01)
