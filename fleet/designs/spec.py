@@ -62,8 +62,9 @@ class HostSpec:
         return " ".join(words)
 
     def node_bytes(self) -> tuple[int, ...]:
-        """Memory of each node."""
-        return (self.memory // self.nodes,) * self.nodes
+        """Memory of each node: the same in whole MiB, and the first ones have what is left over."""
+        each, left = divmod(self.memory // MIB, self.nodes)
+        return tuple((each + (nid < left)) * MIB for nid in range(self.nodes))
 
     def vm_specs(self) -> list[VmSpec]:
         """The VMs; those that no page is left for are left out."""

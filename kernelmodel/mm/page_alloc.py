@@ -14,7 +14,8 @@ Simplifications, and what a test could notice:
 
 - *No per-CPU lists*: order-0 pages merge at once; buddyinfo shows none missing.
 - *Largest blocks go lowest address first*, as after boot; the kernel takes the newest first.
-- *No reclaim, compaction or migration*: NoMemory comes as soon as no block is free.
+- *No reclaim, compaction, migration or OOM killer*: NoMemory comes as soon as no block is free. The
+  kernel ends processes before it tells who fills a memfd ENOMEM, and panics if there is none.
 - *CMA last*: movable pages enter CMA blocks when the rest of the zone is used up; the kernel
   balances the two once more than half of the free memory is CMA.
 - *No watermarks* beyond `protected`, which keeps low zones for those who need them.

@@ -17,7 +17,7 @@ from fleet.designs.compare import Compared, compare
 from fleet.designs.spec import PRESETS, HostSpec, small
 from fleet.designs.table import caveats, sections
 from kernelmodel.hugetlb_designs import DESIGNS
-from kernelmodel.memory import GIB
+from kernelmodel.memory import GIB, MIB
 from kernelmodel.sim.cost import CostModel
 
 SMALL = ("--memory", "64GiB", "--vms", "16")
@@ -47,6 +47,14 @@ def test_the_host_is_what_was_asked_for() -> None:
         on_first = sum(vm.pages for vm in vms if vm.order == order and vm.nid == 0)
         assert on_first / used == pytest.approx(0.6, abs=0.02)
     assert {vm.nid for vm in replace(spec, nodes=1).vm_specs()} == {0}
+
+
+def test_nodes_share_memory_in_whole_mebibytes() -> None:
+    nodes = HostSpec(memory=64 * GIB, nodes=7).node_bytes()
+    assert sum(nodes) == 64 * GIB
+    assert {size % MIB for size in nodes} == {0}
+    assert max(nodes) - min(nodes) == MIB
+    assert HostSpec(nodes=4).node_bytes() == (512 * GIB,) * 4
 
 
 def test_a_note_says_whose_figures_leave_vms_out(found: dict[str, Compared]) -> None:
