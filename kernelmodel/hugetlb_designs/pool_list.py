@@ -198,8 +198,6 @@ def take_lists(kernel: Kernel, pa: int) -> tuple[Marks, Marks, int]:
     others: Marks = {}
     ser = _read(kernel, pa)
     for hstate in ser.hstates:
-        if not hstate.nr_folios and not hstate.list_total_pages:
-            continue
         area = restore_vmalloc(kernel.kho, hstate.vmalloc)
         if area is None or hstate.nr_folios * PFN_SER_SIZE > area.nr_pages * PAGE_SIZE:
             raise KernelPanic(f"hugetlb: no list of {hstate.nr_folios} folios")

@@ -21,6 +21,7 @@ from kernelmodel.kernel import Kernel
 from kernelmodel.kexec import KernelImageContent, KexecFileFlags
 from kernelmodel.memory import GIB, KIB, MIB, PAGE_SHIFT, PAGE_SIZE, MemoryRange
 from kernelmodel.releases import CATALOGUE, Release
+from kernelmodel.sim.cost import CostModel
 from kernelmodel.validate import validate_kernel
 from tests.kernelmodel.kernels import CMDLINE, CONFIG, Agent, power_on, reboot
 
@@ -219,6 +220,17 @@ def test_without_kho_segments_go_anywhere_and_nothing_is_handed_over() -> None:
     _, firmware = kexec.jump(kernel, kexec.kernel_kexec(kernel))
     assert (firmware.fdt, firmware.scratch) == (None, None)
     assert reboot(kernel).luo.liveupdate_num == 0
+
+
+def test_without_kho_the_purgatory_sums_up_what_was_loaded() -> None:
+    took, loaded = [], 0
+    for cmdline in (CMDLINE, "kho=off"):
+        kernel = power_on(cmdline)
+        loaded = sum(segment.size for segment in load(kernel).values())
+        image, before = kexec.kernel_kexec(kernel), kernel.clock.now_ns
+        kexec.jump(kernel, image)
+        took.append(kernel.clock.now_ns - before)
+    assert took[1] - took[0] == CostModel.load().cost_ns("purgatory_sha256", loaded // MIB) > 0
 
 
 @pytest.mark.parametrize("offset", [0x202, 0x600, 0x602, 0x620], ids=hex)
