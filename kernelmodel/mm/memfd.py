@@ -105,7 +105,8 @@ class HugetlbMemfdInode(Inode):
 
         Raises: NotPermitted, and as `HugetlbInode.mmap()`. C: memfd_check_seals_mmap().
         """
-        self._check_sealed(F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)
+        if nr > 0:  # an empty mapping is refused before
+            self._check_sealed(F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)
         return self.hugetlb.mmap(start, nr, noreserve=noreserve)
 
     def fallocate(self, mode: int, offset: int, length: int) -> None:
