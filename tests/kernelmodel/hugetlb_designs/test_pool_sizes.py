@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from kernelmodel import kexec
+from kernelmodel.abi.hugetlb_pool import HugetlbPoolSer
 from kernelmodel.boot import boot
-from kernelmodel.errors import NoSpace
+from kernelmodel.errors import KernelPanic, NoSpace
 from kernelmodel.machine import Machine, MachineSpec
-from kernelmodel.memory import MIB
+from kernelmodel.memory import MIB, PAGE_SHIFT, PAGE_SIZE
 from kernelmodel.releases import CATALOGUE
 from kernelmodel.sim.clock import Clock
 from kernelmodel.sim.cost import CostModel
@@ -94,3 +96,22 @@ def test_ours_keeps_the_size_over_many_updates_and_forgotten_sessions() -> None:
         one = one.reboot()
         one.retrieve(f"kept{nr}")
         assert one.pool[0] == POOL + 3 - 2
+
+
+@pytest.mark.parametrize("broken", ["missing", "short"])
+def test_a_kernel_that_cannot_read_the_list_of_its_pool_panics(broken: str) -> None:
+    one = host("frozen-pool")
+    one.preserve(one.session("s"), one.memfd(2))
+    kernel = one.kernel
+    kexec.kexec_file_load(kernel, kernel.release, kernel.params.cmdline)
+    image = kexec.kernel_kexec(kernel)
+    pa = next(flb.outgoing_data for flb in kernel.luo.flbs.registered if flb.outgoing_data)
+    (ser,) = HugetlbPoolSer.unpack(kernel.memory.read(pa, HugetlbPoolSer.SIZE)).hstates
+    if broken == "missing":
+        kernel.kho.unpreserve_folios(ser.list_first >> PAGE_SHIFT, 0)
+    else:  # 8 bytes a folio, in a page
+        assert kernel.memory.u64(pa) == ser.nr_folios == POOL
+        kernel.memory.write_u64(pa, PAGE_SIZE // 8 + 1)
+    given = kexec.jump(kernel, image)
+    with pytest.raises(KernelPanic, match="hugetlb: no list of"):
+        boot(kernel.machine, *given, kernel.clock, config=kernel.config)
