@@ -107,7 +107,7 @@ class ToyShard:
 
 def _vm(name: str, kexec_ns: int, faults: list[FaultSpec]) -> VmResult:
     outcome = VmOutcome.PRESERVED
-    phases = {"kexec": kexec_ns}
+    phases = {"pause_wait": 0, "kexec": kexec_ns}  # as in every VM that was paused
     if faults:
         outcome = VmOutcome.LOST if faults[0].kind == "drop-preserved-page" else outcome.RESTARTED
         phases["restart"] = 30 * SECOND
