@@ -96,6 +96,7 @@ _OPERATIONS: Final = {
     "raw": "vii?*",
     "rawin": "vrii?*",
     "read": "w",
+    "write": "w?w",
     "fail": "fce",
     "tryreboot": "",
     "load": "i?p",

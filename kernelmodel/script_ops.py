@@ -33,6 +33,8 @@ __all__ = ["HugeProgram", "Program"]
 
 _NAMES: Final = {"@empty": "", "@full": "A" * 64, "@max": "B" * 63}
 _RAW_BYTES: Final = 4096
+#: In what `write` writes.
+_ESCAPES: Final = {r"\s": " ", r"\t": "\t", r"\n": "\n"}
 #: Letters of `memfd`.
 _MEMFD_FLAGS: Final = {
     "s": MFD_ALLOW_SEALING,
@@ -160,6 +162,11 @@ class Program:
         if path == _SCRATCH_LEN and kho.enabled:
             return " ".join(f"{area.size:#x}" for area in kho.scratch)
         return hugetlb_sysfs.read(self.task.kernel.hugetlb, path).rstrip("\n")
+
+    def _op_write(self, path: str, text: str = "") -> str:
+        for escaped, plain in _ESCAPES.items():
+            text = text.replace(escaped, plain)
+        return str(hugetlb_sysfs.write(self.task.kernel.hugetlb, path, text))
 
     def _op_fail(self, function: str, call: str, error: str) -> None:
         self.failures.add(FAILING[function], number(call), error)

@@ -243,6 +243,39 @@ static int op_read(void)
 	return 0;
 }
 
+// In place: \s, \t and \n of a word are a space, a tab and the end of a line.
+static size_t unescape(char *word)
+{
+	char *to = word;
+
+	for (const char *from = word; *from; from++) {
+		if (*from == '\\' && from[1])
+			from++, *to++ = *from == 's' ? ' ' : *from == 't' ? '\t' : '\n';
+		else
+			*to++ = *from;
+	}
+	return to - word;
+}
+
+static int op_write(void)
+{
+	size_t length = nr_words > 2 ? unescape(words[2]) : 0;
+	int fd = open(words[1], O_WRONLY);
+	ssize_t done;
+	int why;
+
+	if (fd < 0)
+		return -1;
+	done = write(fd, nr_words > 2 ? words[2] : "", length);
+	why = errno;
+	close(fd);
+	errno = why;
+	if (done < 0)
+		return -1;
+	snprintf(extra, sizeof(extra), "%zd", done);
+	return 0;
+}
+
 static int op_fail(void)
 {
 	char request[128];
@@ -288,6 +321,7 @@ const struct operation operations[] = {
 	{ "raw", op_raw, 3 },
 	{ "rawin", op_rawin, 4 },
 	{ "read", op_read, 1 },
+	{ "write", op_write, 1 },
 	{ "fail", op_fail, 3 },
 	{ "tryreboot", op_tryreboot, 0 },
 	{ "load", op_load, 1 },

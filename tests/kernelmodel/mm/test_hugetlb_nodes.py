@@ -267,7 +267,7 @@ def test_what_cannot_be_written_is_refused(path: str, text: str, refused: type[E
     assert counters(state) == (8, 8, 0, 0)
 
 
-def test_a_number_is_decimal() -> None:
+def test_a_number_below_sys_is_decimal() -> None:
     state = boot("")
     hugetlb_sysfs.write(state, f"{SYSFS}/nr_hugepages", "010")
     assert hugetlb_sysfs.read(state, f"{SYSFS}/nr_hugepages") == "10\n"
