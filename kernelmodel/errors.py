@@ -46,6 +46,7 @@ __all__ = [
     "NotSupported",
     "NotTty",
     "OutOfRange",
+    "Overflow",
     "TooBig",
     "TooManyFiles",
     "kernel_error",
@@ -124,6 +125,12 @@ class Again(KernelError):
     """EAGAIN."""
 
     errno = _errno.EAGAIN
+
+
+class Overflow(KernelError):
+    """EOVERFLOW."""
+
+    errno = _errno.EOVERFLOW
 
 
 class NoMemory(KernelError):

@@ -1,7 +1,8 @@
 """Open files, as far as descriptors need them. C: include/linux/fs.h, fs/file.c, 7.3.
 
 Simplification, *ioctls that every file answers*: of those of the VFS there are the four about
-descriptors. A kernel knows some more (FIGETBSZ, FICLONE, FIFREEZE, …), which are unknown here.
+descriptors, and those that all files of the model answer alike. What depends on the file (FIBMAP,
+FIONREAD, FIOQSIZE, FICLONERANGE, …) is unknown here.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from kernelmodel.errors import (
     BadFileDescriptor,
     FileTooBig,
     InvalidArgument,
+    KernelError,
     ModelBug,
     NoDevice,
+    NoMemory,
     NotSupported,
     NotTty,
+    Overflow,
     TooManyFiles,
 )
 
@@ -39,6 +43,7 @@ __all__ = [
     "PlainFileOperations",
     "UserBuffer",
     "check_fallocate",
+    "check_mmap",
     "check_size",
     "null_file",
     "vfs_ioctl",
@@ -60,7 +65,19 @@ _FIONBIO: Final = 0x5421
 _FIONCLEX: Final = 0x5450
 _FIOCLEX: Final = 0x5451
 _FIOASYNC: Final = 0x5452
-VFS_IOCTLS: Final = frozenset({_FIOCLEX, _FIONCLEX, _FIONBIO, _FIOASYNC})
+_FIGETBSZ: Final = 2
+# FICLONE takes a descriptor: an address is none that is open.
+_REFUSALS: Final[dict[int, type[KernelError]]] = {
+    0x40049409: BadFileDescriptor,  # FICLONE
+    0xC0045877: NotSupported,  # FIFREEZE
+    0xC0045878: InvalidArgument,  # FITHAW: nothing is frozen
+    0xC020660B: NotSupported,  # FS_IOC_FIEMAP
+    0x80811501: NotTty,  # FS_IOC_GETFSSYSFSPATH
+}
+VFS_IOCTLS: Final = frozenset({_FIOCLEX, _FIONCLEX, _FIONBIO, _FIOASYNC, _FIGETBSZ, *_REFUSALS})
+#: Bytes that a process can map at once. What is nearly all of its 128 TiB has no room between the
+#: program and its stack, which lie where chance put them, within 1 TiB.
+_MMAP_MAX: Final = 127 << 40
 
 # Modes of fallocate. KEEP_SIZE goes with some of the others, of which there can be one.
 _FALLOC_KEEP_SIZE: Final = 0x01
@@ -90,6 +107,11 @@ class Inode:
     """What two descriptors of the same object share; identity is the object's own."""
 
     __slots__ = ("ino", "nlink")
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes in a block. C: i_blkbits."""
+        return 4096
 
     def __init__(self, ino: int, nlink: int = 0) -> None:
         self.ino = ino
@@ -165,19 +187,26 @@ def null_file(ino: int) -> File:
     return File(NullInode(ino, nlink=1), PlainFileOperations())
 
 
-def vfs_ioctl(cmd: int, arg: UserBuffer) -> None:
-    """One of `VFS_IOCTLS`, which every file answers alike: flags of its own.
+def vfs_ioctl(inode: Inode, cmd: int, arg: UserBuffer) -> None:
+    """One of `VFS_IOCTLS`, which every file answers alike.
 
     Nothing here looks at close-on-exec or O_NONBLOCK, and no file sends signals, so there is
-    nothing to keep. C: do_vfs_ioctl(), as far as it is about descriptors.
+    nothing to keep. C: do_vfs_ioctl().
 
     Raises:
-        BadAddress: no room for the number. NotTty: signals are asked for.
+        BadAddress: no room for the number. NotTty: signals are asked for. And as `_REFUSALS`.
     """
     if cmd in (_FIOCLEX, _FIONCLEX):
         return
+    if cmd in _REFUSALS:
+        raise _REFUSALS[cmd]("not of a file in memory", cmd=cmd)
     if len(arg) < 4:
         raise BadAddress("no room for a number")
+    if cmd == _FIGETBSZ:
+        if not isinstance(arg, bytearray):
+            raise BadAddress("the answer cannot be written")
+        struct.pack_into("<I", arg, 0, inode.block_bytes)
+        return
     (on,) = struct.unpack_from("<I", arg)
     if cmd == _FIOASYNC and on:
         raise NotTty("no file that sends signals")
@@ -273,6 +302,21 @@ def check_size(size: int) -> None:
     """Refuse a length or offset that off_t cannot hold."""
     if not 0 <= size < 1 << 63:
         raise InvalidArgument("negative length or offset", size=size)
+
+
+def check_mmap(offset: int, length: int) -> None:
+    """What mmap(2) refuses whatever the file; bytes. C: do_mmap(), file_mmap_ok().
+
+    Raises:
+        InvalidArgument: nothing is mapped. NoMemory: no address space is so large.
+        Overflow: the range reaches beyond every file.
+    """
+    if not length:
+        raise InvalidArgument("empty mapping")
+    if length > _MMAP_MAX:
+        raise NoMemory("larger than the address space", length=length)
+    if offset + length > MAX_LFS_FILESIZE:
+        raise Overflow("mapping ends beyond every file", end=offset + length)
 
 
 def check_fallocate(mode: int, offset: int, length: int, *, is_file: bool) -> None:

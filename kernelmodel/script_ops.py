@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final, TypeVar
 
-from kernelmodel.errors import BadAddress, InvalidArgument, KernelError, NoEntry, kernel_error
+from kernelmodel.errors import BadAddress, KernelError, NoDevice, NoEntry, kernel_error
+from kernelmodel.fs import check_mmap
 from kernelmodel.image.fnv import FNV_BASIS, fnv1a, fnv1a_zeroes
 from kernelmodel.kernel import Kernel
 from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE, PhysicalMemory
@@ -35,6 +36,7 @@ _NAMES: Final = {"@empty": "", "@full": "A" * 64, "@max": "B" * 63}
 _RAW_BYTES: Final = 4096
 #: In what `write` writes.
 _ESCAPES: Final = {r"\s": " ", r"\t": "\t", r"\n": "\n"}
+_U64: Final = (1 << 64) - 1
 #: Letters of `memfd`.
 _MEMFD_FLAGS: Final = {
     "s": MFD_ALLOW_SEALING,
@@ -177,16 +179,9 @@ class Program:
         if error := self.failures.call(str(context.get("site", hook))):
             raise kernel_error(error, "made to fail", **context)
 
-    def memfd(self, v: str) -> HugetlbMemfdInode:
-        """The huge page file that a variable names."""
-        inode = self.task.files.fget(self.fd(v)).inode
-        if not isinstance(inode, HugetlbMemfdInode):
-            raise InvalidArgument("not on huge pages")
-        return inode
-
-    def inode(self, v: str) -> HugetlbInode:
-        """The pages of that file."""
-        return self.memfd(v).hugetlb
+    def page_size(self, v: str) -> int:
+        """Bytes in what lengths of a file count. C: st_blksize."""
+        return self.task.files.fget(self.fd(v)).inode.block_bytes
 
     def _op_pool(self, size: str, n: str, node: str = "") -> None:
         hstate = self.task.kernel.hugetlb.hstate(HUGE_PAGE_ORDERS[size])
@@ -223,15 +218,22 @@ class Program:
 
     def set_length(self, v: str, length: str, extra: str = "0") -> None:
         """Truncate a file to so many of its huge pages and some bytes."""
-        size = number(length) * self.inode(v).page_size + number(extra)
-        self.task.ftruncate(self.fd(v), size)
+        size = number(length) * self.page_size(v) + number(extra)
+        self.task.ftruncate(self.fd(v), size & _U64)
 
     def _op_map(self, m: str, v: str, offset: str, length: str, flag: str = "") -> None:
-        self.maps[m] = self.memfd(v).mmap(number(offset), number(length), noreserve=flag == "n")
+        inode, page = self.task.files.fget(self.fd(v)).inode, self.page_size(v)
+        start, size = _wrapped(offset, page), _wrapped(length, page)
+        check_mmap(start, size)
+        if not isinstance(inode, HugetlbMemfdInode):  # files of small pages: not modelled
+            raise NoDevice("no huge pages to map")
+        self.maps[m] = inode.mmap(start // page, size // page, noreserve=flag == "n")
 
     def _op_pmap(self, m: str, size: str, length: str, flag: str = "") -> None:
         hstate = self.task.kernel.hugetlb.hstate(HUGE_PAGE_ORDERS[size])
-        self.maps[m] = HugetlbPrivateMapping(hstate, number(length), noreserve=flag == "n")
+        page = PAGE_SIZE << hstate.order
+        check_mmap(0, nr_bytes := _wrapped(length, page))
+        self.maps[m] = HugetlbPrivateMapping(hstate, nr_bytes // page, noreserve=flag == "n")
 
     def mapping(self, m: str) -> HugetlbMapping | HugetlbPrivateMapping:
         """A mapping that is there. Raises: BadAddress."""
@@ -271,12 +273,18 @@ class HugeProgram(Program):
         self.set_length(v, length, extra)
 
     def _op_fallocate(self, v: str, mode: str, offset: str, length: str) -> None:
-        page = self.inode(v).page_size
-        self.task.fallocate(self.fd(v), number(mode), number(offset) * page, number(length) * page)
+        page = self.page_size(v)
+        start, size = _wrapped(offset, page), _wrapped(length, page)
+        self.task.fallocate(self.fd(v), number(mode), start, size)
 
 
 def _session_name(word: str) -> str:
     return _NAMES.get(word, word)
+
+
+def _wrapped(pages: str, page_size: int) -> int:
+    """Bytes in so many pages, as the program reckons them."""
+    return number(pages) * page_size & _U64
 
 
 _T = TypeVar("_T")

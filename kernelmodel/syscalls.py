@@ -128,7 +128,7 @@ class Task:
         """
         file, cmd = self.files.fdt[fd], cmd & _U32
         if cmd in VFS_IOCTLS:
-            vfs_ioctl(cmd, arg)
+            vfs_ioctl(file.inode, cmd, arg)
             return 0
         return file.f_op.ioctl(self, file, cmd, arg)
 

@@ -58,6 +58,7 @@ _CODES: Final[Mapping[int, grpc.StatusCode]] = {
     errno.ENOTTY: grpc.StatusCode.UNIMPLEMENTED,
     errno.ERANGE: grpc.StatusCode.OUT_OF_RANGE,
     errno.EFBIG: grpc.StatusCode.OUT_OF_RANGE,
+    errno.EOVERFLOW: grpc.StatusCode.OUT_OF_RANGE,
     errno.ENOSPC: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errno.ESPIPE: grpc.StatusCode.INVALID_ARGUMENT,
     errno.ENODATA: grpc.StatusCode.NOT_FOUND,

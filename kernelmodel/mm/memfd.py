@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Protocol
 
 from kernelmodel.errors import Busy, InvalidArgument, NoDevice, NotPermitted
-from kernelmodel.fs import File, Inode, PlainFileOperations
+from kernelmodel.fs import File, Inode, PlainFileOperations, check_mmap
 from kernelmodel.memory import PAGE_SHIFT, Content
 from kernelmodel.mm.hugetlbfs import (
     FALLOC_FL_KEEP_SIZE,
@@ -83,6 +83,11 @@ class HugetlbMemfdInode(Inode):
         return self.hugetlb.size
 
     @property
+    def block_bytes(self) -> int:
+        """Bytes in a huge page."""
+        return self.hugetlb.page_size
+
+    @property
     def has_writers(self) -> bool:
         """Whether a page is pinned by a live update, or the file is mapped for writing."""
         return self.hugetlb.mappings > 0 or (self.hugetlb.frozen and self.hugetlb.folios.total > 0)
@@ -103,10 +108,11 @@ class HugetlbMemfdInode(Inode):
     def mmap(self, start: int, nr: int, *, noreserve: bool = False) -> HugetlbMapping:
         """mmap(2), shared and writable, in huge pages.
 
-        Raises: NotPermitted, and as `HugetlbInode.mmap()`. C: memfd_check_seals_mmap().
+        Raises: NotPermitted, and as `check_mmap()` and `HugetlbInode.mmap()`.
+        C: memfd_check_seals_mmap().
         """
-        if nr > 0:  # an empty mapping is refused before
-            self._check_sealed(F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)
+        check_mmap(start * self.block_bytes, nr * self.block_bytes)
+        self._check_sealed(F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)
         return self.hugetlb.mmap(start, nr, noreserve=noreserve)
 
     def fallocate(self, mode: int, offset: int, length: int) -> None:

@@ -160,8 +160,11 @@ static int op_pmap(void)
 static struct mapping *mapping(int at)
 {
 	for (int i = nr_mappings - 1; i >= 0; i--)
-		if (mappings[i].start && !strcmp(mappings[i].name, words[at]))
-			return &mappings[i];
+		if (!strcmp(mappings[i].name, words[at])) {
+			if (mappings[i].start)
+				return &mappings[i];
+			break;  // a name is the last mapping's, as it is the last descriptor's
+		}
 	errno = EFAULT;
 	return NULL;
 }
