@@ -9,6 +9,7 @@ Everything that a command needs is imported by the command: `lufleet --help` ans
 from __future__ import annotations
 
 import enum
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,7 @@ from fleet.cli_designs import designs
 from fleet.cli_inspect import inspect
 from fleet.cli_record import record
 from fleet.cli_releases import releases
+from fleet.unwritable import CannotWrite
 
 __all__ = ["app", "main"]
 
@@ -332,7 +334,11 @@ app.command()(record)
 
 def main() -> None:
     """The `lufleet` command."""
-    app()
+    try:
+        app()
+    except CannotWrite as error:  # standard output; what else is written, the commands tell
+        typer.echo(error, err=True)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

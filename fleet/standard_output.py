@@ -1,25 +1,40 @@
 """What the commands print to.
 
 A reader of standard output may have had enough (`lufleet run … | head`): what was asked for goes on
-without it, and ends with the exit code that it would have had.
+without it, and ends with the exit code that it would have had. A file that takes no more (a full
+disk) is an error like that of any other file: `CannotWrite`.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 from rich.console import Console
+
+from fleet.unwritable import STANDARD_OUTPUT, writing
 
 __all__ = ["consoles"]
 
 
 def consoles() -> tuple[Console, Console]:
-    """Standard output and standard error; lines of the latter are as long as they are."""
+    """Standard output and standard error; lines of the latter are as long as they are.
+
+    What prints to the former raises CannotWrite: it takes no more.
+    """
     return _Output(), Console(stderr=True, soft_wrap=True)
 
 
 class _Output(Console):
+    def print(self, *objects: Any, **how: Any) -> None:
+        with writing(STANDARD_OUTPUT):
+            super().print(*objects, **how)
+
+    def out(self, *objects: Any, **how: Any) -> None:
+        with writing(STANDARD_OUTPUT):
+            super().out(*objects, **how)
+
     def on_broken_pipe(self) -> None:
         """Say no more, where rich would end the process."""
         self.quiet = True

@@ -6,6 +6,8 @@ import errno
 import io
 import resource
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,6 +94,33 @@ def test_a_log_that_is_full_is_not_a_bug_of_the_simulator(last: str, advice: str
     assert "cannot write standard output: No space left on device; make room" in said.getvalue()
     assert said.getvalue().strip().endswith(advice)
     assert lufleet("run", "s.toml", "--out", "o", "--resume").exit_code == 0
+
+
+IMAGE = Path(__file__).parents[1] / "conformance/images/img1.kho.gz"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "check s.toml",
+        f"inspect {IMAGE}",
+        f"inspect --pretty {IMAGE}",
+        "conform --list-corruptions",
+        "conform s.scn",
+        "serve s.toml --backend local --grpc 127.0.0.1:0 --metrics 127.0.0.1:0",
+    ],
+)
+def test_a_disk_that_is_full_of_what_is_printed_is_told_in_one_line(words: str) -> None:
+    Path("s.scn").write_text("open a\n")
+    with Path("/dev/full").open("w") as nowhere:
+        command = [sys.executable, "-m", "fleet.cli", *words.split()]
+        result = subprocess.run(
+            command, stdout=nowhere, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert result.returncode == 2, result.stderr
+    first, *more = result.stderr.splitlines()
+    assert first.startswith("cannot write standard output: No space left on device; make room")
+    assert [line.split()[0] for line in more] == (["lufleet"] if "serve" in words else [])
 
 
 def full(journal: Journal) -> None:
