@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import traceback
 from collections.abc import Callable
+from os.path import realpath
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -124,6 +125,8 @@ def _given(options: InspectOptions) -> _Given:
     memory_map = _read(unfit, _memory_map, options.memory) or ()
     if not options.boot and (options.scratch or options.memory or options.release):
         unfit.append("--scratch, --memory and --release say how to boot; add --boot")
+    if options.save is not None and realpath(options.save) == realpath(options.image):
+        unfit.append(f"--save {options.save} is the image itself; name another file")
     scratch = tuple(area for area in areas if area is not None)
     return _Given(fdt_pa, scratch, memory_map, unfit)
 

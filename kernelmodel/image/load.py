@@ -7,7 +7,7 @@ address. In memory the FDT has to be found. Several may lie there, for the one t
 handed stays where it was; the latest counts, by the number of kexecs in its metadata.
 
 Unhappy paths: what is none of these is `NotAnImage`, which says what would be right. A `.kho` file
-that is cut short is read as far as it goes, with a remark.
+that is cut short is read as far as it goes, with a remark, as is a gzip whose checksum is wrong.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ KHO_MAGIC: Final = b"KHOIMG1\0"
 HEADER: Final = struct.Struct("<8sQQ")
 _ENTRY: Final = 8 + PAGE_SIZE
 _GZIP_MAGIC: Final = b"\x1f\x8b"
+_DAMAGED: Final = (EOFError, gzip.BadGzipFile, zlib.error)
 _ELF_MAGIC: Final = b"\x7fELF"
 #: 4 GiB: they are held in memory, and a gzip can claim to be anything.
 _PAGES_MAX: Final = 1 << 20
@@ -107,18 +108,27 @@ def _read_kho(file: _Readable, fdt_pa: int | None, no_header: str) -> Image:
     remarks = []
     if read < nr_pages:
         remarks.append(f"the file holds only {read} of the {nr_pages} pages that its header says")
-    elif _take(file, 1):
-        remarks.append(f"there is more in the file behind its {nr_pages} pages")
+    else:
+        remarks += _behind(file, nr_pages)
     if twice:
         remarks.append(f"{twice} pages stand in the file again: the first one counts")
     return Image(SparseFrames(pages), said_pa if fdt_pa is None else fdt_pa, remarks=tuple(remarks))
+
+
+def _behind(file: _Readable, nr_pages: int) -> Iterator[str]:
+    """What is wrong with the end of the file. A gzip has its checksum there."""
+    try:
+        if file.read(1):
+            yield f"there is more in the file behind its {nr_pages} pages"
+    except _DAMAGED:
+        yield "the gzip is damaged: its checksum is wrong or missing, or something is behind it"
 
 
 def _take(file: _Readable, size: int) -> bytes:
     """The next bytes; fewer at the end, and a gzip that is damaged ends where it is."""
     try:
         return file.read(size)
-    except (EOFError, gzip.BadGzipFile, zlib.error):
+    except _DAMAGED:
         return b""
 
 

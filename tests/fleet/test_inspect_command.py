@@ -172,6 +172,27 @@ def test_of_a_whole_memory_the_handover_can_be_saved(tmp_path: Path) -> None:
     assert lufleet(path, "--save", tmp_path).exit_code == 2
 
 
+def test_an_image_is_not_replaced_by_what_belongs_to_the_handover(tmp_path: Path) -> None:
+    pages, _ = real_pages()
+    path = raw_file(tmp_path / "ram", pages)
+    before = path.read_bytes()
+    (tmp_path / "link").symlink_to(path)
+    result = lufleet(path, "--save", tmp_path / "link")
+    assert result.exit_code == 2
+    assert "link is the image itself; name another file" in result.stderr
+    assert path.read_bytes() == before
+
+
+def test_a_gzip_with_a_wrong_checksum_is_said_to_be_damaged(tmp_path: Path) -> None:
+    packed = bytearray(REAL.read_bytes())
+    packed[-5] ^= 1  # the checksum, before the length
+    for end in (len(packed), -4, -8):
+        (tmp_path / "a.gz").write_bytes(packed[:end])
+        said = json.loads(lufleet(tmp_path / "a.gz").stdout)
+        assert said.pop("faults")[0].startswith("the gzip is damaged: its checksum")
+        assert said == real_description()
+
+
 def test_the_documentation_shows_what_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     root = Path(__file__).parents[2]
     monkeypatch.chdir(root)
