@@ -27,11 +27,11 @@ def consoles() -> tuple[Console, Console]:
 
 
 class _Output(Console):
-    def print(self, *objects: Any, **how: Any) -> None:
+    def print(self, *objects: Any, **how: Any) -> None:  # noqa: ANN401 - rich's options
         with writing(STANDARD_OUTPUT):
             super().print(*objects, **how)
 
-    def out(self, *objects: Any, **how: Any) -> None:
+    def out(self, *objects: Any, **how: Any) -> None:  # noqa: ANN401 - rich's options
         with writing(STANDARD_OUTPUT):
             super().out(*objects, **how)
 
