@@ -7,13 +7,15 @@ disk) is an error like that of any other file: `CannotWrite`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
 
-from fleet.unwritable import STANDARD_OUTPUT, writing
+from fleet.unwritable import STANDARD_OUTPUT, CannotWrite, writing
 
 __all__ = ["consoles"]
 
@@ -28,16 +30,31 @@ def consoles() -> tuple[Console, Console]:
 
 class _Output(Console):
     def print(self, *objects: Any, **how: Any) -> None:  # noqa: ANN401 - rich's options
-        with writing(STANDARD_OUTPUT):
+        with _writing():
             super().print(*objects, **how)
 
     def out(self, *objects: Any, **how: Any) -> None:  # noqa: ANN401 - rich's options
-        with writing(STANDARD_OUTPUT):
+        with _writing():
             super().out(*objects, **how)
 
     def on_broken_pipe(self) -> None:
         """Say no more, where rich would end the process."""
         self.quiet = True
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())  # what is still buffered is written at the exit
-        os.close(nowhere)
+        _drop_the_rest()
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        with writing(STANDARD_OUTPUT):
+            yield
+    except CannotWrite:
+        _drop_the_rest()
+        raise
+
+
+def _drop_the_rest() -> None:
+    """What is still buffered is written at the exit, and would fail once more there."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import resource
 import shlex
 import subprocess
@@ -114,8 +115,9 @@ def test_a_disk_that_is_full_of_what_is_printed_is_told_in_one_line(words: str) 
     Path("s.scn").write_text("open a\n")
     with Path("/dev/full").open("w") as nowhere:
         command = [sys.executable, "-m", "fleet.cli", *words.split()]
+        env = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}  # as a user has it
         result = subprocess.run(
-            command, stdout=nowhere, stderr=subprocess.PIPE, text=True, check=False
+            command, stdout=nowhere, stderr=subprocess.PIPE, text=True, check=False, env=env
         )
     assert result.returncode == 2, result.stderr
     first, *more = result.stderr.splitlines()
