@@ -21,7 +21,7 @@ from typing import Literal
 
 __all__ = ["CATALOGUE", "LuoDesign", "Release", "catalogue_with", "known_releases"]
 
-#: `sessions` is the LUO that was merged, `v4` the proposal of October 2025.
+#: `sessions` is the LUO that was merged, `v4` the proposal of September 2025.
 LuoDesign = Literal["sessions", "v4"]
 
 

@@ -1,9 +1,9 @@
 """What designs on LUO v4 have in common: how they meet their LUO, and a subsystem that marks.
 
-Those designs run on the LUO of October 2025 over the memory management and the KHO of 7.3, like
+Those designs run on the LUO of September 2025 over the memory management and the KHO of 7.3, like
 the others, so that a difference between two designs is one of the designs.
 
-`MarkingSubsystem` is what three arguments of that month share: files of huge pages tell hugetlb
+`MarkingSubsystem` is what three arguments of the month after share: files of huge pages tell hugetlb
 which folios are theirs (a mark in an xarray, at run time), hugetlb writes them down once, in the
 subsystem's PREPARE, and `finish` frees what nobody claimed.
 

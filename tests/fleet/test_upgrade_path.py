@@ -37,7 +37,7 @@ OWN = (
     replace(HUGE, name="newer-hugemfd", hugemfd="huge-memfd-v2"),
     replace(HUGE, name="newer-hugetlb", hugetlb="hugetlb-v2"),
 )
-#: A host with the LUO of October 2025 is updated by other calls. Of the releases that differ in
+#: A host with the LUO of September 2025 is updated by other calls. Of the releases that differ in
 #: what hugetlb memfds share, `newer-hugetlb` is enough: pairs are many.
 KNOWN = {
     name: release
