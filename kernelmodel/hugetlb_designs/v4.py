@@ -3,9 +3,9 @@
 Those designs run on the LUO of September 2025 over the memory management and the KHO of 7.3, like
 the others, so that a difference between two designs is one of the designs.
 
-`MarkingSubsystem` is what three arguments of the month after share: files of huge pages tell hugetlb
-which folios are theirs (a mark in an xarray, at run time), hugetlb writes them down once, in the
-subsystem's PREPARE, and `finish` frees what nobody claimed.
+`MarkingSubsystem` is what three arguments of the month after share: files of huge pages tell
+hugetlb which folios are theirs (a mark in an xarray, at run time), hugetlb writes them down once,
+in the subsystem's PREPARE, and `finish` frees what nobody claimed.
 
 Happy path: marks, `prepare` writes a `pool_list`, the next kernel's `boot` reads it, files that
 are retrieved claim their folios, `finish` finds nothing left.
