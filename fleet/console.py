@@ -33,7 +33,6 @@ from fleet.bad_input import BadInput
 from fleet.results import Result
 from fleet.terminal_tables import SideBySide, titled_table
 from fleet.units import counted, show_size
-from fleet.unwritable import STANDARD_OUTPUT, writing
 from node.api import Backing, HostOutcome, UpdateResult
 
 if TYPE_CHECKING:
@@ -198,8 +197,7 @@ class Progression:
 
     def _say(self, now_ns: int, what: str, how: str) -> None:
         line = Text.assemble((f"{clock_text(now_ns):>9}", "dim"), "  ", (f"{what:20}", "bold"), how)
-        with writing(STANDARD_OUTPUT):
-            self._console.print(line, soft_wrap=True)
+        self._console.print(line, soft_wrap=True)
 
 
 def _where(experiment: Experiment) -> str:

@@ -30,7 +30,7 @@ from fleet.outputs import Outputs, write_outputs
 from fleet.plan import make_plan
 from fleet.scenario import Scenario, load_scenario
 from fleet.units import counted
-from fleet.unwritable import STANDARD_OUTPUT, CannotWrite, writing
+from fleet.unwritable import CannotWrite, writing
 
 __all__ = ["RunOptions", "run"]
 
@@ -98,9 +98,8 @@ def run(options: RunOptions, console: Console, errors: Console) -> ExitCode:
         written.append(options.trace_out)
     lines = [f"wrote {path}" for path in written] + dumped
     try:
-        with writing(STANDARD_OUTPUT):
-            console.print(closing_tables(record, outputs.result))
-            console.print(Text("\n".join(lines)), soft_wrap=True)
+        console.print(closing_tables(record, outputs.result))
+        console.print(Text("\n".join(lines)), soft_wrap=True)
     except CannotWrite as error:
         errors.print(Text(f"{error}. The rollout has ended, {record.state}; results are in {out}"))
         return ExitCode.BAD_INPUT

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,44 +16,43 @@ from rich.console import Console
 
 from fleet.unwritable import STANDARD_OUTPUT, CannotWrite, writing
 
-__all__ = ["consoles"]
+__all__ = ["Output", "consoles"]
 
 
 def consoles() -> tuple[Console, Console]:
-    """Standard output and standard error; lines of the latter are as long as they are.
-
-    What prints to the former raises CannotWrite: it takes no more.
-    """
-    return _Output(), Console(stderr=True, soft_wrap=True)
+    """Standard output and standard error; lines of the latter are as long as they are."""
+    return Output(), Console(stderr=True, soft_wrap=True)
 
 
-class _Output(Console):
+class Output(Console):
+    """A console whose `print` and `out` raise CannotWrite if its file takes no more."""
+
     def print(self, *objects: Any, **how: Any) -> None:  # noqa: ANN401 - rich's options
-        with _writing():
+        """As rich has it. Raises: CannotWrite."""
+        with self._writing():
             super().print(*objects, **how)
 
     def out(self, *objects: Any, **how: Any) -> None:  # noqa: ANN401 - rich's options
-        with _writing():
+        """As rich has it. Raises: CannotWrite."""
+        with self._writing():
             super().out(*objects, **how)
 
     def on_broken_pipe(self) -> None:
         """Say no more, where rich would end the process."""
         self.quiet = True
-        _drop_the_rest()
+        self._drop_the_rest()
 
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            with writing(STANDARD_OUTPUT):
+                yield
+        except CannotWrite:
+            self._drop_the_rest()
+            raise
 
-@contextlib.contextmanager
-def _writing() -> Iterator[None]:
-    try:
-        with writing(STANDARD_OUTPUT):
-            yield
-    except CannotWrite:
-        _drop_the_rest()
-        raise
-
-
-def _drop_the_rest() -> None:
-    """What is still buffered is written at the exit, and would fail once more there."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
+    def _drop_the_rest(self) -> None:
+        """What is still buffered is written at the exit, and would fail once more there."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.file.fileno())
+        os.close(nowhere)

@@ -35,7 +35,7 @@ from fleet.sweep.store import Store, StoreError
 from fleet.sweep.tables import setting_text, show_closing
 from fleet.sweep.worker import CANNOT_BE_RUN, Outcome
 from fleet.units import counted
-from fleet.unwritable import STANDARD_OUTPUT, CannotWrite, writing
+from fleet.unwritable import CannotWrite, writing
 
 __all__ = ["SweepOptions", "sweep"]
 
@@ -135,9 +135,8 @@ def _write(analysis: Analysis, store: Store, out: Path, console: Console) -> Non
     with writing(report):
         write_sweep_report(analysis, report)
     lines = [f"wrote {path}" for path in (store.path, parquet, report)]
-    with writing(STANDARD_OUTPUT):
-        show_closing(analysis, console)
-        console.print(Text("\n".join(lines)), soft_wrap=True)
+    show_closing(analysis, console)
+    console.print(Text("\n".join(lines)), soft_wrap=True)
 
 
 def _again(options: SweepOptions, out: Path) -> str:
@@ -193,5 +192,4 @@ class _Progress:
             self._say(f"{setting}, seed {run.outcome.seed}: {run.outcome.error}")
 
     def _say(self, line: str) -> None:
-        with writing(STANDARD_OUTPUT):
-            self._console.print(Text(line), soft_wrap=True)
+        self._console.print(Text(line), soft_wrap=True)

@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import pytest
 from rich.console import Console
@@ -20,6 +21,7 @@ from fleet.cli import app
 from fleet.event_store import write_event_store
 from fleet.experiment import journal_header
 from fleet.journal import Journal
+from fleet.standard_output import Output
 from fleet.unwritable import CannotWrite
 from node.api import HostCall
 from tests.fleet.sample_run import make_run
@@ -70,11 +72,11 @@ def test_a_disk_that_is_full_is_not_a_bug_of_the_simulator() -> None:
     assert "--resume" in result.stderr.splitlines()[-1]
 
 
-class Log(io.StringIO):
+class Log(io.TextIOWrapper):
     """A file on a disk that is full when it comes to `last`."""
 
-    def __init__(self, last: str) -> None:
-        super().__init__()
+    def __init__(self, file: IO[bytes], last: str) -> None:
+        super().__init__(file)
         self._last = last
 
     def write(self, text: str, /) -> int:
@@ -89,9 +91,10 @@ class Log(io.StringIO):
 )
 def test_a_log_that_is_full_is_not_a_bug_of_the_simulator(last: str, advice: str) -> None:
     said = io.StringIO()
-    consoles = Console(file=Log(last), width=120), Console(file=said, soft_wrap=True)
     options = fleet.run.RunOptions(Path("s.toml"), out=Path("o"))
-    assert fleet.run.run(options, *consoles) == 2, said.getvalue()
+    with Path("log").open("wb") as file, Log(file, last) as log:
+        consoles = Output(file=log, width=120), Console(file=said, soft_wrap=True)
+        assert fleet.run.run(options, *consoles) == 2, said.getvalue()
     assert "cannot write standard output: No space left on device; make room" in said.getvalue()
     assert said.getvalue().strip().endswith(advice)
     assert lufleet("run", "s.toml", "--out", "o", "--resume").exit_code == 0
