@@ -32,7 +32,8 @@ from node.api import HostCall, UpdateCommand, UpdateResult
 
 __all__ = ["Header", "Journal", "JournalError", "JournalUsed", "journal_header"]
 
-_FORMAT: Final = 1
+#: Another one whenever the same run would come to another digest: what is half done has both then.
+_FORMAT: Final = 2
 
 _SCHEMA: Final = """
 CREATE TABLE header (body BLOB NOT NULL);

@@ -181,6 +181,19 @@ def test_zeroes_count_alike_whether_written_or_not() -> None:
     assert memory.content_digest([(0, PAGES)]) != before
 
 
+@pytest.mark.parametrize("at", [0, 127, 128, 1023, 1024, PAGE_SIZE - 1])
+def test_a_digest_tells_where_the_last_byte_of_a_page_lies(at: int) -> None:
+    digests = set()
+    for offset in (at, (at + 1) % PAGE_SIZE):
+        for value in (b"\1", b"\2"):
+            memory = PhysicalMemory(RAM)
+            memory.write(5 * PAGE_SIZE + offset, value)
+            whole = memory.content_digest([(5, 2)])
+            assert memory.content_digest([Extents(np.array([5]), np.array([2]))]) == whole
+            digests.add(whole)
+    assert len(digests) == 4
+
+
 def test_guest_pages_differ_by_vm_version_and_number() -> None:
     pages = {
         GuestContent(vm, version).page(n) for vm in ("a", "b") for version in (1, 2) for n in (0, 1)
