@@ -131,9 +131,7 @@ class HugetlbDesign:
         kernel = self.kernel
         restored = kernel.kho.restore_folios(pfn, order, nr)
         if restored == nr:
-            kernel.hugetlb.hstates[order].add_preserved([(pfn, nr)])
-            if kernel.hugetlb.vmemmap.enabled:  # their struct pages are given up once more
-                kernel.charge("kho_unpreserve_free", nr * vmemmap_frames(order))
+            self._add_to_pool(order, pfn, nr)
         return restored
 
     def discard_folios(self, order: int, pfn: int, nr: int) -> int:
@@ -141,12 +139,18 @@ class HugetlbDesign:
         kernel = self.kernel
         restored = kernel.kho.restore_folios(pfn, order, nr)
         if restored:
-            hstate = kernel.hugetlb.hstate(order)
+            self._add_to_pool(order, pfn, restored)
             with kernel.clock.lock(_LOCK):
-                hstate.add_preserved([(pfn, restored)])
-                hstate.free_folios([(pfn, restored)])
+                kernel.hugetlb.hstate(order).free_folios([(pfn, restored)])
                 kernel.charge("hugetlb_free_folio", restored)
         return restored
+
+    def _add_to_pool(self, order: int, pfn: int, nr: int) -> None:
+        """Folios enter the books of their pool, in use; with HVO their struct pages go again."""
+        kernel = self.kernel
+        kernel.hugetlb.hstates[order].add_preserved([(pfn, nr)])
+        if kernel.hugetlb.vmemmap.enabled:
+            kernel.charge("kho_unpreserve_free", nr * vmemmap_frames(order))
 
 
 class FlbDesign(HugetlbDesign):

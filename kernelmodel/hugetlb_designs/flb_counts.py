@@ -10,6 +10,10 @@ join their pool when their file is retrieved, or free when it finishes unretriev
 Unhappy paths: a fifth page size has no slot and is ENOSPC. More pages preserved than asked for
 raise the pool, with a warning. If the file is never retrieved nor finished, the pool stays short
 of its pages until the next kexec.
+
+Simplification: *a file's folios are counted at once and for no time*; the RFC counts each of them
+under the lock. As dear as a mark of `subsystem-prepare`, that would show in preserve as it does
+there.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar
 
+from kernelmodel.abi.folio_table import FolioRun
 from kernelmodel.errors import KernelError
 from kernelmodel.hugetlb_designs.base import FlbDesign
 from kernelmodel.hugetlb_designs.frozen_pools import FrozenPools
@@ -89,6 +90,12 @@ class FrozenPool(FlbDesign):
         self.list.free()
         self.list = None
         self.pools.thaw()
+
+    def preserve_folios(self, order: int, runs: list[FolioRun]) -> None:
+        """Preserve, once the list is there: it is written under the FLB's lock."""
+        # the count of users goes up under that lock: a store
+        self.kernel.clock.charge_locked(f"luo_flb:{self.flb.name}", "hugetlb_luo_folio_ser")
+        super().preserve_folios(order, runs)
 
     def sweep(self) -> None:
         """Which folios are preserved by now? The others are kept for the pool."""

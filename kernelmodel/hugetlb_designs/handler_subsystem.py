@@ -12,7 +12,8 @@ Unhappy paths: see `v4`. The last file goes after PREPARE: LUO cancels the subsy
 then. A kernel with the subsystem after one without is no panic.
 
 Our reading: that files work at PRESERVE_FD was agreed on 7 Oct; that the whole pool is listed is
-what he had agreed to on 14 Oct.
+what he had agreed to on 14 Oct. The subsystem's own `preserve`, with its first file, has nothing
+to do for hugetlb; `unpreserve`, with the last, does what `cancel` does.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class HandlerSubsystem(MarkingSubsystem):
     callbacks: ClassVar[tuple[str, ...]] = (
         "a file's callback at PRESERVE_FD",
         "handlers' .subsystem, counted",
+        "a subsystem's preserve, unpreserve",
         "early read of a subsystem's data",
     )
 

@@ -15,9 +15,12 @@ host with a pool of 1 GiB pages allocates all that its command line asks for, be
 come back: too many by what was preserved, after every update, or as many as there is memory for.
 2 MiB pages are allocated after the early initcalls, and their number is right.
 
-Our reading: marked folios alone are written, so that pools need not be frozen. Once a kernel has
-registered the subsystem, the kernels before and after must have it too: LUO v4 panics at FINISH
-when a subsystem has no data.
+Our reading: marked folios alone are written, so that pools need not be frozen. The mail, about work
+in progress, has whole pools in the state, free pages too, to be rebuilt from it; a week later
+PREPARE was where they freeze. Without an early read that adds up: each kernel allocates gigantic
+pages beside the whole pool of the last one. With it, an update costs what `handler-subsystem`
+costs. Once a kernel has registered the subsystem, the kernels before and after must have it too:
+LUO v4 panics at FINISH when a subsystem has no data.
 """
 
 from __future__ import annotations

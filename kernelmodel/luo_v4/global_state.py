@@ -38,6 +38,7 @@ from kernelmodel.luo_v4.handler import FileHandler
 from kernelmodel.luo_v4.subsystems import Subsystem, SubsystemOps
 from kernelmodel.memory import PAGE_SIZE
 from kernelmodel.mm.mmzone import MAX_PAGE_ORDER
+from kernelmodel.sim.lanes import LockBlock
 
 if TYPE_CHECKING:
     from kernelmodel.kernel import Kernel
@@ -113,7 +114,7 @@ class FhGlobalStates(SubsystemOps):
         Raises:
             NoEntry: there is no state. Others: what restoring raised.
         """
-        with self.luo.kernel.clock.lock(f"luo_fh_state:{h.compatible}"):
+        with self._lock(h):
             state = (self._incoming if incoming else self._outgoing).get(h.compatible)
             if state is None:
                 raise NoEntry("no global state", handler=h.compatible, incoming=incoming)
@@ -121,6 +122,9 @@ class FhGlobalStates(SubsystemOps):
                 state.obj = state.ops.global_state_restore(h, state.data)
                 state.restored = True
             yield state.obj
+
+    def _lock(self, h: FileHandler) -> LockBlock:
+        return self.luo.kernel.clock.lock(f"luo_fh_state:{h.compatible}")
 
     def outgoing(self) -> Iterator[tuple[str, GlobalStateOps, int]]:
         """(handler's compatible string, operations, data) of every state on the way out."""
@@ -132,10 +136,11 @@ class FhGlobalStates(SubsystemOps):
         """A file is about to be preserved. Raises what `global_state_create` raised."""
         if h.global_state is None:
             return
-        self.luo.kernel.charge("luo_flb_preserve")
         state = self._outgoing.get(h.compatible)
-        if state is None:
-            data, obj = h.global_state.global_state_create(h)
+        if state is None:  # else its lock is held for no time
+            with self._lock(h):
+                self.luo.kernel.charge("luo_flb_preserve")
+                data, obj = h.global_state.global_state_create(h)
             state = self._outgoing[h.compatible] = _State(h.global_state, data, obj)
         state.files += 1
 
@@ -151,18 +156,17 @@ class FhGlobalStates(SubsystemOps):
 
     def file_finish(self, h: FileHandler) -> None:
         """A file that came over has finished."""
-        if h.compatible in self._incoming:
-            self.luo.kernel.charge("luo_flb_finish")
         self._put(self._incoming, h, incoming=True)
 
-    @staticmethod
-    def _put(states: dict[str, _State], h: FileHandler, *, incoming: bool) -> None:
+    def _put(self, states: dict[str, _State], h: FileHandler, *, incoming: bool) -> None:
         state = states.get(h.compatible)
         if state is None:
             return
         state.files -= 1
         if state.files == 0:
             del states[h.compatible]
+            if incoming:
+                self.luo.kernel.charge("luo_flb_finish")
             state.ops.global_state_destroy(h, state.data, state.obj, incoming=incoming)
 
     # For LUO, as a subsystem.

@@ -12,7 +12,9 @@ behind. In the next kernel it gets `boot` and `finish` if it left something.
 Unhappy paths: the last file goes after PREPARE, because its session is closed: the subsystem is
 cancelled there and then, and FREEZE takes its property out. No data at FINISH is no panic here.
 
-Ours: all of the details; the mail gives the line above, the counting, and who shares.
+Ours: all of the details; the mail gives the line above, the counting, and who shares. It also gives
+the subsystem a `preserve` with its first file and an `unpreserve` with the last: nobody here would
+have work for the first, and the second is `cancel`.
 """
 
 from __future__ import annotations
