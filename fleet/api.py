@@ -133,5 +133,6 @@ class FleetSnapshot(Struct, frozen=True):
     target_release: str
     proposal: str  # "" where the target is a kernel as released
     downtime_budget_ns: int
+    over_budget: int = 0  # of `downtime`: those above the budget, lost VMs' among them
     vm_outcomes: dict[str, int] = field(default_factory=dict)  # outcome -> VMs, untouched: none
     host_states: dict[str, str] = field(default_factory=dict)  # host -> one of the six states

@@ -199,6 +199,11 @@ def _durations(now: FleetSnapshot) -> Iterator[Metric]:
     )
     downtime.add_metric([], *_buckets(now.downtime))
     yield downtime
+    yield CounterMetricFamily(
+        "lufleet_vm_downtimes_over_budget",
+        "Downtimes of VMs that were longer than the budget, those of lost VMs included.",
+        value=now.over_budget,
+    )
     phases = HistogramMetricFamily(
         "lufleet_update_phase_seconds",
         "Length of a phase of a host update in which it happened, in virtual time.",

@@ -59,6 +59,7 @@ class Books:
         self._pages_total: Counter[str] = Counter(dict.fromkeys(_PAGE_LABELS, 0))
         self._updates: Counter[tuple[str, str]] = Counter()
         self._downtime = _Buckets()
+        self._over_budget = 0
         self._phases: dict[str, _Buckets] = {}
         self._gauges: dict[str, HostGauges] = {}
         self._pools: Counter[tuple[str, str]] = Counter()
@@ -100,6 +101,8 @@ class Books:
             self._lost_vms += vm.outcome is VmOutcome.LOST
             if vm.downtime_ns is None or vm.phases_ns:
                 self._downtime.add(vm.downtime_ns)
+                budget_ns = self._scenario.downtime_budget_ns
+                self._over_budget += vm.downtime_ns is None or vm.downtime_ns > budget_ns
         self.gauged({result.host: result.gauges})
 
     def over(self) -> None:
@@ -151,6 +154,7 @@ class Books:
             target_release=scenario.target_release,
             proposal=self._proposal,
             downtime_budget_ns=scenario.downtime_budget_ns,
+            over_budget=self._over_budget,
             vm_outcomes=dict(self._vm_outcomes),
             host_states=dict(self._host_states),
         )

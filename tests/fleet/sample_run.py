@@ -288,6 +288,7 @@ def busy_snapshot() -> FleetSnapshot:
         host_updates_total={("updated", ""): 2, ("rolled_back", "panic"): 1},
         downtime=Histogram(tuple(downtimes), 26 * SEC),
         phases={"freeze": Histogram(tuple(freezes), 40_000_000)},
+        over_budget=1,
         vm_outcomes={"preserved": 15, "restarted": 8, "lost": 1},
         host_states={"r1-h01": "updated", "r2-h01": "updating"},
     )

@@ -98,6 +98,8 @@ def check_counts(
         "lost": vms[VmOutcome.LOST],
     }
     assert sum(seen.downtime.counts) == result.downtime_seconds.count
+    assert seen.downtime.sum_ns == sum(vm.downtime_ns or 0 for vm in touched if vm.phases_ns)
+    assert seen.over_budget == result.downtime_seconds.count - result.downtime_seconds.within_budget
     assert seen.pages_preserved_total == result.preserved_pages
     reached: dict[str, int] = {}
     for stream, event in events:
