@@ -12,7 +12,17 @@ from collections.abc import Iterable
 
 from msgspec import Struct
 
-__all__ = ["ALIKE_SHOWN", "BadInput", "Faults", "InputFault", "Place", "did_you_mean"]
+__all__ = ["ALIKE_SHOWN", "BadInput", "Faults", "InputFault", "Place", "did_you_mean", "place_text"]
+
+
+#: Where something stands: a file and a line.
+Place = tuple[str, int]
+
+
+def place_text(place: Place) -> str:
+    """FILE:LINE, or what has no lines as it is."""
+    file, line = place
+    return f"{file}:{line}" if line else file
 
 
 class InputFault(Struct, frozen=True, order=True):
@@ -28,7 +38,7 @@ class InputFault(Struct, frozen=True, order=True):
     right: str = ""  # what would be right, "" if `what` says it all
 
     def __str__(self) -> str:
-        place = f"{self.file}:{self.line}" if self.line else self.file
+        place = place_text((self.file, self.line))
         return f"{place}: {self.what}, {self.right}" if self.right else f"{place}: {self.what}"
 
 
@@ -42,9 +52,6 @@ class BadInput(Exception):
     def __reduce__(self) -> tuple[type[BadInput], tuple[tuple[InputFault, ...]]]:
         return type(self), (self.faults,)
 
-
-#: Where something stands: a file and a line.
-Place = tuple[str, int]
 
 #: A column that is wrong in every row of a long table is not worth a hundred thousand lines.
 ALIKE_SHOWN = 20

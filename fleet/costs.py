@@ -32,10 +32,11 @@ def read_costs(fields: Fields | None, folder: Path, faults: Faults) -> str:
         return ""
     tables: dict[str, TomlValue] = {}
     if fields.given("profile"):
-        name = fields.text("profile")
-        source = TomlSource.read(folder / name, (), faults, fields.place("profile"))
-        if _check(source.values, source.place, faults):
-            tables = source.values
+        before, name = len(faults), fields.text("profile")
+        if len(faults) == before:
+            source = TomlSource.read(folder / name, (), faults, fields.place("profile"))
+            if _check(source.values, source.place, faults):
+                tables = source.values
     ours = {name: fields.take(name) for name in fields.free_keys() if name != "profile"}
     merged = _overlaid(tables, ours)
     if _check(merged, lambda key: fields.place(*map(str, key)), faults):

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from msgspec import Struct
 
-from fleet.bad_input import Faults, Place
+from fleet.bad_input import Faults, Place, place_text
 from fleet.host_memory import HostMemory, memfd_need, try_boot
 from fleet.inventory import Inventory
 from fleet.units import plural, show_size
@@ -155,9 +155,9 @@ def check_crossings(inventory: Inventory, target: str, target_place: Place, faul
     hosts, vms, releases = inventory.hosts, inventory.vms, inventory.releases
     for found in crossings(hosts.values(), vms.values(), target, releases):
         step, first = found.step, found.hosts[0]
-        file, line = inventory.host_places[first]
+        where = place_text(inventory.host_places[first])
         who = f"{len(found.hosts)} hosts run" if len(found.hosts) > 1 else f"host {first} runs"
-        what = f"{target} cannot take over from {step.at}, which {who} ({file}:{line})"
+        what = f"{target} cannot take over from {step.at}, which {who} ({where})"
         place = target_place
         if step.backing is not None:
             lead = found.vms[0]

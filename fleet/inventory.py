@@ -9,13 +9,14 @@ remembered, so that its VMs are not blamed as well.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, TypeVar, cast
 
 from fleet import cells
-from fleet.bad_input import Faults, Place, did_you_mean
+from fleet.bad_input import Faults, Place, did_you_mean, place_text
 from fleet.columns import ColumnMap, ColumnNames, Columns, resolve_columns
 from fleet.kernel_parameters import parse_cmdline
 from fleet.own_releases import parse_release
@@ -95,11 +96,18 @@ class Inventory:
         """A kernel release that is known."""
         return parse_release(value, self.releases)
 
+    def domain_sizes(self) -> dict[str, int]:
+        """Failure domain -> hosts in the smallest of its values."""
+        counts: dict[str, Counter[str]] = {}
+        for host in self.hosts.values():
+            for domain, value in host.domains.items():
+                counts.setdefault(domain, Counter())[value] += 1
+        return {domain: min(values.values()) for domain, values in counts.items()}
+
 
 def _claim(noun: str, name: str, places: dict[str, Place], place: Place, faults: Faults) -> None:
     if name in places:
-        file, line = places[name]
-        what = f'{noun} "{name}" is there twice, first at {file}:{line}'
+        what = f'{noun} "{name}" is there twice, first at {place_text(places[name])}'
         faults.add(place, what, f"every {noun} needs a name of its own", alike=f"{noun}s twice")
     else:
         places[name] = place

@@ -19,6 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
+from typing import SupportsIndex
 
 import duckdb
 
@@ -28,7 +29,8 @@ from fleet.experiment import run_rollout
 from fleet.launcher import LocalBackend, RayBackend
 from fleet.outputs import write_outputs
 from fleet.results import Result, summarise
-from fleet.scenario import BadInput, Scenario, load_scenario, scenario_of
+from fleet.scenario import BadInput, Scenario, content_digest, load_scenario, scenario_of
+from fleet.toml_source import plain
 
 __all__ = ["BadInput", "Rollout", "Scenario", "load_scenario", "roll_out", "scenario_of"]
 
@@ -47,7 +49,8 @@ class Rollout:
     @cached_property
     def store(self) -> duckdb.DuckDBPyConnection:
         """Everything as tables in memory; `fleet.event_store` lists them."""
-        store = duckdb.connect(config={"python_scan_all_frames": True})
+        # Its threads for files far away would be 8 idle ones for each rollout that is kept.
+        store = duckdb.connect(config={"python_scan_all_frames": True, "async_threads": 0})
         fill_event_store(store, self.record)
         return store
 
@@ -63,6 +66,9 @@ class Rollout:
         """`result.json`, `report.html` and `run.duckdb` into a directory; the report's path."""
         return write_outputs(self.record, Path(out)).report_html
 
+    def __reduce__(self) -> tuple[type[Rollout], tuple[RunRecord]]:
+        return type(self), (self.record,)  # from another process: the tables are made again here
+
     def __repr__(self) -> str:
         hosts, vms = self.result.hosts, self.result.vms
         return (
@@ -73,7 +79,7 @@ class Rollout:
 
 
 def roll_out(
-    scenario: Scenario, *, backend: str = "local", actors: int | str | None = None
+    scenario: Scenario, *, backend: str = "local", actors: SupportsIndex | str | None = None
 ) -> Rollout:
     """Run a scenario to its end, in this process or (`backend="ray"`) in Ray actors.
 
@@ -81,7 +87,7 @@ def roll_out(
 
     Raises:
         TypeError: `scenario` is none, but the values of one, say.
-        ValueError: there is no such backend, or number of actors.
+        ValueError: there is no such backend, or number of actors, or the scenario was changed.
         kernelmodel.errors.ModelBug: the simulator is wrong.
     """
     if not isinstance(scenario, Scenario):
@@ -90,8 +96,12 @@ def roll_out(
         )
     if backend not in ("local", "ray"):
         raise ValueError(f'backend {backend!r} is not known: "local" or "ray"')
-    if actors not in (None, "per-host") and not (isinstance(actors, int) and actors > 0):
-        raise ValueError(f'actors {actors!r}: a number from 1, or "per-host"')
+    if scenario.digest != content_digest(scenario):
+        raise ValueError(
+            "this scenario was changed after it had been checked, and its faults had been drawn:"
+            " make another, of other values or with overrides or a seed"
+        )
+    shards = _number_of(actors)
     cancel: Future[Callable[[], object]] = Future()
 
     async def run() -> RunRecord:
@@ -100,7 +110,7 @@ def roll_out(
         cancel.set_result(lambda: loop.call_soon_threadsafe(task.cancel))
         where = RayBackend() if backend == "ray" else LocalBackend()
         try:
-            return await run_rollout(scenario, where, actors=actors)
+            return await run_rollout(scenario, where, actors=shards)
         finally:
             await where.close()
 
@@ -113,3 +123,15 @@ def roll_out(
             with suppress(RuntimeError):  # its loop is closed: it had just ended
                 cancel.result()()
             raise
+
+
+def _number_of(actors: object) -> int | str | None:
+    """How many actors there are to be, as the launcher takes it."""
+    match plain(actors):
+        case None:
+            return None
+        case "per-host":
+            return "per-host"
+        case int(number) if number > 0 and not isinstance(number, bool):
+            return number
+    raise ValueError(f'actors {actors!r}: a number from 1, or "per-host"')

@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from fleet.bad_input import Faults, Place, did_you_mean
+from fleet.bad_input import Faults, Place, did_you_mean, place_text
 from fleet.fields import Fields
 from fleet.toml_source import TomlSource
 from fleet.units import Unfit, shown
@@ -94,8 +94,8 @@ def _read_all(root: Fields, found: dict[str, Release], places: dict[str, Place])
         if name in CATALOGUE:
             fields.complain("name", f'"{name}" is in the catalogue', "a name of its own")
         elif name in places:
-            file, line = places[name]
-            fields.complain("name", f'"{name}" is there twice, first at {file}:{line}')
+            where = place_text(places[name])
+            fields.complain("name", f'"{name}" is there twice, first at {where}')
         elif name:
             places[name] = fields.place("name")
             found[name] = replace(made, based_on=based_on)

@@ -8,11 +8,10 @@ bytes; shares ("25%") are resolved to hosts. `docs/scenarios.md` describes every
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from pathlib import Path
-from typing import Final
+from typing import Final, SupportsIndex
 
 import msgspec
 from msgspec import Struct
@@ -27,8 +26,8 @@ from fleet.injected import read_faults
 from fleet.inventory import HOST_COLUMNS, VM_COLUMNS, Inventory, read_hosts, read_vms
 from fleet.own_releases import read_releases
 from fleet.tables import Table, read_table
-from fleet.toml_source import TomlSource
-from fleet.units import shown
+from fleet.toml_source import TomlSource, plain
+from fleet.units import Unfit, parse_count, shown
 from kernelmodel.releases import Release, catalogue_with
 from node.api import (
     MOST_FREEZE_RETRIES,
@@ -47,6 +46,7 @@ __all__ = [
     "Reading",
     "RolloutSpec",
     "Scenario",
+    "content_digest",
     "load_scenario",
     "read_scenario",
     "scenario_of",
@@ -125,7 +125,7 @@ class Reading(Struct, frozen=True):
 
 
 def load_scenario(
-    path: Path | str, overrides: Sequence[str] = (), seed: int | None = None
+    path: Path | str, overrides: Iterable[str] = (), seed: SupportsIndex | None = None
 ) -> Scenario:
     """Read a scenario, its tables and its cost rows, and check that it can be run.
 
@@ -137,57 +137,68 @@ def load_scenario(
     return read_scenario(Path(path), overrides, seed).scenario
 
 
-def read_scenario(path: Path, overrides: Sequence[str] = (), seed: int | None = None) -> Reading:
+def read_scenario(path: Path, overrides: Iterable[str] = (), seed: object = None) -> Reading:
     """`load_scenario` with what `lufleet check` shows beside the scenario."""
-    faults = Faults()
-    source = TomlSource.read(path, _each(overrides), faults)
+    faults, said = Faults(), _each(overrides)
+    source = TomlSource.read(path, said, faults)
     if len(faults) and not source.values:
         faults.raise_if_any()
     reading = _read(source, path, seed, faults)
     # After the digest: what a value is counts there, not where it was said.
-    scenario = msgspec.structs.replace(reading.scenario, overrides=tuple(_each(overrides)))
+    scenario = msgspec.structs.replace(reading.scenario, overrides=said)
     return msgspec.structs.replace(reading, scenario=scenario)
 
 
 def scenario_of(
-    values: Mapping[str, object], overrides: Sequence[str] = (), seed: int | None = None
+    values: Mapping[str, object], overrides: Iterable[str] = (), seed: SupportsIndex | None = None
 ) -> Scenario:
     """A scenario from the values that its file would hold; files it names are relative to here.
 
+    A scenario never changes: another is made of other values, overrides or another seed.
+
     Raises:
         BadInput: with every mistake that was found, by its key.
+        TypeError: `values` are none.
     """
-    faults = Faults()
-    source = TomlSource.of_values("scenario", values, _each(overrides), faults)
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{type(values).__name__} is no mapping; load_scenario() reads a file")
+    faults, said = Faults(), _each(overrides)
+    source = TomlSource.of_values("scenario", values, said, faults)
     reading = _read(source, Path("scenario"), seed, faults)
-    said = tuple(_each(overrides))
     return msgspec.structs.replace(reading.scenario, source=None, overrides=said)
 
 
-def _each(overrides: Sequence[str]) -> Sequence[str]:
+def _each(overrides: Iterable[str]) -> tuple[str, ...]:
     """The overrides; a text is one of them, and not its letters."""
-    return (overrides,) if isinstance(overrides, str) else overrides
+    return (overrides,) if isinstance(overrides, str) else tuple(map(str, overrides))
 
 
-def _read(source: TomlSource, path: Path, seed: int | None, faults: Faults) -> Reading:
+def _seed(given: object, own: int, faults: Faults) -> int:
+    """The seed that counts: a plain integer, since streams and the digest are hashed from it."""
+    try:
+        return own if given is None else parse_count(plain(given), 0, _LARGEST_SEED)
+    except Unfit:
+        faults.add(("--seed", 0), f"{shown(given)} is no seed", f"0 to {_LARGEST_SEED}")
+        return own
+
+
+def _read(source: TomlSource, path: Path, given_seed: object, faults: Faults) -> Reading:
     root = Fields(source, source.values, faults)
     name = root.text("name", path.stem)
-    own_seed = root.integer("seed", 1, 0, _LARGEST_SEED)
-    if seed is not None and not 0 <= seed <= _LARGEST_SEED:
-        faults.add(("--seed", 0), f"{shown(seed)} is no seed", f"0 to {_LARGEST_SEED}")
+    seed = _seed(given_seed, root.integer("seed", 1, 0, _LARGEST_SEED), faults)
     releases = read_releases(root, path.parent)
     inventory = _read_fleet(root, path.parent, catalogue_with(releases), faults)
     check_memory(inventory, faults)
     target, update = _read_update(root, inventory, faults)
     rollout, budget_ns = _read_rollout(root, inventory)
-    injected = read_faults(root, inventory, own_seed if seed is None else seed, faults)
+    injected = read_faults(root, inventory, seed, faults)
     costs = read_costs(root.table("costs"), path.parent, faults)
     root.close()
     faults.raise_if_any()
     scenario = Scenario(
         name=name,
         source=path,
-        seed=own_seed if seed is None else seed,
+        seed=seed,
         hosts=tuple(inventory.hosts.values()),
         vms=tuple(inventory.vms.values()),
         target_release=target,
@@ -199,13 +210,13 @@ def _read(source: TomlSource, path: Path, seed: int | None, faults: Faults) -> R
         digest="",
         releases=releases,
     )
-    scenario = msgspec.structs.replace(scenario, digest=_digest(scenario))
+    scenario = msgspec.structs.replace(scenario, digest=content_digest(scenario))
     return Reading(scenario, inventory, tuple(root.asked))
 
 
-def _digest(scenario: Scenario) -> str:
+def content_digest(scenario: Scenario) -> str:
     """Hex over the content, wherever its files lie and however they are written."""
-    content = msgspec.structs.replace(scenario, source=Path())
+    content = msgspec.structs.replace(scenario, source=Path(), overrides=(), digest="")
     encoder = msgspec.json.Encoder(enc_hook=str, order="deterministic")
     return blake2b(encoder.encode(content), digest_size=16).hexdigest()
 
@@ -288,7 +299,7 @@ def _read_rollout(root: Fields, inventory: Inventory) -> tuple[RolloutSpec, int]
     # Hosts that could not be read leave shares of nothing, which is not the share's fault.
     hosts = len(inventory.host_places) or _MOST
     budget_ns = fields.duration_ns("downtime_budget", _DEFAULT_BUDGET_NS, zero=False)
-    domains = _domain_sizes(inventory)
+    domains = inventory.domain_sizes()
     spread = fields.text("spread", "rack")
     if spread and domains and spread not in domains:
         right = did_you_mean(spread, domains, noun="failure domains")
@@ -304,15 +315,6 @@ def _read_rollout(root: Fields, inventory: Inventory) -> tuple[RolloutSpec, int]
     )
     fields.close()
     return rollout, budget_ns
-
-
-def _domain_sizes(inventory: Inventory) -> dict[str, int]:
-    """Failure domain -> hosts in the smallest of its values."""
-    counts: dict[str, Counter[str]] = {}
-    for host in inventory.hosts.values():
-        for domain, value in host.domains.items():
-            counts.setdefault(domain, Counter())[value] += 1
-    return {domain: min(values.values()) for domain, values in counts.items()}
 
 
 def _read_limits(fields: Fields | None, domains: dict[str, int]) -> dict[str, int]:

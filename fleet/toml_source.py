@@ -18,6 +18,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Final
 
@@ -27,7 +28,7 @@ from tree_sitter import Language, Node, Parser
 
 from fleet.bad_input import Faults, Place
 
-__all__ = ["Key", "TomlSource", "TomlValue", "dotted", "key_positions"]
+__all__ = ["Key", "TomlSource", "TomlValue", "dotted", "key_positions", "plain"]
 
 #: What a parsed file consists of. `object` stands for dates and times, which nothing here uses.
 TomlValue = object
@@ -75,7 +76,7 @@ class TomlSource:
     ) -> TomlSource:
         """The same of values that no file holds: they are at `name`, which has no lines."""
         source = cls(name, "", (), faults)
-        source.values = {str(key): _plain(value) for key, value in values.items()}
+        source.values = {str(key): plain(value) for key, value in values.items()}
         source.has_lines = False
         for override in overrides:
             source._override(override, faults)
@@ -183,17 +184,18 @@ def read_text(path: Path, named_at: Place, faults: Faults) -> str:
         return data.decode("utf-8-sig", "replace")
 
 
-def _plain(value: object) -> TomlValue:
+def plain(value: object) -> TomlValue:
     """A value as a TOML file would have it."""
+    if isinstance(value, Enum):
+        value = value.value
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
     if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+        return {str(plain(key)): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [plain(inner) for inner in value]
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    if isinstance(value, np.generic):
-        plain: TomlValue = value.item()
-        return plain
     return value
 
 

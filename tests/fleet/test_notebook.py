@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import html
+import os
+import pickle
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -66,9 +69,44 @@ def test_what_is_no_scenario_backend_or_number_is_told(scenario: Scenario) -> No
         roll_out({"fleet": {}})  # type: ignore[arg-type] # what a notebook may hold
     with pytest.raises(ValueError, match="'rya' is not known"):
         roll_out(scenario, backend="rya")
-    for actors in (0, -1, "many"):
+    for actors in (0, -1, True, np.int64(0), "many"):
         with pytest.raises(ValueError, match="a number from 1"):
             roll_out(scenario, actors=actors)
+
+
+def test_a_scenario_that_was_changed_is_not_run(scenario: Scenario) -> None:
+    """What its faults strike was drawn for the seed that it was read with, and it was checked."""
+    other = msgspec.structs.replace(scenario, seed=2)
+    with pytest.raises(ValueError, match="changed after it had been checked"):
+        roll_out(other)
+    other = load_scenario(SMALL)
+    other.rollout.max_unavailable["rack"] = 0
+    with pytest.raises(ValueError, match="changed after it had been checked"):
+        roll_out(other)
+
+
+def test_numbers_of_numpy_make_the_same_run(rollout: Rollout) -> None:
+    again = roll_out(load_scenario(SMALL, seed=np.int64(1)), actors=np.int64(2))
+    assert again.record.digest == rollout.record.digest
+
+
+def test_a_rollout_that_was_looked_at_goes_between_processes(rollout: Rollout) -> None:
+    rows = rollout.sql("SELECT * FROM vm_updates").fetchall()
+    there = pickle.loads(pickle.dumps(rollout))
+    assert there.sql("SELECT * FROM vm_updates").fetchall() == rows
+
+
+def threads_there() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+def test_tables_that_are_kept_take_few_threads(scenario: Scenario) -> None:
+    """A notebook keeps the rollouts of a loop in a list; each table opens a database of its own."""
+    kept = [roll_out(scenario), roll_out(scenario)]
+    kept[0].table("run")
+    before = threads_there()
+    kept[1].table("run")
+    assert threads_there() - before < (os.cpu_count() or 1)
 
 
 def test_an_interrupted_run_ends_soon_and_leaves_no_thread() -> None:

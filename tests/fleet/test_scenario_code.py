@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from enum import Enum, IntEnum
 from pathlib import Path
+from typing import SupportsIndex
 
 import numpy as np
 import pytest
@@ -10,6 +12,17 @@ import pytest
 from fleet.scenario import BadInput, load_scenario, scenario_of
 
 SMALL = Path(__file__).parents[2] / "examples" / "small.toml"
+
+
+class Cpus(IntEnum):
+    FEW = 4
+    SEVEN = 7
+
+
+class Runs(Enum):
+    OLD = "7.3.2"
+
+
 CLASS = {"name": "n", "count": 2, "memory": "64GiB", "cpus": 4, "release": "7.3.2"}
 
 
@@ -40,6 +53,35 @@ def test_what_notebooks_hold_is_taken() -> None:
     values = {"host_class": [{**CLASS, "count": np.int64(3)}]}
     scenario = scenario_of({"fleet": values, "update": {"target": "7.3.4"}, "rollout": {}})
     assert len(scenario.hosts) == 3
+    classes = np.array([{**CLASS, "cpus": Cpus.FEW, "release": Runs.OLD}])
+    fleet = {"host_class": classes}
+    plain = scenario_of({"fleet": fleet, "update": {"target": "7.3.4"}, "rollout": {}})
+    assert type(plain.hosts[0].cpus) is int
+    assert type(plain.hosts[0].release) is str
+
+
+@pytest.mark.parametrize("seed", [np.int64(7), np.uint8(7), np.array(7), Cpus.SEVEN])
+def test_a_seed_is_a_number_whatever_holds_it(seed: SupportsIndex) -> None:
+    """Else its streams, and the digest, would be those of no seed that `--seed` can say."""
+    assert load_scenario(SMALL, seed=seed) == load_scenario(SMALL, seed=7)
+
+
+@pytest.mark.parametrize("seed", [1.5, 7.0, True, "7", np.float64(2), -1, 1 << 63])
+def test_what_is_no_seed_is_told(seed: int) -> None:
+    with pytest.raises(BadInput, match=r"--seed: .* is no seed, 0 to 9223372036854775807"):
+        load_scenario(SMALL, seed=seed)
+
+
+def test_overrides_that_can_be_read_once_are_kept() -> None:
+    for path in (SMALL, str(SMALL)):
+        scenario = load_scenario(path, (f"rollout.wave_size={size}" for size in (2, 3)))
+        assert scenario.overrides == ("rollout.wave_size=2", "rollout.wave_size=3")
+        assert scenario.rollout.wave_size == 3
+
+
+def test_a_file_is_no_values() -> None:
+    with pytest.raises(TypeError, match=r"^str is no mapping; load_scenario\(\) reads a file"):
+        scenario_of(str(SMALL))  # type: ignore[arg-type] # what a notebook may hold
 
 
 def test_a_scenario_shows_itself_on_one_line() -> None:
@@ -51,6 +93,11 @@ TOO_LONG = "its kernel cannot load the next one: EINVAL: command line is too lon
 SAID_ONCE = [
     # what the scenario holds, what is said of it
     ({"fleet": 3}, "scenario: fleet: 3 is no table, [fleet]"),
+    ({"costs": {"profile": 3}}, "scenario: costs.profile: 3 is not text, write it in quotes"),
+    (
+        {"release": [{"name": "own", "based_on": "7.3.4"}] * 2},
+        'scenario: release.1.name: "own" is there twice, first at scenario',
+    ),
     ({"update": []}, "scenario: update: a list is no table, [update]"),
     ({"rollout": "all"}, 'scenario: rollout: "all" is no table, [rollout]'),
     ({"fleet": {"hosts": 3}}, "scenario: fleet.hosts: 3 is not text, write it in quotes"),
