@@ -20,7 +20,7 @@ from fleet.cli_designs import designs
 from fleet.cli_inspect import inspect
 from fleet.cli_record import record
 from fleet.cli_releases import releases
-from fleet.unwritable import CannotWrite
+from fleet.unwritable import CannotWrite, printing
 
 __all__ = ["app", "main"]
 
@@ -335,7 +335,8 @@ app.command()(record)
 def main() -> None:
     """The `lufleet` command."""
     try:
-        app()
+        with printing():  # of --help and --version
+            app()
     except CannotWrite as error:  # standard output; what else is written, the commands tell
         typer.echo(error, err=True)
         sys.exit(2)

@@ -31,6 +31,7 @@ from kernelmodel.memory import MIB, PAGE_SIZE, MemoryRange
 
 __all__ = ["InspectOptions", "inspect"]
 
+_WIDEST: Final = 10_000  # characters
 _ADDRESS_RIGHT: Final = "write an address like 0x40000000, or 1GiB"
 _RANGE_RIGHT: Final = "write an address and a size like 0x40000000+64MiB"
 
@@ -89,7 +90,7 @@ def inspect(options: InspectOptions, console: Console, errors: Console) -> ExitC
             return ExitCode.SIMULATOR_FAILED
         said["boot"]["agrees"] = _agree(said, said["boot"])
     if options.pretty:
-        console.print(_for_people(said))
+        console.print(_for_people(said, console), crop=False)
     else:
         console.out(json.dumps(said, indent=1, ensure_ascii=False), highlight=False)
     return ExitCode.DONE
@@ -210,7 +211,7 @@ def _agree(said: dict[str, Any], boot: dict[str, Any]) -> bool:
     return "error" not in {key for session in retrieved for key in session}
 
 
-def _for_people(said: dict[str, Any]) -> RenderableType:
+def _for_people(said: dict[str, Any], console: Console) -> RenderableType:
     facts = Table.grid(padding=(0, 2))
     metadata = said["kexec_metadata"]
     for name, value in (
@@ -226,13 +227,13 @@ def _for_people(said: dict[str, Any]) -> RenderableType:
         ("FLBs", ", ".join(f"{name} ({count})" for name, count in said["flbs"]) or "-"),
     ):
         facts.add_row(Text(name, "dim"), Text(value))
-    parts: list[RenderableType] = [facts, _files_table(said)]
+    parts: list[RenderableType] = [facts, _files_table(said, console)]
     if "boot" in said:
         boot = said["boot"]
         verdict = "every file came back as it is" if boot["agrees"] else "not all files came back"
         parts.append(Text(f"booted {boot['release']}: {boot['outcome']}; {verdict}"))
         if not boot["agrees"]:
-            parts.append(_files_table(boot))
+            parts.append(_files_table(boot, console))
     if "faults" in said:
         parts.append(Text("\n".join(f"fault: {fault}" for fault in said["faults"]), "red"))
     if "notes" in said:
@@ -240,10 +241,11 @@ def _for_people(said: dict[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
-def _files_table(said: dict[str, Any]) -> Table:
-    table = Table()
+def _files_table(said: dict[str, Any], console: Console) -> Table:
+    """A line a file, wider than the console if it must be: who splits a hash cannot search it."""
+    table = Table(box=None, pad_edge=False)
     for name in ("session", "token", "file", "size", "position", "folios", "seals", "hash"):
-        table.add_column(name, overflow="fold")
+        table.add_column(name, no_wrap=True)
     for session in said["sessions"]:
         name = session["name"]
         files = session.get("files", ())
@@ -255,6 +257,7 @@ def _files_table(said: dict[str, Any]) -> Table:
             texts = [str(file["token"]), file["compatible"], *map(_cell, cells), end]
             table.add_row(Text(name), *map(Text, texts))
             name = ""
+    table.width = console.measure(table, options=console.options.update(width=_WIDEST)).maximum
     return table
 
 

@@ -8,13 +8,12 @@ disk) is an error like that of any other file: `CannotWrite`.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
 
-from fleet.unwritable import STANDARD_OUTPUT, CannotWrite, writing
+from fleet.unwritable import STANDARD_OUTPUT, CannotWrite, drop_the_rest, writing
 
 __all__ = ["Output", "consoles"]
 
@@ -40,7 +39,7 @@ class Output(Console):
     def on_broken_pipe(self) -> None:
         """Say no more, where rich would end the process."""
         self.quiet = True
-        self._drop_the_rest()
+        drop_the_rest(self.file)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -48,11 +47,5 @@ class Output(Console):
             with writing(STANDARD_OUTPUT):
                 yield
         except CannotWrite:
-            self._drop_the_rest()
+            drop_the_rest(self.file)
             raise
-
-    def _drop_the_rest(self) -> None:
-        """What is still buffered is written at the exit, and would fail once more there."""
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.file.fileno())
-        os.close(nowhere)

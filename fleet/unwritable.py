@@ -5,22 +5,30 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
-__all__ = ["STANDARD_OUTPUT", "CannotWrite", "errno_told", "writing"]
+__all__ = [
+    "STANDARD_OUTPUT",
+    "CannotWrite",
+    "drop_the_rest",
+    "errno_told",
+    "printing",
+    "writing",
+]
 
 #: What stands for the name of a file where it is a log or a pipe that takes no more.
 STANDARD_OUTPUT: Final = Path("standard output")
 
-#: What DuckDB says in words only.
-_TOLD: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
+#: A disk, a share of it, or a file's size that has come to its end.
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-_ADVICE: Final = {
-    errno.ENOSPC: "make room there, or choose another place",
-    errno.EDQUOT: "make room there, or choose another place",
-    errno.EFBIG: "make room there, or choose another place",
+#: What DuckDB says in words only.
+_TOLD: Final = (*_NO_ROOM, errno.EACCES, errno.EROFS)
+
+_ADVICE: Final = dict.fromkeys(_NO_ROOM, "make room there, or choose another place") | {
     errno.EEXIST: "something else is there; choose another name",
     errno.ENOTDIR: "something on the way there is no directory; choose another place",
     errno.EISDIR: "choose the name of a file",
@@ -53,3 +61,26 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         why = os.strerror(error.errno) if error.errno else str(error)
         raise CannotWrite(path, why, error.errno) from error
+
+
+@contextlib.contextmanager
+def printing() -> Iterator[None]:
+    """What is done inside may print what somebody else's code writes.
+
+    Raises:
+        CannotWrite: standard output has no room for it.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno not in _NO_ROOM:
+            raise
+        drop_the_rest(sys.stdout)
+        raise CannotWrite(STANDARD_OUTPUT, os.strerror(error.errno), error.errno) from None
+
+
+def drop_the_rest(file: IO[str]) -> None:
+    """What is still buffered is written at the exit, and would fail once more there."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, file.fileno())
+    os.close(nowhere)

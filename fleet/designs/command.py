@@ -122,16 +122,19 @@ def designs(options: DesignsOptions, console: Console, errors: Console) -> ExitC
         errors.print(Text(f"such a host cannot start its VMs: {error}"))
         return ExitCode.BAD_INPUT
     everything = as_json(spec, found, plots)
+    wrote = None
+    if options.out is not None:  # before standard output, which may take no more
+        try:
+            wrote = _write(options.out, everything, spec, found, plots)
+        except CannotWrite as error:
+            errors.print(Text(str(error)))
+            return ExitCode.BAD_INPUT
     if options.json:
         console.print(Text(json.dumps(everything, indent=2)), soft_wrap=True)
     else:
         console.print(print_tables(found, title(spec), console.width))
-    if options.out is not None:
-        try:
-            _write(options.out, everything, spec, found, plots, errors if options.json else console)
-        except CannotWrite as error:
-            errors.print(Text(str(error)))
-            return ExitCode.BAD_INPUT
+    if wrote is not None:
+        (errors if options.json else console).print(wrote, soft_wrap=True)
     return ExitCode.DONE
 
 
@@ -168,12 +171,11 @@ def _write(
     spec: HostSpec,
     found: list[Compared],
     plots: dict[str, list[Curve]],
-    console: Console,
-) -> None:
-    """Raises: CannotWrite."""
+) -> Text:
+    """What was written, in words. Raises: CannotWrite."""
     data, report = out / "designs.json", out / "report.html"
     with writing(data):
         data.write_text(json.dumps(everything, indent=2) + "\n", "utf-8")
     with writing(report):
         write_designs_report(title(spec), found, plots, report)
-    console.print(Text(f"wrote {data}\nwrote {report}"), soft_wrap=True)
+    return Text(f"wrote {data}\nwrote {report}")

@@ -56,12 +56,16 @@ def test_it_boots_with_the_scratch_and_memory_that_are_said() -> None:
     assert exact["memory"] == [[0, 2 << 30]]
 
 
-def test_it_prints_for_people() -> None:
+@pytest.mark.parametrize("columns", ["160", "80", "40"])
+def test_it_prints_for_people_who_search_what_it_prints(
+    monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
     result = lufleet(REAL, "--pretty", "--boot")
     assert result.exit_code == 0
     for part in ("0x4af000, kho-v4", "luod-internal", "218ffab10490bf03", "18446744073709551615"):
         assert part in result.stdout
-    assert "booted 7.3.4: up; every file came back as it is" in result.stdout
+    assert "booted 7.3.4: up; every file came back as it is" in " ".join(result.stdout.split())
 
 
 def test_what_is_wrong_inside_is_told_and_is_no_failure(tmp_path: Path) -> None:

@@ -106,6 +106,9 @@ IMAGE = Path(__file__).parents[1] / "conformance/images/img1.kho.gz"
 @pytest.mark.parametrize(
     "words",
     [
+        "--help",
+        "--version",
+        "run --help",
         "check s.toml",
         f"inspect {IMAGE}",
         f"inspect --pretty {IMAGE}",
@@ -126,6 +129,15 @@ def test_a_disk_that_is_full_of_what_is_printed_is_told_in_one_line(words: str) 
     first, *more = result.stderr.splitlines()
     assert first.startswith("cannot write standard output: No space left on device; make room")
     assert [line.split()[0] for line in more] == (["lufleet"] if "serve" in words else [])
+
+
+def test_designs_are_written_before_standard_output_takes_no_more() -> None:
+    command = "designs --memory 16GiB --vms 2 --page-size 2MiB --design ours --out o"
+    with Path("/dev/full").open("w") as nowhere:
+        words = [sys.executable, "-m", "fleet.cli", *command.split()]
+        done = subprocess.run(words, stdout=nowhere, stderr=subprocess.DEVNULL, check=False)
+    assert done.returncode == 2
+    assert {path.name for path in Path("o").iterdir()} == {"designs.json", "report.html"}
 
 
 def full(journal: Journal) -> None:
