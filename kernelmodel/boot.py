@@ -177,6 +177,8 @@ def _mm_core_init(kernel: Kernel) -> int:
         free_extents(kernel.page_alloc, free)
         blocks += int((-(-free.counts // MAX_ORDER_NR_PAGES)).sum())
     memblock.clear_kho_scratch_only()
+    for node in kernel.page_alloc.nodes.values():
+        node.settle_kernel()
     kernel.page_alloc.setup_lowmem_reserve()
     kernel.charge("memblock_free_pages", blocks)
     return early

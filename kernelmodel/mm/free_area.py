@@ -49,7 +49,7 @@ _Runs = list[tuple[int, int]]
 class FreeArea:
     """The free blocks of one zone and migrate type. C: struct free_area, for all orders."""
 
-    __slots__ = ("_pages", "low", "top")
+    __slots__ = ("_pages", "kernels_own", "low", "top")
 
     def __init__(self) -> None:
         #: Free blocks of the largest order, as numbers (pfn >> MAX_PAGE_ORDER).
@@ -58,6 +58,9 @@ class FreeArea:
         self.low: list[dict[int, None]] = [{}, {}, {}, {}, {}, {}, {}, {}, {}, {}]
         # The pages of all smaller blocks, as bitmaps by the largest-order block that they lie in.
         self._pages: dict[int, int] = {}
+        #: A block of the largest order in which the kernel has pages of its own that are not
+        #: modelled; -1 if there is none. Nothing larger than the block is free around it.
+        self.kernels_own = -1
 
     @property
     def nr_free_pages(self) -> int:
@@ -72,11 +75,20 @@ class FreeArea:
         """Free blocks of exactly this order."""
         return self.top.total if order == MAX_PAGE_ORDER else len(self.low[order])
 
+    def _contig(self, order: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Runs [first, last) of free stretches of an order above MAX_PAGE_ORDER, as numbers."""
+        shift = order - MAX_PAGE_ORDER
+        own = self.kernels_own >> shift
+        for low, high in self.top.within(start >> MAX_PAGE_ORDER, end >> MAX_PAGE_ORDER):
+            first, last = -(-low >> shift), high >> shift
+            if first <= own < last:
+                yield first, own
+                first = own + 1
+            yield first, last
+
     def nr_contig(self, order: int, start: int = 0, end: int = _LAST) -> int:
         """Free aligned stretches of an order above MAX_PAGE_ORDER in [start, end)."""
-        shift = order - MAX_PAGE_ORDER
-        blocks = self.top.within(start >> MAX_PAGE_ORDER, end >> MAX_PAGE_ORDER)
-        return sum(max(0, (high >> shift) - (-(-low >> shift))) for low, high in blocks)
+        return sum(max(0, last - first) for first, last in self._contig(order, start, end))
 
     def nr_available(self, order: int) -> int:
         """Blocks of this order that could be allocated, larger ones being split."""
@@ -91,9 +103,8 @@ class FreeArea:
         """Up to `n` free aligned stretches of an order above MAX_PAGE_ORDER in [start, end)."""
         shift = order - MAX_PAGE_ORDER
         runs: _Runs = []
-        for low, high in self.top.within(start >> MAX_PAGE_ORDER, end >> MAX_PAGE_ORDER):
-            first = -(-low >> shift)
-            take = min(n, (high >> shift) - first)
+        for first, last in self._contig(order, start, end):
+            take = min(n, last - first)
             if take > 0:
                 self.top.remove(first << shift, (first + take) << shift)
                 runs.append((first << order, take))

@@ -170,6 +170,19 @@ class Node:
         self.spans = layout.spans
         self.zones = [Zone(self.nid, name, start, end) for name, start, end in layout.zones]
 
+    def settle_kernel(self) -> None:
+        """The kernel, as it comes up, takes pages of its own from the first block of all.
+
+        Its slabs, stacks and page tables are neither modelled nor counted, but they never move: no
+        run-time gigantic page lies around them. Smaller free blocks are too few to hold them.
+        """
+        for zone in reversed(self.zones):
+            area = zone.areas[MigrateType.OTHER]
+            first = area.top.lowest()
+            if first is not None:
+                area.kernels_own = first[0]
+                return
+
 
 def validate_zone(zone: Zone) -> None:
     """Free blocks are aligned, inside their zone, disjoint, of their migrate type, and merged.
