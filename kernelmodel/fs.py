@@ -250,14 +250,11 @@ class FdTable:
         self.fdt[fd] = file
         return fd
 
-    def install(self, file: File) -> int:
-        """Put a file at the lowest free number. Raises: TooManyFiles, and the file stays open."""
-        fd = self.get_unused_fd()
-        self.fdt[fd] = file
-        return fd
-
     def install_new(self, make: Callable[[], File]) -> int:
-        """Both, of a file that is made once it is clear that there is a number for it."""
+        """Put a file at the lowest free number, which is made once it is clear that there is one.
+
+        Raises: TooManyFiles, and what making it raises.
+        """
         fd = self.get_unused_fd()
         return self.fd_install(fd, make())
 

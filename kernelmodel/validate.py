@@ -233,13 +233,12 @@ def _static(kernel: Kernel) -> RangeSet:
     return static
 
 
-def _disjoint(what: str, ranges: Iterable[tuple[int, int]]) -> RangeSet:
+def _disjoint(what: str, ranges: Iterable[tuple[int, int]]) -> None:
     found = RangeSet()
     for start, end in ranges:
         if found.overlaps(start, end):
             raise ModelBug(f"{what}: page frames {start:#x}-{end:#x} are there twice")
         found.add(start, end)
-    return found
 
 
 def page_owners(kernel: Kernel, tasks: Iterable[Task]) -> list[tuple[int, int, str]]:

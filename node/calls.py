@@ -11,9 +11,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from node.api import HostCall
-
-__all__ = ["READING", "HostCall", "HostReply", "Refusal"]
+__all__ = ["READING", "HostReply", "Refusal"]
 
 #: Methods that leave a host as it was: not journaled, not replayed.
 READING: Final = frozenset({"GetHost", "ReadDebugfs", "DumpImage"})

@@ -17,8 +17,8 @@ from google.protobuf.message import Message
 from kernelmodel.errors import KernelError
 from kernelmodel.sim.trace import Trace, Value
 from lufleet.v1 import host_pb2
-from node.api import UpdateCommand, UpdatePolicy
-from node.calls import READING, HostCall, HostReply, Refusal
+from node.api import HostCall, UpdateCommand, UpdatePolicy
+from node.calls import READING, HostReply, Refusal
 from node.host import Host, HostStateError
 from node.live_update import update_host
 from node.messages import (

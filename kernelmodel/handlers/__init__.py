@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from kernelmodel.kernel import Kernel
     from kernelmodel.luo_v4.core import LuoV4
 
-__all__ = ["HugetlbMemfdHandler", "MemfdHandler", "register_handlers"]
+__all__ = ["register_handlers"]
 
 
 def register_handlers(kernel: Kernel) -> None:

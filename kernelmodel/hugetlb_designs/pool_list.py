@@ -176,13 +176,12 @@ def _read(kernel: Kernel, pa: int) -> HugetlbPoolSer:
     return HugetlbPoolSer.unpack(kernel.memory.read(pa, HugetlbPoolSer.SIZE))
 
 
-def early_counts(kernel: Kernel, pa: int, *, preserved_only: bool = False) -> dict[int, int]:
-    """How many folios of each size are listed, or of them preserved by files; it only reads."""
+def early_counts(kernel: Kernel, pa: int) -> dict[int, int]:
+    """How many folios of each size are listed; it only reads."""
     counts: dict[int, int] = {}
     for ser in _read(kernel, pa).hstates if pa else ():
-        n = ser.nr_preserved if preserved_only else ser.nr_folios
-        if n and ser.order in kernel.hugetlb.hstates:
-            counts[ser.order] = counts.get(ser.order, 0) + n
+        if ser.nr_folios and ser.order in kernel.hugetlb.hstates:
+            counts[ser.order] = counts.get(ser.order, 0) + ser.nr_folios
     return counts
 
 

@@ -39,7 +39,7 @@ from kernelmodel.mm.ranges import RangeSet
 if TYPE_CHECKING:
     from kernelmodel.kernel import Kernel
 
-__all__ = ["TREE_LOCK", "Kho", "KhoIn"]
+__all__ = ["TREE_LOCK", "Kho"]
 
 TREE_LOCK = "kho_radix_tree"
 

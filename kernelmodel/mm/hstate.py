@@ -5,10 +5,11 @@ come by writing `nr_hugepages`, as surplus when `nr_overcommit_hugepages` allows
 handover. A free page may be promised (`resv_huge_pages`); those who hold no promise can have only
 what is free beyond all promises.
 
-Happy path: `alloc_folios` / `free_folios`, `reserve` / `unreserve`, `set_max_huge_pages`.
+Happy path: `alloc_upto` / `free_folios`, `reserve` / `unreserve`, `set_max_huge_pages`.
 
-Unhappy paths: a folio that cannot be had is ENOSPC, a promise that cannot be made is ENOMEM; a
-pool shrunk below what is in use keeps those pages as surplus and drops them when they are freed.
+Unhappy paths: folios that cannot be had are counted as missing, for their user to say with which
+errno; a promise that cannot be made is ENOMEM; a pool shrunk below what is in use keeps those pages
+as surplus and drops them when they are freed.
 Whoever keeps the door (`hstate_door`) can hold a pool as it is.
 
 Promises are for the whole pool: a task that may use some nodes only can find them empty, and is
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from kernelmodel.errors import Busy, ModelBug, NoMemory, NoSpace
+from kernelmodel.errors import Busy, ModelBug, NoMemory
 from kernelmodel.mm.hstate_door import PoolDoor
 from kernelmodel.mm.hstate_node import spread
 from kernelmodel.mm.hstate_pool import Fresh, HstatePool, Runs
@@ -28,7 +29,7 @@ from kernelmodel.mm.hugetlb_cma import HugetlbCma
 from kernelmodel.mm.hugetlb_vmemmap import HugetlbVmemmap
 from kernelmodel.mm.mempolicy import Placement, ring
 
-__all__ = ["Hstate", "Runs"]
+__all__ = ["Hstate"]
 
 
 class Hstate(HstatePool):
@@ -120,20 +121,6 @@ class Hstate(HstatePool):
         if reserved:
             self.resv_huge_pages -= n - missing
         return runs, missing
-
-    def alloc_folios(self, n: int, where: int | Sequence[int], *, reserved: bool = False) -> Runs:
-        """`n` folios or none, as runs (pfn, number of folios).
-
-        Raises:
-            NoSpace: there are not so many; promises are as they were.
-        """
-        runs, missing = self.alloc_upto(n, where, reserved=reserved)
-        if missing:
-            self.free_folios(runs)
-            if reserved:
-                self.resv_huge_pages += n - missing
-            raise NoSpace("huge page pool exhausted", wanted=n, missing=missing, order=self.order)
-        return runs
 
     def free_folios(self, runs: Iterable[tuple[int, int]]) -> None:
         """Take folios back from their user; surplus ones leave the pool. C: free_huge_folio()."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from kernelmodel.errors import InvalidArgument, ModelBug
-from kernelmodel.mm.hstate import Hstate, Runs
+from kernelmodel.mm.hstate import Hstate
 from kernelmodel.mm.hstate_door import PoolDoor
 from kernelmodel.mm.hstate_node import validate_hstate_node
 from kernelmodel.mm.hugetlb_cma import HugetlbCma
@@ -28,7 +28,7 @@ from kernelmodel.mm.memblock import Memblock
 from kernelmodel.mm.page_alloc import PageAllocator
 from kernelmodel.mm.ranges import RangeSet
 
-__all__ = ["Hstate", "HugetlbState", "Runs", "validate_hugetlb"]
+__all__ = ["HugetlbState", "validate_hugetlb"]
 
 
 class HugetlbState:

@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from kernelmodel.errors import NoMemory
-from kernelmodel.mm.hstate import Hstate, Runs
+from kernelmodel.mm.hstate import Hstate
+from kernelmodel.mm.hstate_pool import Runs
 from kernelmodel.mm.hugetlb_cgroup import Charges, HugetlbCgroup
 from kernelmodel.mm.hugetlb_subpool import HugepageSubpool
 from kernelmodel.mm.mempolicy import Placement

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from kernelmodel.memory import PAGE_SHIFT
-from kernelmodel.mm.hstate import Runs
+from kernelmodel.mm.hstate_pool import Runs
 from kernelmodel.mm.ranges import RangeSet
 
 __all__ = ["HugetlbFolioMap"]

@@ -29,7 +29,8 @@ from kernelmodel.errors import (
     NotPermitted,
     NotSupported,
 )
-from kernelmodel.mm.hstate import Hstate, Runs
+from kernelmodel.mm.hstate import Hstate
+from kernelmodel.mm.hstate_pool import Runs
 from kernelmodel.mm.hugetlb_account import HugetlbAccount
 from kernelmodel.mm.hugetlb_folio_map import HugetlbFolioMap
 from kernelmodel.mm.hugetlb_subpool import HugepageSubpool

@@ -30,13 +30,12 @@ from kernelmodel.mm.extents import Extents
 from kernelmodel.mm.memblock_regions import (
     NUMA_NO_NODE,
     MemblockFlags,
-    Region,
     RegionList,
     validate_regions,
 )
 from kernelmodel.mm.ranges import RangeSet
 
-__all__ = ["NUMA_NO_NODE", "Memblock", "MemblockFlags", "Region", "RegionList", "validate_memblock"]
+__all__ = ["NUMA_NO_NODE", "Memblock", "MemblockFlags", "validate_memblock"]
 
 PAGE_SHIFT: Final = 12
 #: Page zero is never allocated, so that address 0 can mean failure.
@@ -109,11 +108,6 @@ class Memblock:
     def mark_kho_scratch(self, base: int, size: int) -> None:
         """Let scratch-only allocations use this memory. C: memblock_mark_kho_scratch()."""
         self._scratch.add(base, base + size)
-        self._memory = None
-
-    def clear_kho_scratch(self, base: int, size: int) -> None:
-        """C: memblock_clear_kho_scratch()."""
-        self._scratch.remove(base, base + size)
         self._memory = None
 
     def set_kho_scratch_only(self) -> None:
@@ -282,7 +276,6 @@ class Memblock:
         nid: int = NUMA_NO_NODE,
         *,
         exact_nid: bool = False,
-        flags: int = _RSRV_KERN,
     ) -> int:
         """Allocate from the top down; returns the physical address.
 
@@ -296,7 +289,7 @@ class Memblock:
             found = self.find_in_range(size, align, start, end)
         if found is None:
             raise NoMemory("memblock has no such range", size=size, align=align, nid=nid)
-        self.reserve(found, size, nid, flags)
+        self.reserve(found, size, nid, _RSRV_KERN)
         return found
 
     def alloc_hugetlb(

@@ -135,10 +135,8 @@ class RegionList:
                 pieces.append((end, last, nid, flags))
         self.regions[low:high] = pieces
 
-    def change(
-        self, base: int, end: int, *, on: int = 0, off: int = 0, nid: int | None = None
-    ) -> None:
-        """Set and clear flags and give a node, on whatever of [base, end) is there.
+    def change(self, base: int, end: int, *, on: int = 0, nid: int | None = None) -> None:
+        """Set flags and give a node, on whatever of [base, end) is there.
 
         C: memblock_setclr_flag(), memblock_set_node().
         """
@@ -160,7 +158,7 @@ class RegionList:
             if first < base:
                 pieces.append((first, base, was, flags))
                 first = base
-            node, changed = was if nid is None else nid, flags & ~off | on
+            node, changed = was if nid is None else nid, flags | on
             if end < last:
                 pieces.append((first, end, node, changed))
                 pieces.append((end, last, was, flags))

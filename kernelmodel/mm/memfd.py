@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MFD_ALLOW_SEALING",
-    "MFD_CLOEXEC",
     "MFD_EXEC",
     "MFD_HUGETLB",
     "MFD_HUGE_SHIFT",
@@ -52,7 +51,7 @@ MFD_NOEXEC_SEAL: Final = 0x8
 MFD_EXEC: Final = 0x10
 MFD_HUGE_SHIFT: Final = 26
 _MFD_HUGE_MASK: Final = 0x3F
-_ALL_FLAGS: Final = 0x1F
+_ALL_FLAGS: Final = MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_HUGETLB | MFD_NOEXEC_SEAL | MFD_EXEC
 
 
 class HugetlbMemfdInode(Inode):

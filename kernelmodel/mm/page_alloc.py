@@ -158,7 +158,7 @@ class PageAllocator:
         raise NoMemory("no free block", order=order, nid=nid)
 
     def alloc_bulk(
-        self, order: int, n: int, nid: int = 0, *, movable: bool = False, thisnode: bool = False
+        self, order: int, n: int, nid: int = 0, *, movable: bool = False
     ) -> list[tuple[int, int]]:
         """`n` blocks or none, as runs (first pfn, number of blocks).
 
@@ -167,7 +167,7 @@ class PageAllocator:
         Raises:
             NoMemory: fewer than `n` blocks are free.
         """
-        runs, missing = self.alloc_upto(order, n, nid, movable=movable, thisnode=thisnode)
+        runs, missing = self.alloc_upto(order, n, nid, movable=movable)
         if missing:
             for pfn, count in reversed(runs):
                 self.free_run(pfn, count << order)
@@ -245,22 +245,22 @@ class PageAllocator:
 
     # Looking.
 
-    def nr_free(self, order: int, nid: int | None = None) -> int:
-        """Free blocks of exactly this order, on one node or all."""
-        return sum(area.nr_free(order) for zone in self.zones(nid) for area in zone.areas)
+    def nr_free(self, order: int) -> int:
+        """Free blocks of exactly this order."""
+        return sum(area.nr_free(order) for zone in self.zones() for area in zone.areas)
 
     def nr_free_pages(self, nid: int | None = None) -> int:
         """Free pages, CMA included, on one node or all."""
         return sum(zone.nr_free_pages for zone in self.zones(nid))
 
-    def nr_free_cma_pages(self, nid: int | None = None) -> int:
+    def nr_free_cma_pages(self) -> int:
         """Free pages in CMA blocks. C: NR_FREE_CMA_PAGES."""
-        areas = [area for zone in self.zones(nid) for area in zone.areas[MigrateType.CMA :]]
+        areas = [area for zone in self.zones() for area in zone.areas[MigrateType.CMA :]]
         return sum(area.nr_free_pages for area in areas)
 
-    def managed_pages(self, nid: int | None = None) -> int:
+    def managed_pages(self) -> int:
         """Pages that the allocator was ever given (MemTotal)."""
-        return sum(zone.managed for zone in self.zones(nid))
+        return sum(zone.managed for zone in self.zones())
 
     def pfn_to_nid(self, pfn: int) -> int:
         """The node that a page frame belongs to.

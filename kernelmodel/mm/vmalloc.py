@@ -41,15 +41,15 @@ class VmallocArea(NamedTuple):
         return total
 
 
-def vmalloc(allocator: PageAllocator, size: int, nid: int = 0) -> VmallocArea:
+def vmalloc(allocator: PageAllocator, size: int) -> VmallocArea:
     """Allocate `size` bytes in single pages; the caller zeroes or fills them.
 
     Raises:
         NoMemory: there are not enough pages.
     """
     if 0 < size <= PAGE_SIZE:
-        return VmallocArea(((allocator.alloc_pages(0, nid), 1),))
-    return VmallocArea(tuple(allocator.alloc_bulk(0, -(-size // PAGE_SIZE), nid)))
+        return VmallocArea(((allocator.alloc_pages(0), 1),))
+    return VmallocArea(tuple(allocator.alloc_bulk(0, -(-size // PAGE_SIZE))))
 
 
 def vfree(allocator: PageAllocator, area: VmallocArea) -> None:

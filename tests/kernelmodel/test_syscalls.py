@@ -340,11 +340,11 @@ def test_a_descriptor_is_always_the_lowest_free_number() -> None:
     for closed in permutations(range(5), 3):
         table = FdTable()
         for _ in range(5):
-            table.install(null_file(NULL_INO))
+            table.install_new(lambda: null_file(NULL_INO))
         for fd in closed:
             table.close(fd)
         expected = [*sorted(closed), 5, 6]
-        fds = [table.install(null_file(NULL_INO)) for _ in expected]
+        fds = [table.install_new(lambda: null_file(NULL_INO)) for _ in expected]
         assert fds == expected
         table.close(3)
-        assert table.install(null_file(NULL_INO)) == 3
+        assert table.install_new(lambda: null_file(NULL_INO)) == 3

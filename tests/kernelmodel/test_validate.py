@@ -192,7 +192,7 @@ def promise_a_page_to_nobody(host: Host) -> None:
 
 
 def use_a_huge_page_for_nobody(host: Host) -> None:
-    host.kernel.hugetlb.hstate(9).alloc_folios(1, 0)
+    host.kernel.hugetlb.hstate(9).alloc_upto(1, 0)
 
 
 def count_managed_pages_twice(host: Host) -> None:

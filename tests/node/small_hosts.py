@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from google.protobuf.message import Message
 
-from node.api import Backing, HostSpec, HugepagePool, ShardConfig, VmSpec
-from node.calls import HostCall, HostReply
+from node.api import Backing, HostCall, HostSpec, HugepagePool, ShardConfig, VmSpec
+from node.calls import HostReply
 from node.shard import Shard
 
 MIB, GIB = 1 << 20, 1 << 30

@@ -11,8 +11,8 @@ from google.protobuf.message import Message
 from kernelmodel.releases import CATALOGUE
 from kernelmodel.sim.trace import decode
 from lufleet.v1 import host_pb2, vm_pb2
-from node.api import UpdateCommand, UpdatePolicy
-from node.calls import READING, HostCall
+from node.api import HostCall, UpdateCommand, UpdatePolicy
+from node.calls import READING
 from node.operations import perform
 from node.shard import Shard
 from tests.node.small_hosts import NEW, OLD, ask, host_call, shard_config

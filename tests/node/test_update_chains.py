@@ -230,7 +230,7 @@ _COLD_REBOOT = Host.cold_reboot
 def cold_reboot_without_gigantic_pages(host: Host, release: str) -> None:
     _COLD_REBOOT(host, release)
     hstate = host.kernel.hugetlb.hstates[18]
-    hstate.alloc_folios(hstate.free_huge_pages, 0)
+    hstate.alloc_upto(hstate.free_huge_pages, 0)
 
 
 def test_an_unknown_release_is_refused() -> None:

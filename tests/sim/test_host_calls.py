@@ -16,7 +16,8 @@ from google.protobuf.message import Message
 
 from kernelmodel.sim.rng import stream
 from lufleet.v1 import host_pb2, vm_pb2
-from node.calls import READING, HostCall
+from node.api import HostCall
+from node.calls import READING
 from node.shard import Shard
 from tests.node.small_hosts import NEW, OLD, ask, host_call, shard_config
 

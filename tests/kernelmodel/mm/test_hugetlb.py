@@ -7,8 +7,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from kernelmodel.errors import InvalidArgument, ModelBug, NoMemory, NoSpace
-from kernelmodel.mm.hugetlb import Hstate, HugetlbState, Runs, validate_hugetlb
+from kernelmodel.errors import InvalidArgument, ModelBug, NoMemory
+from kernelmodel.mm.hstate import Hstate
+from kernelmodel.mm.hstate_pool import Runs
+from kernelmodel.mm.hugetlb import HugetlbState, validate_hugetlb
 from kernelmodel.mm.memblock import Memblock, validate_memblock
 from kernelmodel.mm.page_alloc import PageAllocator, validate_page_alloc
 
@@ -130,39 +132,40 @@ def test_counts_by_node_give_way_to_preserved_pages() -> None:
 def test_a_user_gets_its_own_node_first() -> None:
     hugetlb, pages = boot("hugepages=100")
     hstate = hugetlb.hstate(9)
-    runs = hstate.alloc_folios(60, 1)
+    runs, _ = hstate.alloc_upto(60, 1)
     assert [(pages.pfn_to_nid(pfn), n) for pfn, n in runs] == [(1, 50), (0, 10)]
 
 
-def test_all_folios_or_none() -> None:
+def test_overcommit_gives_what_the_pool_lacks_as_far_as_it_goes() -> None:
     hugetlb, _ = boot("hugepages=100")
     hstate = hugetlb.hstate(9)
     hstate.nr_overcommit_huge_pages = 5
-    with pytest.raises(NoSpace):
-        hstate.alloc_folios(106, 0)
-    assert counters(hstate) == (100, 100, 0, 0)
-    hstate.alloc_folios(105, 0)
+    runs, missing = hstate.alloc_upto(106, 0)
+    assert missing == 1
     assert counters(hstate) == (105, 0, 0, 5)
+    hstate.free_folios(runs)
+    assert counters(hstate) == (100, 100, 0, 0)
 
 
 def test_promises_of_which_one_node_has_too_few_folios_stay_made() -> None:
     hugetlb, _ = boot("hugepages=10")
     hstate = hugetlb.hstate(9)
     hstate.reserve(8)
-    with pytest.raises(NoSpace):
-        hstate.alloc_folios(8, [0], reserved=True)
-    assert counters(hstate) == (10, 10, 8, 0)
+    runs, missing = hstate.alloc_upto(8, [0], reserved=True)
+    assert (sum(n for _, n in runs), missing) == (5, 3)
+    assert counters(hstate) == (10, 5, 3, 0)
 
 
 def test_promised_folios_are_for_those_who_hold_the_promise() -> None:
     hugetlb, _ = boot("hugepages=10")
     hstate = hugetlb.hstate(9)
     hstate.reserve(8)
-    with pytest.raises(NoSpace):
-        hstate.alloc_folios(3, 0)
+    runs, missing = hstate.alloc_upto(3, 0)
+    assert missing == 1
+    hstate.free_folios(runs)
     with pytest.raises(NoMemory):
         hstate.reserve(3)
-    hstate.alloc_folios(8, 0, reserved=True)
+    assert hstate.alloc_upto(8, 0, reserved=True)[1] == 0
     assert counters(hstate) == (10, 2, 0, 0)
 
 
@@ -171,13 +174,13 @@ def test_more_promises_than_were_made_are_a_bug() -> None:
     with pytest.raises(ModelBug):
         hstate.unreserve(1)
     with pytest.raises(ModelBug):
-        hstate.alloc_folios(1, 0, reserved=True)
+        hstate.alloc_upto(1, 0, reserved=True)
 
 
 def test_a_folio_cannot_be_freed_twice_nor_by_a_stranger() -> None:
     hugetlb, pages = boot("hugepages=10")
     hstate = hugetlb.hstate(9)
-    runs = hstate.alloc_folios(2, 0)
+    runs, _ = hstate.alloc_upto(2, 0)
     hstate.free_folios(runs)
     with pytest.raises(ModelBug, match="double free"):
         hstate.free_folios(runs)
@@ -187,7 +190,7 @@ def test_a_folio_cannot_be_freed_twice_nor_by_a_stranger() -> None:
 
 def test_a_pool_shrunk_below_its_use_keeps_the_rest_as_surplus() -> None:
     hstate = boot("hugepages=10")[0].hstate(9)
-    runs = hstate.alloc_folios(6, 0)
+    runs, _ = hstate.alloc_upto(6, 0)
     hstate.set_max_huge_pages(2)
     assert counters(hstate) == (6, 0, 0, 4)
     hstate.free_folios(runs)

@@ -19,7 +19,8 @@ from kernelmodel.errors import (
     NotPermitted,
     NotSupported,
 )
-from kernelmodel.mm.hugetlb import Hstate, HugetlbState, validate_hugetlb
+from kernelmodel.mm.hstate import Hstate
+from kernelmodel.mm.hugetlb import HugetlbState, validate_hugetlb
 from kernelmodel.mm.hugetlbfs import (
     FALLOC_FL_KEEP_SIZE,
     FALLOC_FL_PUNCH_HOLE,

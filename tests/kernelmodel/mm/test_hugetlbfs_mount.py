@@ -239,6 +239,6 @@ def test_statfs_shows_limits(options: str, size: int, blocks: int) -> None:
 def test_a_file_with_a_mount_is_not_preserved() -> None:
     agent = Agent(power_on(f"{CMDLINE} hugepages=4", "7.3.4+hugetlb"))
     mount = HugetlbfsMount(agent.kernel)
-    fd = agent.task.files.install(mount.create("x"))
+    fd = agent.task.files.install_new(lambda: mount.create("x"))
     with pytest.raises(NoEntry):
         agent.task.preserve_fd(agent.session("s"), fd, 1)
