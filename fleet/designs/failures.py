@@ -26,7 +26,9 @@ CHAIN: Final = 10
 
 @dataclass(slots=True)
 class Failures:
-    """Every case. Pages are of the largest page size; `vm_pages` is what the VM at stake has.
+    """Every case. Pages are those of the VM at stake, which has `vm_pages` of them.
+
+    `vm_pages` is 0 if the design cannot preserve that VM: its cases were not played then.
 
     `cancel_leaks` are 4 KiB pages and keys that are not as they were after preserve and cancel.
     `file_fails` says who cannot be updated if one file cannot be preserved, `freeze_fails` what a
@@ -61,28 +63,29 @@ def fail(spec: HostSpec, design: str, cost: CostModel) -> Failures:
     found = Failures(design)
     host = power_on()
     victim = _victim(host)
-    found.vm_pages = victim.spec.pages
     found.cancel_leaks = _cancel(host)
-    found.file_fails = _file_fails(power_on())
-    found.freeze_fails = _freeze_fails(power_on())
-    free = _free_after(power_on(), DesignHost.retrieve_vm)
-    for case, act in (
-        ("never_retrieved", _ignore_session),
-        ("file_not_retrieved", _ignore_file),
-        ("retrieve_failed", _break_retrieve),
-    ):
-        back = _free_after(power_on(), act) - free
-        setattr(found, case, found.vm_pages - back)
+    if victim.spec.name not in host.refused:
+        found.vm_pages = victim.spec.pages
+        found.file_fails = _file_fails(power_on())
+        found.freeze_fails = _freeze_fails(power_on())
+        free = _free_after(power_on(), DesignHost.retrieve_vm)
+        for case, act in (
+            ("never_retrieved", _ignore_session),
+            ("file_not_retrieved", _ignore_file),
+            ("retrieve_failed", _break_retrieve),
+        ):
+            back = _free_after(power_on(), act) - free
+            setattr(found, case, found.vm_pages - back)
     found.resized = _resized(power_on(), power_on())
     _chain(power_on(), found)
     return found
 
 
 def _victim(host: DesignHost) -> DesignVm:
-    """The VM to which things happen: backed by a memfd on the largest pages, the last of them."""
-    largest = max(vm.spec.order for vm in host.vms.values())
-    vms = [vm for vm in host.vms.values() if vm.spec.order == largest and not vm.spec.guest_memfd]
-    return (vms or list(host.vms.values()))[-1]
+    """The VM to which things happen: of those on memfds, if any, the last on the largest pages."""
+    vms = [vm for vm in host.vms.values() if not vm.spec.guest_memfd] or list(host.vms.values())
+    largest = max(vm.spec.order for vm in vms)
+    return [vm for vm in vms if vm.spec.order == largest][-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +167,8 @@ def _freeze_fails(host: DesignHost) -> str:
     host.load()
     host.preserve()
     host.settle()
-    host.kernel.fail_function = _fails("luo_file_freeze", len(host.vms) // 2)
+    preserved = len(host.vms) - len(host.refused)
+    host.kernel.fail_function = _fails("luo_file_freeze", preserved // 2)
     try:
         host.freeze()
     except KernelError:

@@ -95,12 +95,6 @@ class DesignVm:
         runs = [(pfn, nr << order) for _, pfn, nr in self.inode.hugetlb.folios.runs()]
         return kernel.memory.content_digest(runs)
 
-    def stop(self) -> None:
-        """The VMM exits."""
-        if self.task is not None:
-            self.task.exit()
-            self.task = None
-
 
 class NoLiveUpdate(Exception):
     """A host on which not even the first kernel offers live update; what it says of that."""

@@ -82,7 +82,7 @@ def sections(found: Sequence[Compared]) -> list[Section]:
             "what failures leave",
             (
                 row("cancel", lambda one: _none(one.failures.cancel_leaks)),
-                row("a file fails: held up", lambda one: one.failures.file_fails),
+                row("a file fails: held up", lambda one: one.failures.file_fails or "–"),
                 row("a freeze fails", lambda one: one.failures.freeze_fails or "–"),
                 row("session not retrieved", lambda one: _lost(one, one.failures.never_retrieved)),
                 row("file not retrieved", lambda o: _lost(o, o.failures.file_not_retrieved)),

@@ -6,20 +6,25 @@ import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from fleet.cli import app
 from fleet.designs.compare import Compared, compare
+from fleet.designs.failures import fail
+from fleet.designs.host import DesignHost
 from fleet.designs.spec import PRESETS, HostSpec, small
-from fleet.designs.table import caveats, sections
+from fleet.designs.table import caveats, print_tables, sections
 from kernelmodel.hugetlb_designs import DESIGNS
 from kernelmodel.memory import GIB, MIB
 from kernelmodel.sim.cost import CostModel
 
+DOCS = Path(__file__).parents[2] / "docs" / "hugetlb-designs.md"
 SMALL = ("--memory", "64GiB", "--vms", "16")
 
 
@@ -35,6 +40,12 @@ def found() -> dict[str, Compared]:
     return {one.name: one for one in compare(spec, DESIGNS, CostModel.load(), lambda _name: None)}
 
 
+def test_the_table_of_the_docs_is_what_the_command_prints() -> None:
+    """To the digit: whoever changes a cost, or a design, changes it there."""
+    (shown,) = re.findall(r"^2TiB on .*?^└─.*?$", DOCS.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    assert shown in designs()
+
+
 def test_the_host_is_what_was_asked_for() -> None:
     spec = PRESETS["2TiB"]
     assert (spec.memory, spec.vms) == (2048 * GIB, 400)
@@ -47,6 +58,10 @@ def test_the_host_is_what_was_asked_for() -> None:
         on_first = sum(vm.pages for vm in vms if vm.order == order and vm.nid == 0)
         assert on_first / used == pytest.approx(0.6, abs=0.02)
     assert {vm.nid for vm in replace(spec, nodes=1).vm_specs()} == {0}
+    large = PRESETS["12TiB"]
+    assert (large.memory, large.vms, large.nodes, large.cpus) == (12 << 40, 600, 4, 384)
+    tried = small(replace(large, vms=3))
+    assert (tried.memory, tried.vms, tried.nodes) == (256 * GIB, 3, 2)
 
 
 def test_nodes_share_memory_in_whole_mebibytes() -> None:
@@ -170,6 +185,55 @@ def test_a_failed_freeze_leaves_what_the_subsystem_had_written(
     }
 
 
+def test_a_vm_that_is_refused_leaves_no_session_and_the_others_go_on() -> None:
+    """Its session had the VM in it already when its memory was refused."""
+    spec = replace(small(HostSpec()), memory=64 * GIB, vms=8, guest_memfd=50)
+    host = DesignHost(spec, "global-state", CostModel.load())
+    keys = host.kernel.kho.preserved_keys
+    host.preserve()
+    assert len(host.refused) == len(host.agent.sessions) == 4
+    host.give_up()
+    assert host.kernel.kho.preserved_keys == keys
+    host.refused.clear()
+    host.update()
+    assert len(host.refused) == 4
+    assert host.lost == {}
+    assert host.agent.sessions == {}
+
+
+@pytest.mark.parametrize("share", [75, 100])
+def test_failures_are_those_of_a_vm_that_the_design_can_preserve(share: int) -> None:
+    spec = replace(small(HostSpec()), guest_memfd=share)
+    found = fail(spec, "global-state", CostModel.load())
+    if share < 100:
+        assert found.vm_pages == 11
+        assert found.file_fails == "one VM"
+        assert found.freeze_fails == "LUO's page kept until the next PREPARE"
+    else:
+        assert (found.vm_pages, found.file_fails, found.freeze_fails) == (0, "", "")
+    assert (found.never_retrieved, found.file_not_retrieved, found.retrieve_failed) == (0, 0, 0)
+    assert found.chain == 10
+
+
+def test_guest_memfd_alone_is_compared_where_it_can_be() -> None:
+    options = ("--guest-memfd-share", "100", "--design", "global-state", "--design", "ours")
+    text = designs(*SMALL, *options)
+    assert re.search(r"VMs it cannot preserve +│ +16 │ +– │", text)
+    assert re.search(r"a file fails: held up +│ +– │ +one VM │", text)
+    assert re.search(r"session not retrieved +│ +– │ +(\d+) of \1 lost │", text)
+    assert "global-state: figures are of 0 VMs only, 16 are refused with ENOENT" in text
+
+
+def test_a_narrow_console_gets_several_tables(found: dict[str, Compared]) -> None:
+    for columns, tables in ((140, 1), (139, 2), (76, 3), (60, 4), (44, 7)):
+        console = Console(width=columns, file=StringIO())
+        with console.capture() as printed:
+            console.print(print_tables(list(found.values()), "a host", columns))
+        lines = printed.get().splitlines()
+        assert sum("what it takes" in line for line in lines) == tables
+        assert max(map(len, lines)) <= columns
+
+
 def test_the_table_has_a_column_for_each_and_says_what_luo_must_offer() -> None:
     text = designs(*SMALL, "--design", "flb-counts", "--design", "global-state")
     assert "64GiB on 2 nodes, 16 VMs" in text
@@ -211,6 +275,17 @@ def test_vms_that_no_page_is_left_for_are_not_counted(tmp_path: Path) -> None:
 
 
 def test_what_is_wrong_is_told_all_at_once() -> None:
-    said = designs("--memory", "1XB", "--vms", "0", "--design", "foo", "--host", "3TiB", code=2)
-    for what in ("--memory:", "--vms: 0 is not from 1", 'no design "foo"', 'did you mean "2TiB"?'):
+    said = designs(
+        *("--memory", "1XB", "--vms", "0", "--design", "foo", "--host", "3TiB"),
+        *("--page-size", "4KiB", "--guest-memfd-share", "101", "--nodes", "17"),
+        code=2,
+    )
+    for what in (
+        *("--memory:", "--vms: 0 is not from 1", 'no design "foo"', 'did you mean "2TiB"?'),
+        '--page-size: "4KiB" is neither 2MiB nor 1GiB',
+        *("--guest-memfd-share: 101 is not from 0 to 100", "--nodes: 17 is not from 1 to 16"),
+    ):
         assert what in said
+    for memory in ("15GiB", "65TiB"):
+        said = designs("--memory", memory, code=2)
+        assert f"--memory: {memory} is not from 16GiB to 64TiB" in said
