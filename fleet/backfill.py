@@ -30,14 +30,19 @@ from fleet.experiment import run_rollout
 from fleet.launcher import LocalBackend
 from fleet.openmetrics import openmetrics
 from fleet.plan import make_plan
-from fleet.scenario import load_scenario
+from fleet.scenario import Scenario, load_scenario
 from fleet.snapshot import Books
+from fleet.unwritable import CannotWrite, writing
 from kernelmodel.sim.trace import Trace
 
 __all__ = ["replay", "write_backfill"]
 
-_MOST_STEPS: Final = 400
+#: The dashboard asks for increases over little more than a point of its graphs, some 700 of which
+#: are a panel's width; there are none between fewer than two samples.
+_STEPS: Final = 1600
 _LEAST_STEP_NS: Final = 1_000_000_000
+#: Five minutes after its last sample, a series is gone for Prometheus.
+_LONGEST_STEP_NS: Final = 240_000_000_000
 
 
 def replay(record: RunRecord) -> Iterator[FleetSnapshot]:
@@ -47,7 +52,7 @@ def replay(record: RunRecord) -> Iterator[FleetSnapshot]:
     idle = Coordinator(make_plan(scenario), scenario.rollout.gate, Trace("fleet"))
     begins = sorted(record.results, key=lambda result: result.start_ns, reverse=True)
     ends = list(reversed(record.results))
-    step_ns = max(_LEAST_STEP_NS, -(-record.virtual_ns // _MOST_STEPS))
+    step_ns = max(_LEAST_STEP_NS, min(-(-record.virtual_ns // _STEPS), _LONGEST_STEP_NS))
     for now_ns in (*range(0, record.virtual_ns, step_ns), record.virtual_ns):
         # A host may be updated more than once: its end comes before its next start.
         while ends or begins:
@@ -104,9 +109,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BadInput as bad:
         sys.stderr.write(f"{bad}\n")
         return 2
+    try:
+        return _backfill(scenario, options.file, options.start)
+    except CannotWrite as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+
+
+def _backfill(scenario: Scenario, file: Path, start_s: float | None) -> int:
+    """Run it and write it down. Raises: CannotWrite, and not after the whole run if it can."""
+    with writing(file):
+        file.open("a").close()
     record = asyncio.run(run_rollout(scenario, LocalBackend()))
-    start = time.time() - record.virtual_ns / 1e9 if options.start is None else options.start
-    write_backfill(record, options.file, start)
+    start_s = time.time() - record.virtual_ns / 1e9 if start_s is None else start_s
+    with writing(file):
+        write_backfill(record, file, start_s)
     return 0
 
 
