@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ANON_INO",
+    "FALLOC_FL_KEEP_SIZE",
+    "FALLOC_FL_PUNCH_HOLE",
     "MAX_LFS_FILESIZE",
     "NR_OPEN",
     "NULL_INO",
@@ -79,26 +81,27 @@ VFS_IOCTLS: Final = frozenset({_FIOCLEX, _FIONCLEX, _FIONBIO, _FIOASYNC, _FIGETB
 #: program and its stack, which lie where chance put them, within 1 TiB.
 _MMAP_MAX: Final = 127 << 40
 
-# Modes of fallocate. KEEP_SIZE goes with some of the others, of which there can be one.
-_FALLOC_KEEP_SIZE: Final = 0x01
-_FALLOC_PUNCH_HOLE: Final = 0x02
-_FALLOC_COLLAPSE_RANGE: Final = 0x08
-_FALLOC_ZERO_RANGE: Final = 0x10
-_FALLOC_INSERT_RANGE: Final = 0x20
-_FALLOC_UNSHARE_RANGE: Final = 0x40
-_FALLOC_WRITE_ZEROES: Final = 0x80
+# Modes of fallocate. C: include/uapi/linux/falloc.h. KEEP_SIZE goes with some of the others, of
+# which there can be one.
+FALLOC_FL_KEEP_SIZE: Final = 0x01
+FALLOC_FL_PUNCH_HOLE: Final = 0x02
+_FALLOC_FL_COLLAPSE_RANGE: Final = 0x08
+_FALLOC_FL_ZERO_RANGE: Final = 0x10
+_FALLOC_FL_INSERT_RANGE: Final = 0x20
+_FALLOC_FL_UNSHARE_RANGE: Final = 0x40
+_FALLOC_FL_WRITE_ZEROES: Final = 0x80
 _FALLOC_MODES: Final = frozenset(
     {
         0,
-        _FALLOC_KEEP_SIZE,
-        _FALLOC_PUNCH_HOLE | _FALLOC_KEEP_SIZE,
-        _FALLOC_COLLAPSE_RANGE,
-        _FALLOC_ZERO_RANGE,
-        _FALLOC_ZERO_RANGE | _FALLOC_KEEP_SIZE,
-        _FALLOC_INSERT_RANGE,
-        _FALLOC_UNSHARE_RANGE,
-        _FALLOC_UNSHARE_RANGE | _FALLOC_KEEP_SIZE,
-        _FALLOC_WRITE_ZEROES,
+        FALLOC_FL_KEEP_SIZE,
+        FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+        _FALLOC_FL_COLLAPSE_RANGE,
+        _FALLOC_FL_ZERO_RANGE,
+        _FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,
+        _FALLOC_FL_INSERT_RANGE,
+        _FALLOC_FL_UNSHARE_RANGE,
+        _FALLOC_FL_UNSHARE_RANGE | FALLOC_FL_KEEP_SIZE,
+        _FALLOC_FL_WRITE_ZEROES,
     }
 )
 

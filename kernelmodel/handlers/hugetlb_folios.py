@@ -16,7 +16,7 @@ task they retrieve. The RFC charges them.
 from __future__ import annotations
 
 from operator import attrgetter
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from kernelmodel.abi.folio_runs import FolioRun
 from kernelmodel.abi.kexec_handover import KhoVmalloc
@@ -27,6 +27,7 @@ from kernelmodel.handlers.folio_table import (
     preserve_folios,
     restore_folio_runs,
 )
+from kernelmodel.mm.hugetlb_file import HugetlbFile
 from kernelmodel.mm.hugetlbfs import HugetlbInode
 
 if TYPE_CHECKING:
@@ -39,16 +40,6 @@ _LOCK = "hugetlb_lock"
 _NR = attrgetter("nr")
 
 
-class _HugeFile(Protocol):
-    """An inode on huge pages."""
-
-    hugetlb: HugetlbInode
-
-    def clear(self, first: int, last: int) -> None:
-        """Zero the huge pages of [first, last)."""
-        ...
-
-
 class HugetlbFolios:
     """The folios of files on huge pages, under one design."""
 
@@ -56,7 +47,7 @@ class HugetlbFolios:
         self.kernel = kernel
         self.design = design
 
-    def preserve(self, inode: _HugeFile) -> PreservedFolios:
+    def preserve(self, inode: HugetlbFile) -> PreservedFolios:
         """Fill, write down, preserve every page below the size.
 
         Raises:
@@ -76,7 +67,7 @@ class HugetlbFolios:
         kernel.charge("hugetlb_luo_folio_ser", nr_folios)
         return preserve_folios(kernel, runs, order, self.design)
 
-    def _fill_holes(self, inode: _HugeFile, nr_folios: int) -> None:
+    def _fill_holes(self, inode: HugetlbFile, nr_folios: int) -> None:
         """Allocate what was never touched; new folios are cleared."""
         holes = inode.hugetlb.folios.gaps(0, nr_folios)
         if inode.hugetlb.populate(0, nr_folios) < nr_folios:

@@ -24,14 +24,10 @@ from kernelmodel.mm.ranges import RangeSet
 __all__ = [
     "MAX_ORDER_NR_PAGES",
     "MAX_PAGE_ORDER",
-    "PAGE_SHIFT",
-    "PAGE_SIZE",
     "FreeArea",
     "validate_free_area",
 ]
 
-PAGE_SHIFT: Final = 12
-PAGE_SIZE: Final = 1 << PAGE_SHIFT
 MAX_PAGE_ORDER: Final = 10
 MAX_ORDER_NR_PAGES: Final = 1 << MAX_PAGE_ORDER
 #: What is left of a page frame's number within a largest-order block.

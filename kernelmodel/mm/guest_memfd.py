@@ -28,13 +28,16 @@ from kernelmodel.errors import (
     NotPermitted,
     NotSupported,
 )
-from kernelmodel.fs import File, Inode, PlainFileOperations
-from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE, Content
-from kernelmodel.mm.hugetlbfs import (
+from kernelmodel.fs import (
     FALLOC_FL_KEEP_SIZE,
     FALLOC_FL_PUNCH_HOLE,
-    HugetlbInode,
+    File,
+    Inode,
+    PlainFileOperations,
 )
+from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE, Content
+from kernelmodel.mm.hugetlb_file import HugetlbFile
+from kernelmodel.mm.hugetlbfs import HugetlbInode
 from kernelmodel.mm.ranges import RangeMap, RangeSet
 
 if TYPE_CHECKING:
@@ -239,7 +242,7 @@ class GuestMemfdInode(_GuestInode):
         self._punch(0, _LAST)
 
 
-class GuestHugetlbInode(_GuestInode):
+class GuestHugetlbInode(HugetlbFile, _GuestInode):
     """Guest memory on huge pages: its books are `hugetlb`."""
 
     __slots__ = ("hugetlb",)
@@ -269,27 +272,11 @@ class GuestHugetlbInode(_GuestInode):
             self.clear(low, min(high, done))
         return done
 
-    def clear(self, first: int, last: int) -> None:
-        """Zero the huge pages of [first, last)."""
-        order = self.hugetlb.hstate.order
-        for _, pfn, count in self.hugetlb.folios.within(first, last):
-            self.kernel.memory.zero(pfn, count << order)
-
     def _punch(self, first: int, last: int) -> None:
         size = self.page_size
         mode = FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
         self.hugetlb.fallocate(mode, first * size, (last - first) * size)
         self.hugetlb.reserve(first, min(last, self.size // size))  # the size stays promised
-
-    def guest_write(self, first: int, nr: int, content: Content, content_page: int) -> None:
-        """Stores of the guest to huge pages [first, first + nr), which are there.
-
-        `content_page` counts 4 KiB pages, as content does.
-        """
-        order = self.hugetlb.hstate.order
-        for index, pfn, count in self.hugetlb.folios.within(first, first + nr):
-            at = content_page + (index - first << order)
-            self.kernel.memory.fill(pfn, count << order, content, at)
 
 
 class _GuestFileOperations(PlainFileOperations):

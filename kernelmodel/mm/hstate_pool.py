@@ -25,12 +25,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from kernelmodel.errors import ModelBug
+from kernelmodel.memory import PAGE_SHIFT
 from kernelmodel.mm.hstate_door import PoolDoor
 from kernelmodel.mm.hstate_node import HstateNode, Turns, spread
 from kernelmodel.mm.hugetlb_cma import HugetlbCma
 from kernelmodel.mm.hugetlb_vmemmap import HugetlbVmemmap
 from kernelmodel.mm.memblock import Memblock
-from kernelmodel.mm.mmzone import MAX_PAGE_ORDER, PAGE_SHIFT
+from kernelmodel.mm.mmzone import MAX_PAGE_ORDER
 from kernelmodel.mm.page_alloc import PageAllocator
 from kernelmodel.mm.ranges import RangeSet
 

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from kernelmodel.errors import InvalidArgument, NoEntry, NoMemory
-from kernelmodel.mm.mmzone import PAGE_SHIFT
+from kernelmodel.memory import PAGE_SHIFT
 from kernelmodel.mm.ranges import RangeMap
 
 __all__ = ["Charges", "HugetlbCgroup", "size_name"]

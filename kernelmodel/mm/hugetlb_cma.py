@@ -17,9 +17,10 @@ import re
 from collections.abc import Sequence
 
 from kernelmodel.errors import NoMemory
+from kernelmodel.memory import PAGE_SHIFT
 from kernelmodel.mm.hugetlb_cmdline import GIGANTIC_ORDER, memparse
 from kernelmodel.mm.memblock import Memblock
-from kernelmodel.mm.mmzone import PAGE_SHIFT, MigrateType
+from kernelmodel.mm.mmzone import MigrateType
 from kernelmodel.mm.page_alloc import PageAllocator
 from kernelmodel.params import kstrtobool
 

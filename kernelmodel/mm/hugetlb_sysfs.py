@@ -24,10 +24,10 @@ from collections.abc import Iterator
 from typing import Final
 
 from kernelmodel.errors import AccessDenied, InvalidArgument, NoEntry, OutOfRange
+from kernelmodel.memory import PAGE_SHIFT
 from kernelmodel.mm.hstate import Hstate
 from kernelmodel.mm.hugetlb import HugetlbState
 from kernelmodel.mm.mempolicy import Placement
-from kernelmodel.mm.mmzone import PAGE_SHIFT
 from kernelmodel.params import memparse
 
 __all__ = ["files", "node_meminfo", "read", "write"]

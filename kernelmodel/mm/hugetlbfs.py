@@ -29,26 +29,23 @@ from kernelmodel.errors import (
     NotPermitted,
     NotSupported,
 )
+from kernelmodel.fs import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+from kernelmodel.memory import PAGE_SHIFT
 from kernelmodel.mm.hstate import Hstate
 from kernelmodel.mm.hstate_pool import Runs
 from kernelmodel.mm.hugetlb_account import HugetlbAccount
 from kernelmodel.mm.hugetlb_folio_map import HugetlbFolioMap
 from kernelmodel.mm.hugetlb_subpool import HugepageSubpool
 from kernelmodel.mm.mempolicy import Placement, placement
-from kernelmodel.mm.mmzone import PAGE_SHIFT
 from kernelmodel.mm.ranges import RangeSet
 
 __all__ = [
-    "FALLOC_FL_KEEP_SIZE",
-    "FALLOC_FL_PUNCH_HOLE",
     "HugetlbInode",
     "HugetlbMapping",
     "HugetlbPrivateMapping",
     "validate_hugetlb_inode",
 ]
 
-FALLOC_FL_KEEP_SIZE: Final = 1
-FALLOC_FL_PUNCH_HOLE: Final = 2
 _FALLOC_MODES: Final = (0, FALLOC_FL_KEEP_SIZE, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE)
 _LAST: Final = 1 << 64
 

@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Final
 
 from kernelmodel.errors import Busy, Exists, InvalidArgument, NoEntry, NoMemory, NoSpace
 from kernelmodel.fs import File
+from kernelmodel.memory import PAGE_SHIFT
 from kernelmodel.mm.hstate import Hstate
 from kernelmodel.mm.hugetlb_cmdline import memparse
 from kernelmodel.mm.hugetlb_subpool import HugepageSubpool
 from kernelmodel.mm.hugetlbfs import HugetlbInode
 from kernelmodel.mm.memfd import HugetlbFileOperations, HugetlbMemfdInode
-from kernelmodel.mm.mmzone import PAGE_SHIFT
 from kernelmodel.mm.shmem import F_SEAL_SEAL
 
 if TYPE_CHECKING:

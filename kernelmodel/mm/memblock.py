@@ -26,6 +26,7 @@ from typing import Final
 import numpy as np
 
 from kernelmodel.errors import NoMemory
+from kernelmodel.memory import PAGE_SHIFT
 from kernelmodel.mm.extents import Extents
 from kernelmodel.mm.memblock_regions import (
     NUMA_NO_NODE,
@@ -37,7 +38,6 @@ from kernelmodel.mm.ranges import RangeSet
 
 __all__ = ["NUMA_NO_NODE", "Memblock", "MemblockFlags", "validate_memblock"]
 
-PAGE_SHIFT: Final = 12
 #: Page zero is never allocated, so that address 0 can mean failure.
 _LOWEST: Final = 4096
 # Plain integers for the hot paths: arithmetic on IntFlag members costs microseconds.

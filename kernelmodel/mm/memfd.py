@@ -5,14 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Protocol
 
 from kernelmodel.errors import Busy, InvalidArgument, NoDevice, NotPermitted
-from kernelmodel.fs import File, Inode, PlainFileOperations, check_mmap
-from kernelmodel.memory import PAGE_SHIFT, Content
-from kernelmodel.mm.hugetlbfs import (
+from kernelmodel.fs import (
     FALLOC_FL_KEEP_SIZE,
     FALLOC_FL_PUNCH_HOLE,
-    HugetlbInode,
-    HugetlbMapping,
+    File,
+    Inode,
+    PlainFileOperations,
+    check_mmap,
 )
+from kernelmodel.memory import PAGE_SHIFT
+from kernelmodel.mm.hugetlb_file import HugetlbFile
+from kernelmodel.mm.hugetlbfs import HugetlbInode, HugetlbMapping
 from kernelmodel.mm.shmem import (
     F_ALL_SEALS,
     F_SEAL_EXEC,
@@ -54,7 +57,7 @@ _MFD_HUGE_MASK: Final = 0x3F
 _ALL_FLAGS: Final = MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_HUGETLB | MFD_NOEXEC_SEAL | MFD_EXEC
 
 
-class HugetlbMemfdInode(Inode):
+class HugetlbMemfdInode(HugetlbFile, Inode):
     """A hugetlb memfd: its books are `hugetlb`, its seals its own. C: fs/hugetlbfs/inode.c.
 
     A file of a mounted hugetlbfs is the same thing with a `mount`.
@@ -158,22 +161,6 @@ class HugetlbMemfdInode(Inode):
             source = (pfn << PAGE_SHIFT) + start - index * page
             out[start - offset : start - offset + take] = self.kernel.memory.read(source, take)
         return bytes(out)
-
-    def guest_write(self, first: int, nr: int, content: Content, content_page: int) -> None:
-        """Stores through a mapping to huge pages [first, first + nr), which are there.
-
-        `content_page` counts 4 KiB pages, as content does.
-        """
-        order = self.hugetlb.hstate.order
-        for index, pfn, count in self.hugetlb.folios.within(first, first + nr):
-            at = content_page + (index - first << order)
-            self.kernel.memory.fill(pfn, count << order, content, at)
-
-    def clear(self, first: int, last: int) -> None:
-        """Zero the huge pages of [first, last), as a first fault does."""
-        order = self.hugetlb.hstate.order
-        for _, pfn, count in self.hugetlb.folios.within(first, last):
-            self.kernel.memory.zero(pfn, count << order)
 
 
 class HugetlbFileOperations(PlainFileOperations):

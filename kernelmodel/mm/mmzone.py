@@ -18,11 +18,10 @@ from functools import lru_cache
 from typing import Final
 
 from kernelmodel.errors import ModelBug
+from kernelmodel.memory import PAGE_SHIFT
 from kernelmodel.mm.free_area import (
     MAX_ORDER_NR_PAGES,
     MAX_PAGE_ORDER,
-    PAGE_SHIFT,
-    PAGE_SIZE,
     FreeArea,
     validate_free_area,
 )
@@ -31,8 +30,6 @@ from kernelmodel.mm.ranges import RangeSet
 __all__ = [
     "MAX_ORDER_NR_PAGES",
     "MAX_PAGE_ORDER",
-    "PAGE_SHIFT",
-    "PAGE_SIZE",
     "FreeArea",
     "Layout",
     "MigrateType",

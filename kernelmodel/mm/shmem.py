@@ -13,13 +13,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from kernelmodel.errors import (
-    FileTooBig,
-    NoMemory,
-    NotPermitted,
-    NotSupported,
+from kernelmodel.errors import FileTooBig, NoMemory, NotPermitted, NotSupported
+from kernelmodel.fs import (
+    FALLOC_FL_KEEP_SIZE,
+    FALLOC_FL_PUNCH_HOLE,
+    MAX_LFS_FILESIZE,
+    File,
+    Inode,
+    PlainFileOperations,
 )
-from kernelmodel.fs import MAX_LFS_FILESIZE, File, Inode, PlainFileOperations
 from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE, Content
 from kernelmodel.mm.extents import ScatteredPages, gathered
 from kernelmodel.mm.ranges import RangeMap, RangeSet
@@ -53,8 +55,6 @@ F_ALL_SEALS: Final = 0x3F
 PG_DIRTY: Final = 1
 PG_UPTODATE: Final = 2
 
-_FALLOC_KEEP_SIZE: Final = 1
-_FALLOC_PUNCH_HOLE: Final = 2
 #: Beyond every page index, those of a folio table that was tampered with included.
 _LAST: Final = 1 << 64
 #: The write path hands the filesystem pieces of at most the largest folio it could allocate.
@@ -271,12 +271,12 @@ class ShmemInode(Inode):
 
     def fallocate(self, mode: int, offset: int, length: int) -> None:
         """fallocate(2). C: shmem_fallocate()."""
-        if mode & ~(_FALLOC_KEEP_SIZE | _FALLOC_PUNCH_HOLE):
+        if mode & ~(FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE):
             raise NotSupported("unsupported mode", mode=mode)
         if self.frozen:
             raise NotPermitted("file is preserved")
         end = offset + length
-        if mode & _FALLOC_PUNCH_HOLE:
+        if mode & FALLOC_FL_PUNCH_HOLE:
             self._punch(offset, end)
             return
         if end > self.size and self._sealed(F_SEAL_GROW):
@@ -291,7 +291,7 @@ class ShmemInode(Inode):
             for low, high in holes:
                 self.drop_pages(low, high)
             raise
-        if not mode & _FALLOC_KEEP_SIZE:
+        if not mode & FALLOC_FL_KEEP_SIZE:
             self.size = max(self.size, end)
 
     def _punch(self, offset: int, end: int) -> None:

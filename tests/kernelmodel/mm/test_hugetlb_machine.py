@@ -9,14 +9,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from kernelmodel.errors import KernelError, NoMemory, NoSpace
-from kernelmodel.fs import File
+from kernelmodel.fs import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, File
 from kernelmodel.memory import MIB
 from kernelmodel.mm import hugetlb_sysfs
 from kernelmodel.mm.hugetlb import validate_hugetlb
 from kernelmodel.mm.hugetlb_cgroup import HugetlbCgroup
 from kernelmodel.mm.hugetlbfs import (
-    FALLOC_FL_KEEP_SIZE,
-    FALLOC_FL_PUNCH_HOLE,
     HugetlbInode,
     HugetlbMapping,
     HugetlbPrivateMapping,

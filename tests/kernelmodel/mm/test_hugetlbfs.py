@@ -19,11 +19,10 @@ from kernelmodel.errors import (
     NotPermitted,
     NotSupported,
 )
+from kernelmodel.fs import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from kernelmodel.mm.hstate import Hstate
 from kernelmodel.mm.hugetlb import HugetlbState, validate_hugetlb
 from kernelmodel.mm.hugetlbfs import (
-    FALLOC_FL_KEEP_SIZE,
-    FALLOC_FL_PUNCH_HOLE,
     HugetlbInode,
     HugetlbPrivateMapping,
     validate_hugetlb_inode,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from kernelmodel.errors import Busy, Exists, InvalidArgument, NoEntry, NoMemory, NoSpace
-from kernelmodel.fs import File
+from kernelmodel.fs import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, File
 from kernelmodel.kernel import Kernel
 from kernelmodel.memory import MIB
 from kernelmodel.mm.hugetlb import validate_hugetlb
-from kernelmodel.mm.hugetlbfs import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, HugetlbInode
+from kernelmodel.mm.hugetlbfs import HugetlbInode
 from kernelmodel.mm.hugetlbfs_mount import HugetlbfsMount
 from kernelmodel.mm.memfd import HugetlbMemfdInode
 from tests.kernelmodel.kernels import CMDLINE, Agent, power_on
