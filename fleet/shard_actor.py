@@ -9,6 +9,10 @@ computing until they notice. So each actor of a shard gets the next incarnation 
 with every reply, and a reply of any but the present one is dropped: what a former actor did, its
 successor does not know of, and has been asked for in the same order.
 
+An actor that hangs, stopped or starved on a machine that is otherwise well, is nobody's loss: Ray
+goes on waiting for it. But an actor says that it is there whatever it computes, so that one that
+does not say so for a while counts as dead.
+
 An actor for which a cluster has no room waits for it: another program may end, or an autoscaler
 add a node. That is said, and after a while it is `NoRoom` for whoever asked, until there is room. A
 successor does not insist on its share of a CPU when a node was lost: the rest has to do.
@@ -38,6 +42,9 @@ Deed = UpdateCommand | HostCall
 #: the actor that was to take over there, and with calls before it: not all of it is its own fault.
 _DEATHS_MAX: Final = 6
 
+#: After so long without an answer an actor is asked whether it is there, and has as long to say so.
+_SILENCE_SECONDS: Final = 60.0
+
 #: How often an actor that does not come up is looked after, and when people hear of it.
 _LOOK_SECONDS: Final = 0.5
 _SAY_SECONDS: Final = 5.0
@@ -49,6 +56,10 @@ class HostUnreachable(Exception):
 
 class NoRoom(HostUnreachable):
     """No node has had room for a shard's actor for as long as was waited."""
+
+
+class _Silent(Exception):
+    """An actor no longer says that it is there."""
 
 
 class Place(Protocol):
@@ -127,6 +138,7 @@ class RayShard:
         self._place.kill(self._actor)
 
     async def _answer(self, asked: _Asked) -> object:
+        losses: tuple[type[Exception], ...] = (*self._place.losses, _Silent)
         deaths = 0
         while True:
             present = self._incarnation
@@ -134,8 +146,8 @@ class RayShard:
                 await self._up()
                 if self._incarnation != present:
                     continue  # that one was not awaited any longer
-                incarnation, answer = await asked.reply
-            except self._place.losses as error:
+                incarnation, answer = await self._heard(asked)
+            except losses as error:
                 deaths += 1
                 if deaths == _DEATHS_MAX:
                     raise HostUnreachable(f"{self} died {deaths} times: {error}") from error
@@ -144,6 +156,30 @@ class RayShard:
             else:
                 if incarnation == self._incarnation:
                     return answer
+
+    async def _heard(self, asked: _Asked) -> tuple[int, object]:
+        """The reply of the present actor.
+
+        Raises:
+            _Silent: it does not even say that it is there.
+        """
+        actor = self._actor
+        reply: asyncio.Future[tuple[int, object]] = asyncio.ensure_future(asked.reply)
+        try:
+            while not (await asyncio.wait({reply}, timeout=_SILENCE_SECONDS))[0]:
+                sign = asyncio.ensure_future(actor.ask.remote("is_there"))
+                sign.add_done_callback(_look_at)  # a death shows in the reply as well
+                first = asyncio.FIRST_COMPLETED
+                await asyncio.wait({reply, sign}, timeout=_SILENCE_SECONDS, return_when=first)
+                if not (reply.done() or sign.done()):
+                    sign.cancel()
+                    silent = f"says nothing for {_SILENCE_SECONDS:g} s"
+                    if actor is self._actor:
+                        _log.warning("%s %s: another one takes over", self, silent)
+                    raise _Silent(silent)
+            return reply.result()
+        finally:
+            reply.cancel()
 
     def _replace(self, *, squeezed: bool = False) -> None:
         """The actor counts as dead from here on, whether it is or not: its successor is asked."""
@@ -167,6 +203,7 @@ class RayShard:
         """Return when the present actor is there, or is not the present one any more."""
         if self._coming_up is None:
             self._coming_up = asyncio.ensure_future(self._come_up())
+            self._coming_up.add_done_callback(_look_at)  # whoever asked may have gone
         coming_up = self._coming_up
         try:
             await asyncio.shield(coming_up)
@@ -201,3 +238,9 @@ class RayShard:
     def __str__(self) -> str:
         first, count = self._config.hosts[0].name, len(self._config.hosts)
         return f"the actor of {first} ({count} hosts)"
+
+
+def _look_at(task: asyncio.Future[Any]) -> None:
+    """Else asyncio would complain of an exception that nobody has seen."""
+    if not task.cancelled():
+        task.exception()

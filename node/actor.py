@@ -80,6 +80,10 @@ class ShardActor:
         _, port = await self._serve()
         return f"{self._address}:{port}"
 
+    def is_there(self) -> bool:
+        """Yes; said while it computes, too."""
+        return True
+
     async def peak_rss_bytes(self) -> int:
         """The most memory that this process has had resident."""
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -171,6 +171,7 @@ class Blow(Struct, frozen=True):
 
     loses_node: bool = False  # the node with the actor that is computing, else this actor alone
     at_call: int = 0  # in the midst of computing; 0: before the message is sent
+    hangs: bool = False  # the actor is stopped and not killed
     successors: int = 0  # so many of those that take over die at their start
 
 
@@ -212,8 +213,8 @@ class StruckRay(RayBackend):
                 self.stopping.pop(host).close()
             self.kill_pid(pid)
 
-    def kill_pid(self, pid: int) -> None:
-        os.kill(pid, signal.SIGKILL)
+    def kill_pid(self, pid: int, how: signal.Signals = signal.SIGKILL) -> None:
+        os.kill(pid, how)
         self.deaths += 1
 
     def lose_node(self, node_id: str) -> None:
@@ -279,4 +280,4 @@ class StruckShard:
         if blow.loses_node and node in {n.node_id for n in self._backend.cluster.worker_nodes}:
             self._backend.lose_node(node)
         else:
-            self._backend.kill_pid(pid)
+            self._backend.kill_pid(pid, signal.SIGSTOP if blow.hangs else signal.SIGKILL)

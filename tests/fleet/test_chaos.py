@@ -158,6 +158,23 @@ def test_whatever_dies_in_a_run_it_ends_as_if_nothing_had(
     assert journaled(tmp_path / "journal.sqlite") == journal
 
 
+def test_an_actor_that_hangs_counts_as_dead(
+    cluster: Cluster,
+    undisturbed: tuple[RunRecord, tuple[object, ...]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Stopped before it has its message, and in the midst of computing: Ray notices neither."""
+    monkeypatch.setattr("fleet.shard_actor._SILENCE_SECONDS", 1.0)
+    mend(cluster)
+    hanging = {3: Blow(hangs=True), 6: Blow(hangs=True, at_call=fewest_calls())}
+    backend = StruckRay(cluster, tmp_path, hanging)
+    struck = rolled_out(backend, tmp_path / "journal.sqlite")
+    assert backend.deaths == 2
+    assert (struck.digest, struck.results) == (undisturbed[0].digest, undisturbed[0].results)
+    assert journaled(tmp_path / "journal.sqlite") == undisturbed[1]
+
+
 def test_actors_that_die_at_the_very_start_are_replaced(
     cluster: Cluster, undisturbed: tuple[RunRecord, tuple[object, ...]], tmp_path: Path
 ) -> None:

@@ -28,6 +28,8 @@ class FakeActor:
 
     def remote(self, method: str, *args: object) -> Any:
         async def answer() -> tuple[int, object]:
+            if self.config.incarnation in self.place.hanging:
+                await asyncio.Event().wait()
             await self.place.held.get(method, asyncio.sleep)(0)
             self.place.calls += 1
             self.place.asked.append(args)
@@ -61,6 +63,7 @@ class FakePlace:
         self.dies_at = dies_at
         self.is_full = False  # actors that are started now do not come up
         self.lacks_nodes = False
+        self.hanging: set[int] = set()  # incarnations that answer nothing
         self.held: dict[str, Any] = {}  # method -> what its answer waits for
         self.calls = 0
         self.asked: list[tuple[object, ...]] = []
@@ -172,6 +175,55 @@ def test_two_calls_that_see_the_same_death_rebuild_the_actor_once() -> None:
     asyncio.run(both())
     assert len(place.started) == 2
     assert len(place.killed) == 1
+
+
+def test_an_actor_that_hangs_is_replaced_and_what_it_was_asked_is_asked_again(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def both() -> None:
+        await asyncio.gather(
+            *(shard.call("update", [command], history=[command]) for command in COMMANDS)
+        )
+
+    monkeypatch.setattr("fleet.shard_actor._SILENCE_SECONDS", 0.01)
+    place = FakePlace()
+    place.hanging = {0}
+    shard = RayShard(CONFIG, place)
+    asyncio.run(both())
+    assert place.killed == place.started[:1]
+    assert place.asked == [([command],) for command in COMMANDS]
+    assert shard._history == COMMANDS
+    assert [record.message for record in caplog.records] == [
+        "the actor of r1-h01 (2 hosts) says nothing for 0.01 s: another one takes over"
+    ]
+
+
+def test_an_actor_that_computes_for_long_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def long() -> None:
+        signs = 0
+
+        async def sign(_: object) -> None:
+            nonlocal signs
+            signs += 1
+            if signs == 9:
+                done.set()
+
+        done = asyncio.Event()
+        place.held = {"update": lambda _: done.wait(), "is_there": sign}
+        await RayShard(CONFIG, place).call("update", COMMANDS)
+
+    monkeypatch.setattr("fleet.shard_actor._SILENCE_SECONDS", 0.01)
+    place = FakePlace()
+    asyncio.run(long())
+    assert len(place.started) == 1
+
+
+def test_actors_that_all_hang_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fleet.shard_actor._SILENCE_SECONDS", 0.01)
+    place = FakePlace()
+    place.hanging = set(range(6))
+    with pytest.raises(HostUnreachable, match=r"died 6 times: says nothing for 0.01 s"):
+        asyncio.run(RayShard(CONFIG, place).call("gauges"))
 
 
 def test_an_exception_of_the_shard_is_not_taken_for_a_death() -> None:
