@@ -245,9 +245,10 @@ def test_the_table_has_a_column_for_each_and_says_what_luo_must_offer() -> None:
 
 def test_a_program_gets_the_figures_and_a_report_has_plots(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    printed = json.loads(
-        designs(*SMALL, "--design", "ours", "--json", "--out", str(out)).rsplit("wrote", 2)[0]
-    )
+    options = (*SMALL, "--design", "ours", "--json", "--out", str(out))
+    done = CliRunner().invoke(app, ["designs", *options], env={"COLUMNS": "170"})
+    printed = json.loads(done.stdout)
+    assert done.stderr.split("wrote ")[1:] == [f"{out}/designs.json\n", f"{out}/report.html\n"]
     written: dict[str, Any] = json.loads((out / "designs.json").read_text())
     assert printed == written
     (one,) = written["designs"]
@@ -286,6 +287,7 @@ def test_what_is_wrong_is_told_all_at_once() -> None:
         *("--guest-memfd-share: 101 is not from 0 to 100", "--nodes: 17 is not from 1 to 16"),
     ):
         assert what in said
+    assert all(line.startswith("--") for line in said.splitlines()), "a line for each"
     for memory in ("15GiB", "65TiB"):
         said = designs("--memory", memory, code=2)
         assert f"--memory: {memory} is not from 16GiB to 64TiB" in said
