@@ -15,8 +15,8 @@ machine would spend it::
 * A **phase** is a stretch of time that a report names. It lasts as long as its critical path.
 * The **main lane** is ordered: its charges follow one another, inside phases and outside.
 * A **lane** is a thread (a CPU in the kernel, a VMM). Lane blocks without main-lane work between
-  them form a group: it forks where the main lane stands, its lanes run in parallel, at most
-  `cpus` at a time, and the main lane goes on when the last of them is done. Entering a lane
+  them form a group: it forks where the main lane stands, its lanes run in parallel and share
+  the `cpus`, and the main lane goes on when the last of them is done. Entering a lane
   again within a group continues it. `kernelmodel.sim.lanes` has the exact rules.
 * A **lock** is held by one lane at a time, from entry to exit of its block.
 

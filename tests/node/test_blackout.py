@@ -127,6 +127,20 @@ def test_vms_retrieve_in_parallel_as_far_as_there_are_cpus() -> None:
     assert retrieve(32, 4) > retrieve(32, 8) > retrieve(32, 64)
 
 
+def test_a_vm_more_than_there_are_cpus_costs_the_others_its_share_of_them() -> None:
+    """17 VMs on 16 CPUs: a sixteenth more than 16, and not a second round for the last one."""
+    luck = [op for op, row in COST.rows.items() if row.spread]
+    without = CostModel.load("".join(f'[{op}]\nspread = ""\n' for op in luck))
+
+    def retrieve(number: int) -> int:
+        specs = vms(Backing.HUGETLB_2M, 256 * MIB, number)
+        return updated(specs, cpus=16, cost=without).phases_ns["retrieve"]
+
+    full = retrieve(16)
+    assert abs(retrieve(17) - full * 17 // 16) < full // 100
+    assert abs(retrieve(40) - full * 40 // 16) < full // 50
+
+
 def test_preserving_takes_time_before_the_blackout_and_grows_with_the_number_of_folios() -> None:
     outside = {
         backing: updated(vms(backing, 16 * GIB)).outside_ns["preserve"] for backing in Backing

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+from math import ceil
+
 from hypothesis import strategies as st
 
 # A lane's body: a number is work, (lock, body) is work under a lock.
@@ -14,36 +17,35 @@ def tick_by_tick(bodies: list[Body], cpus: int) -> list[int]:
 
 
 class Reference:
-    """Every nanosecond is looked at: no heaps, no cleverness."""
+    """Every nanosecond of work is looked at: no heaps, no cleverness."""
 
     def __init__(self, bodies: list[Body], cpus: int) -> None:
         self.programs = [steps_of(body) for body in bodies]
         self.cpus = cpus
-        self.now = 0
+        self.now = Fraction(0)
         self.ends: dict[int, int] = {}
-        self.ready = dict.fromkeys(range(len(bodies)), 0)  # lane -> ready since
-        self.running: list[int] = []
-        self.waiting: dict[int, tuple[int, str]] = {}  # lane -> (since, lock)
+        self.running = list(range(len(bodies)))
+        self.heirs: list[int] = []  # run once nobody else can do anything at this instant
+        self.waiting: dict[int, tuple[Fraction, str]] = {}  # lane -> (since, lock)
         self.owner: dict[str, int] = {}
 
     def run(self) -> list[int]:
         while len(self.ends) < len(self.programs):
             while self.something_happens():
                 pass
+            if self.running:  # a tick of work each, in a tick or as much more as they are too many
+                self.now += max(Fraction(len(self.running), self.cpus), Fraction(1))
             for lane in self.running:
                 self.programs[lane].pop(0)
-            self.now += 1
         return [self.ends[lane] for lane in range(len(self.programs))]
 
     def something_happens(self) -> bool:
         acting = [lane for lane in self.running if self.programs[lane][:1] != ["tick"]]
         if acting:
             self.act(min(acting))
-        elif self.ready and len(self.running) < self.cpus:
-            oldest_first = sorted(self.ready, key=lambda lane: (self.ready[lane], lane))
-            for lane in oldest_first[: self.cpus - len(self.running)]:
-                del self.ready[lane]
-                self.running.append(lane)
+        elif self.heirs:
+            self.running += self.heirs
+            self.heirs = []
         else:
             return False
         return True
@@ -51,7 +53,7 @@ class Reference:
     def act(self, lane: int) -> None:
         if not self.programs[lane]:
             self.running.remove(lane)
-            self.ends[lane] = self.now
+            self.ends[lane] = ceil(self.now)
             return
         verb, lock = self.programs[lane].pop(0).split()
         if verb == "drop":
@@ -69,7 +71,7 @@ class Reference:
             heir = asking[0][1]
             del self.waiting[heir]
             self.owner[lock] = heir
-            self.ready[heir] = self.now
+            self.heirs.append(heir)
 
 
 def steps_of(body: Body) -> list[str]:

@@ -81,19 +81,22 @@ def _ticks_under(lock: str, body: Body, *, held: bool = False) -> int:
         # Two lanes that want the other's lock while they wait: nobody lets go meanwhile.
         ([[("a", [2, ("b", [1])])], [("b", [3])]], 2, [4, 3]),
         ([[("a", [2, ("b", [1])])], [1, ("b", [5])], [3, ("a", [1])]], 3, [7, 6, 8]),
-        ([[5], [5], [5]], 1, [5, 10, 15]),
-        ([[5], [5], [5]], 2, [5, 5, 10]),
+        ([[5], [5], [5]], 1, [15, 15, 15]),
+        ([[5], [5], [5]], 2, [8, 8, 8]),
         ([[5], [5], [5]], 3, [5, 5, 5]),
+        # One more than there are CPUs takes all of them a little longer, not one twice as long.
+        ([[50]] * 11, 10, [55] * 11),
+        ([[6], [2], [1]], 2, [7, 3, 2]),
         # Waiting for a lock frees the CPU: lane 2 runs meanwhile.
         ([[("a", [4])], [("a", [4])], [3]], 2, [4, 8, 3]),
         # Who asked first is served first, not who was created first.
         ([[9, ("a", [1])], [("a", [10])], [1, ("a", [1])]], 3, [12, 10, 11]),
         ([[], [0], [("a", [0])]], 1, [0, 0, 0]),
-        # Lane 3 is ready before lane 2; both get a CPU at 6, and then lane 2 is first at "c".
+        # Four lanes run on three CPUs from 3 to 7, and then the heir of "a" on one of its own.
         (
             [[("a", [3]), 3], [("b", [4]), 2], [("b", [("c", [5])])], [("a", [("c", [5])])], [6]],
             3,
-            [6, 6, 11, 16, 6],
+            [7, 7, 14, 9, 7],
         ),
         # No time passes under the lock: nobody waits for it.
         ([[("a", [7])], [1, ("a", []), 1]], 2, [7, 2]),
