@@ -79,6 +79,7 @@ def cost_notes(record: RunRecord) -> Markup:
     kinds = Counter(row.kind for row in costs.rows.values())
     own = tomllib.loads(record.scenario.cost_profile)
     overridden = [op for op in costs.rows if op in own]
+    tails = sorted(own.get("spread", {}))
     says = (
         "Every time in this report was computed: the model counts what the kernel does (folios, "
         "struct pages, radix keys, system calls) and a cost model turns that into nanoseconds. "
@@ -87,18 +88,28 @@ def cost_notes(record: RunRecord) -> Markup:
     )
     if overridden:
         says += f" The scenario overrides {len(overridden)} of them: {', '.join(overridden)}."
+    if tails:
+        says += f" Its own spreads are {', '.join(tails)}."
     rows = [
-        (code(row.op), _time(row.base_ns * 1000), _per_unit(row), row.kind, row.source)
+        (code(row.op), _time(row.base_ns * 1000), _per_unit(row), row.spread, row.kind, row.source)
         for row in costs.rows.values()
     ]
     rows_table = table(
-        "Costs in force", ("operation", "each", "per unit", "kind", "source"), rows, numeric=(1,)
+        "Costs in force",
+        ("operation", "each", "per unit", "spread", "kind", "source"),
+        rows,
+        numeric=(1,),
+    )
+    spreads_table = table(
+        "Spreads: what a draw multiplies a cost by",
+        ("spread", "quantile and multiplier", "kind", "source"),
+        [(code(s.name), s.told(), s.kind, s.source) for s in costs.spreads.values()],
     )
     return Markup(
         paragraph(says)
         + facts({"cost model": code(record.cost_digest)})
         + f"<details><summary>All {len(rows)} rows with their sources</summary>"
-        f"{rows_table}</details>"
+        f"{rows_table}{spreads_table}</details>"
     )
 
 

@@ -107,8 +107,7 @@ class CostModel:
             lines.append(f"| {' | '.join(cells)} |")
         lines += ["", "| spread | quantile → multiplier | kind | source |", "|" + "---|" * 4]
         for spread in self.spreads.values():
-            points = ", ".join(f"{at / 10:g} % → {factor / 1000:g}" for at, factor in spread.points)
-            lines.append(f"| {spread.name} | {points} | {spread.kind} | {spread.source} |")
+            lines.append(f"| {spread.name} | {spread.told()} | {spread.kind} | {spread.source} |")
         return "\n".join(lines) + "\n"
 
 

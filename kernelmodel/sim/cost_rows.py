@@ -45,6 +45,10 @@ class Spread:
         object.__setattr__(self, "_ends", ends)
         object.__setattr__(self, "_stretches", stretches)
 
+    def told(self) -> str:
+        """The table as people read it: "0 % → 0.92, 50 % → 1, 100 % → 2.5"."""
+        return ", ".join(f"{at / 10:g} % → {factor / 1000:g}" for at, factor in self.points)
+
     def multiplier_permille(self, drawn: int) -> int:
         """The multiplier at the quantile drawn / RESOLUTION, rounded down to a permille."""
         try:

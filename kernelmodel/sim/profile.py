@@ -12,9 +12,9 @@ A table for each op, and tables ``[spread.NAME]``::
     kind = "measured"
     source = "4,000 boots"
 
-A profile overrides field by field. It cannot name a new op, for nothing would charge it, but it
-may add spreads. Figures that come without kind and source become estimates that say so: they
-never inherit what the old row claimed.
+A profile overrides field by field. It cannot name a new op, for nothing would charge it, nor give
+a row another unit, for what is counted stays the same, but it may add spreads. Figures that come
+without kind and source become estimates that say so: they never inherit what the old row claimed.
 
 Unhappy path: `CostProfileError`, with every fault of the profile at once, each as
 ``op.field: what is wrong``.
@@ -143,6 +143,8 @@ def _row_faults(
         faults += [f"{op}.{key}: missing" for key in _REQUIRED if key not in table]
     elif ("kind" in table) != ("source" in table):
         faults.append(f"{op}: kind and source are given together or not at all")
+    if old is not None and isinstance(unit := table.get("unit"), str) and unit != old.unit:
+        faults.append(f"{op}.unit: it is charged for each {old.unit}; convert what is per {unit}")
     spread = table.get("spread")
     if isinstance(spread, str) and spread and spread not in spreads:
         faults.append(f"{op}.spread: {spread!r} is not defined; there are {', '.join(spreads)}")

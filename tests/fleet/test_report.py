@@ -207,11 +207,18 @@ def test_the_page_tells_proposal_from_release_and_names_each_cost_with_its_sourc
     shown = page().text
     assert "proposal: flb-counts, RFC of Dec 2025" in shown
     assert "Linux 7.3 preserves plain memfds and nothing else" in shown
-    rows = CostModel.load().rows
-    assert f"Of its {len(rows)} rows" in shown
-    for row in rows.values():
+    assert f"Of its {len(CostModel.load().rows)} rows" in shown
+    for row in CostModel.load().rows.values():
         assert row.op in shown
         assert " ".join(row.source.split()) in shown
+    assert "boot-tail 0 % → 0.92, 50 % → 1, 90 % → 1.12, 99 % → 1.5, 100 % → 2.5" in shown
+    run = make_run()
+    own = "[spread.boot-tail]\npoints = [[0, 500], [1000, 9000]]\n"
+    scenario = msgspec.structs.replace(run.scenario, cost_profile=own)
+    run = msgspec.structs.replace(run, scenario=scenario)
+    shown = Page(render_report(run, summarise(run))).text
+    assert "spreads are boot-tail. " in shown
+    assert "boot-tail 0 % → 0.5, 100 % → 9 estimate" in shown
 
 
 def test_a_release_without_a_proposal_says_that_it_refuses_hugetlb() -> None:

@@ -26,6 +26,9 @@ factor = 2
 kind = "guess"
 source = " "
 unit = 4
+[kho_reserve_preserved]
+per_unit_ps = 3_000_000_000
+unit = "GiB"
 [kho_init]
 kind = "measured"
 [memmap_init_page]
@@ -59,6 +62,7 @@ FAULTS = {
     "vm_boot.kind: one of published, measured, estimate is expected, not 'guess'",
     "vm_boot.source: empty; say where the figures are from",
     "vm_boot.unit: a string is expected, not 4",
+    "kho_reserve_preserved.unit: it is charged for each radix key; convert what is per GiB",
     "kho_init: kind and source are given together or not at all",
     "memmap_init_page.spread: 'long' is not defined; there are boot-tail, firmware-tail, vmm-tail",
     "memmap_init_page.base_ns: a whole number >= 0 is expected, not True",
