@@ -21,9 +21,9 @@ import msgspec
 
 from benchmarks import simpy_rollout
 from fleet.api import RunRecord
-from fleet.experiment import Experiment, journal_header
+from fleet.experiment import Experiment
 from fleet.exporter import MetricsServer
-from fleet.journal import Journal
+from fleet.journal import Journal, journal_header
 from fleet.launcher import Backend, LocalBackend, RayBackend
 from fleet.outputs import write_outputs
 from fleet.scenario import Scenario, load_scenario

@@ -7,16 +7,22 @@ them. Times are integer nanoseconds of virtual time unless a name says `wall`; s
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct, field
 
+from node.api import BLACKOUT_PHASES, Backing, HostOutcome, UpdateResult, VmOutcome
+
 if TYPE_CHECKING:
     from fleet.scenario import Scenario
-    from node.api import HostOutcome, UpdateResult, VmOutcome
 
 __all__ = [
     "HISTOGRAM_EDGES_NS",
+    "HOST_STATES",
+    "PAGE_LABELS",
+    "POOL_STATES",
+    "UPDATE_PHASES",
+    "VM_STATES",
     "FleetSnapshot",
     "Histogram",
     "RolloutState",
@@ -33,6 +39,17 @@ HISTOGRAM_EDGES_NS: tuple[int, ...] = tuple(
         *(10_000, 15_000, 20_000, 30_000, 45_000, 60_000, 120_000, 300_000, 600_000, 1_200_000),
     )
 )
+
+#: The states that a snapshot counts hosts, VMs and the huge pages of pools by.
+HOST_STATES: Final = ("pending", "updating", "updated", "failed", "skipped", "rolled_back")
+VM_STATES: Final = ("running", "paused", "restarting", "lost")
+POOL_STATES: Final = ("free", "used", "reserved", "surplus")
+
+#: The `page_size` labels, smallest first.
+PAGE_LABELS: Final = tuple(backing.page_label for backing in Backing)
+
+#: The phases that are measured of a host's update, in the order in which it goes through them.
+UPDATE_PHASES: Final = ("kexec_file_load", "preserve", *BLACKOUT_PHASES, "finish")
 
 
 class RolloutState(StrEnum):
@@ -106,10 +123,9 @@ class FleetSnapshot(Struct, frozen=True):
     """The whole fleet at one virtual instant; a new one replaces it, it never changes.
 
     Taken by the driver, read by the Prometheus collector (once a scrape, from any thread) and by
-    `FleetService.WatchRollout`. Counters start at 0 when the fleet is built. Host states of
-    `hosts` are pending, updating, updated, failed, skipped, rolled_back (all six always present),
-    VM states of `vms` running, paused, restarting, lost; both sum to the fleet's totals. A skipped
-    host is one that the rollout has ended without touching.
+    `FleetService.WatchRollout`. Counters start at 0 when the fleet is built. `hosts` and `vms` have
+    all of `HOST_STATES` and `VM_STATES` and sum to the fleet's totals. A skipped host is one that
+    the rollout has ended without touching.
     """
 
     virtual_time_ns: int

@@ -17,13 +17,13 @@ from dataclasses import dataclass, replace
 from itertools import dropwhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final
 
 from rich.console import Console
 
 from fleet.bad_input import BadInput, InputFault
 from fleet.console import mistakes
 from fleet.corruptions_command import corrupted, expectation
+from fleet.exit_code import ExitCode
 from fleet.fresh import KernelEnded, play_fresh
 from fleet.recorder.compare import Comparison
 from kernelmodel.conform import Host, Script, ScriptError, how_it_ended
@@ -31,10 +31,6 @@ from kernelmodel.errors import KernelError, KernelPanic, ModelBug
 from kernelmodel.handover import Handover, HandoverError
 
 __all__ = ["PlayOptions", "conform", "read_script"]
-
-_OK: Final = 0
-_BAD_INPUT: Final = 2
-_FAILED: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +75,7 @@ def read_script(path: Path) -> Script:
         raise BadInput([InputFault(str(path), 0, f"cannot be read: {error}")]) from None
 
 
-def conform(options: PlayOptions, out: Console, err: Console) -> int:
+def conform(options: PlayOptions, out: Console, err: Console) -> ExitCode:
     """Play scripts and print their traces, or what they are compared with recordings."""
     try:
         everything = _read_all(options)
@@ -94,17 +90,17 @@ def conform(options: PlayOptions, out: Console, err: Console) -> int:
             codes = [_one(given, folder, len(everything) > 1, out, err) for given in everything]
     except BadInput as bad:
         err.print(mistakes(bad))
-        return _BAD_INPUT
+        return ExitCode.BAD_INPUT
     except OSError as error:
         err.print(str(error), markup=False, highlight=False)
-        return _BAD_INPUT
+        return ExitCode.BAD_INPUT
     if options.check and len(codes) > 1:
         failed = sum(map(bool, codes))
         _say(out, f"{len(codes)} scripts, {failed} of them not as recorded")
     return max(codes)
 
 
-def _one(given: _Given, folder: Path | None, heading: bool, out: Console, err: Console) -> int:
+def _one(given: _Given, folder: Path | None, heading: bool, out: Console, err: Console) -> ExitCode:
     """Play one script; the exit code."""
     if given.recording is None and heading:
         _say(out, f"# {given.path}")
@@ -119,17 +115,17 @@ def _one(given: _Given, folder: Path | None, heading: bool, out: Console, err: C
     except ScriptError as wrong:
         for _, what in wrong.faults:
             _say(err, f"{given.path}: {what}")
-        return _BAD_INPUT
+        return ExitCode.BAD_INPUT
     except ModelBug as bug:
         again = f"lufleet conform {'--fresh ' if folder else ''}{given.path}"
         _say(err, f"The simulator failed: {bug}. To see it again: {again}")
-        return _FAILED
+        return ExitCode.SIMULATOR_FAILED
     if given.recording is None:
-        return _OK
+        return ExitCode.DONE
     difference = Comparison.between(given.text, given.recording, trace).difference
     what = f"as recorded, {len(trace)} lines" if difference is None else str(difference)
     _say(out, f"{given.path}: {what}")
-    return _OK if difference is None else _FAILED
+    return ExitCode.DONE if difference is None else ExitCode.SIMULATOR_FAILED
 
 
 def _lines(given: _Given, folder: Path | None) -> Iterator[str]:

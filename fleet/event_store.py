@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import duckdb
 import numpy as np
 
-from fleet.results import PAGE_LABELS, phase_order
+from fleet.api import PAGE_LABELS, UPDATE_PHASES
+from fleet.results import phase_order
 from fleet.unwritable import errno_told
 from node.api import BLACKOUT_PHASES
 
@@ -38,8 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["fill_event_store", "write_event_store"]
 
-#: Phases that always have a column, so that a query does not depend on what happened.
-_UPDATE_PHASES: Final = ("kexec_file_load", "preserve", *BLACKOUT_PHASES, "finish")
+#: Those of a VM that always have a column, so that a query does not depend on what happened.
 _VM_PHASES: Final = ("pause_wait", *BLACKOUT_PHASES, "resume_wait", "restart", "failed_freeze")
 
 #: Rows that are held as columns at a time, as many as DuckDB stores together.
@@ -204,7 +204,7 @@ def _write_inventory(store: duckdb.DuckDBPyConnection, record: RunRecord) -> Non
 
 def _write_updates(store: duckdb.DuckDBPyConnection, results: Sequence[UpdateResult]) -> None:
     happened = chain.from_iterable((r.phases_ns, r.outside_ns) for r in results)
-    phases = _phase_columns(_UPDATE_PHASES, happened)
+    phases = _phase_columns(UPDATE_PHASES, happened)
 
     def read(some: Sequence[UpdateResult]) -> _Columns:
         lengths = [r.phases_ns | r.outside_ns for r in some]

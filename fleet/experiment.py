@@ -53,7 +53,7 @@ from kernelmodel.errors import ModelBug
 from kernelmodel.sim.cost import CostModel
 from node.api import MIN_UPDATE_NS, UpdateCommand, UpdateResult
 
-__all__ = ["Experiment", "RolloutRefused", "journal_header", "run_rollout"]
+__all__ = ["Experiment", "RolloutRefused", "run_rollout"]
 
 #: Wall seconds between two snapshots while nothing but single hosts changes, and how many times
 #: the time that a snapshot takes: that of a big fleet must not become what the driver does.

@@ -34,8 +34,18 @@ from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from fleet.api import HISTOGRAM_EDGES_NS, FleetSnapshot, Histogram, RolloutState
-from node.api import BLACKOUT_PHASES, Backing, HostOutcome, VmOutcome
+from fleet.api import (
+    HISTOGRAM_EDGES_NS,
+    HOST_STATES,
+    PAGE_LABELS,
+    POOL_STATES,
+    UPDATE_PHASES,
+    VM_STATES,
+    FleetSnapshot,
+    Histogram,
+    RolloutState,
+)
+from node.api import HostOutcome, VmOutcome
 
 __all__ = [
     "FleetCollector",
@@ -47,12 +57,7 @@ __all__ = [
 
 #: As OpenMetrics and Prometheus 3 write numbers: "0.01", "1.0".
 _EDGES: Final = tuple(str(ns / 1e9) for ns in HISTOGRAM_EDGES_NS)
-_PAGE_SIZES: Final = tuple(backing.page_label for backing in Backing)
-_HUGE_PAGE_SIZES: Final = _PAGE_SIZES[1:]
-_PHASES: Final = ("kexec_file_load", "preserve", *BLACKOUT_PHASES, "finish")
-_HOST_STATES: Final = ("pending", "updating", "updated", "failed", "skipped", "rolled_back")
-_VM_STATES: Final = ("running", "paused", "restarting", "lost")
-_POOL_STATES: Final = ("free", "used", "reserved", "surplus")
+_HUGE_PAGE_LABELS: Final = PAGE_LABELS[1:]
 
 _PLAIN: Final = ("Content-Type", "text/plain; charset=utf-8")
 _POLL_S: Final = 0.05  # how often the server looks whether it was closed
@@ -139,8 +144,8 @@ def _rollout(now: FleetSnapshot) -> Iterator[Metric]:
 
 
 def _hosts_and_vms(now: FleetSnapshot) -> Iterator[Metric]:
-    yield _gauges("lufleet_hosts", "Hosts by state.", "state", _with_zeros(_HOST_STATES, now.hosts))
-    yield _gauges("lufleet_vms", "VMs by state.", "state", _with_zeros(_VM_STATES, now.vms))
+    yield _gauges("lufleet_hosts", "Hosts by state.", "state", _with_zeros(HOST_STATES, now.hosts))
+    yield _gauges("lufleet_vms", "VMs by state.", "state", _with_zeros(VM_STATES, now.vms))
     updates = CounterMetricFamily(
         "lufleet_host_updates",
         "Host updates that have ended, by outcome and reason.",
@@ -166,13 +171,13 @@ def _memory(now: FleetSnapshot) -> Iterator[Metric]:
         "lufleet_preserved_pages",
         "Pages that KHO holds right now, from preserve to finish.",
         "page_size",
-        _with_zeros(_PAGE_SIZES, now.preserved_pages),
+        _with_zeros(PAGE_LABELS, now.preserved_pages),
     )
     yield _gauges(
         "lufleet_pages_preserved",
         "Pages that have been carried over a kexec in memory.",
         "page_size",
-        _with_zeros(_PAGE_SIZES, now.pages_preserved_total),
+        _with_zeros(PAGE_LABELS, now.pages_preserved_total),
         CounterMetricFamily,
     )
     pools = GaugeMetricFamily(
@@ -180,8 +185,8 @@ def _memory(now: FleetSnapshot) -> Iterator[Metric]:
         "Huge pages of the hosts' pools by state.",
         labels=["page_size", "state"],
     )
-    for page_size in dict.fromkeys((*_HUGE_PAGE_SIZES, *now.hugetlb_pages)):
-        counts = _with_zeros(_POOL_STATES, now.hugetlb_pages.get(page_size, {}))
+    for page_size in dict.fromkeys((*_HUGE_PAGE_LABELS, *now.hugetlb_pages)):
+        counts = _with_zeros(POOL_STATES, now.hugetlb_pages.get(page_size, {}))
         for state, pages in counts.items():
             pools.add_metric([page_size, state], pages)
     yield pools
@@ -209,7 +214,7 @@ def _durations(now: FleetSnapshot) -> Iterator[Metric]:
         "Length of a phase of a host update in which it happened, in virtual time.",
         labels=["phase"],
     )
-    for phase in dict.fromkeys((*_PHASES, *now.phases)):
+    for phase in dict.fromkeys((*UPDATE_PHASES, *now.phases)):
         phases.add_metric([phase], *_buckets(now.phases.get(phase, Histogram())))
     yield phases
 

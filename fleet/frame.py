@@ -12,7 +12,6 @@ import shlex
 import signal
 import traceback
 from collections.abc import Callable
-from enum import IntEnum
 from pathlib import Path
 
 from msgspec import Struct
@@ -26,7 +25,6 @@ from fleet.units import counted
 from fleet.unwritable import writing
 
 __all__ = [
-    "ExitCode",
     "Options",
     "confession",
     "make_backend",
@@ -34,16 +32,6 @@ __all__ = [
     "on_signals",
     "open_journal",
 ]
-
-
-class ExitCode(IntEnum):
-    """How `lufleet` ends."""
-
-    DONE = 0
-    BAD_INPUT = 2
-    HALTED = 3  # by its own gates, or aborted
-    SIMULATOR_FAILED = 4
-    INTERRUPTED = 130
 
 
 class Options(Struct, frozen=True):

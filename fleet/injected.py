@@ -23,13 +23,12 @@ from fleet.units import Unfit, shown
 from kernelmodel.errors import ERRNO_CLASSES
 from kernelmodel.sim.rng import draw, stream_key
 from node.api import FaultSpec
-from node.faults import FAULT_KINDS
+from node.faults import FAULT_KINDS, LARGEST_FACTOR
 
 __all__ = ["read_faults"]
 
 _OF_SOME_KINDS: Final = ("vm", "factor", "errno")
 _MOST_TIMES: Final = 1_000_000
-_LARGEST_FACTOR: Final = 1000.0
 _HINTS_UP_TO: Final = 5_000
 #: A rate of 1, in the resolution of its draws.
 _CERTAIN: Final = 1 << 32
@@ -101,7 +100,7 @@ def _struck(
 
 
 def _read_factor(fields: Fields) -> float:
-    return fields.number("factor", None, above=0.0, at_most=_LARGEST_FACTOR)
+    return fields.number("factor", None, above=0.0, at_most=LARGEST_FACTOR)
 
 
 def _read_errno(fields: Fields) -> str:

@@ -18,7 +18,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fleet.frame import ExitCode
+from fleet.exit_code import ExitCode
 from fleet.units import Unfit, parse_size
 from kernelmodel.abi.kexec_handover import KhoScratch
 from kernelmodel.image.boot import CannotBoot, boot_image, plan_boot

@@ -13,13 +13,13 @@ from fleet.units import Unfit, shown
 from kernelmodel.kho.scratch import ScratchParam
 from kernelmodel.params import KernelParams, kstrtobool
 
-__all__ = ["kho_scratch", "parse_cmdline"]
+__all__ = ["parse_cmdline"]
 
 _RIGHT: Final = 'write it like "kho_scratch=256M,1G,512M" or "kho_scratch=200%"'
 _POOLS: Final = ("hugepages", "hugepagesz", "default_hugepagesz")
 
 
-def _parse_kho_scratch(value: str) -> ScratchParam:
+def _check_kho_scratch(value: str) -> None:
     param = ScratchParam.parse(value) if value.isascii() else None
     if param is None:
         raise Unfit(f"kho_scratch={value[:40]} is not understood by the kernel", _RIGHT)
@@ -27,7 +27,6 @@ def _parse_kho_scratch(value: str) -> ScratchParam:
     areas = (param.lowmem, param.globl, param.pernode)
     if param.percent == 0 or (param.percent is None and not all(areas)):
         raise Unfit(f"kho_scratch={value[:40]} leaves an area empty, which disables KHO", _RIGHT)
-    return param
 
 
 def parse_cmdline(value: object) -> str:
@@ -43,13 +42,5 @@ def parse_cmdline(value: object) -> str:
         if name in ("kho", "liveupdate") and kstrtobool(text) is False:
             raise Unfit(f"{shown(f'{name}={text}')} switches live update off", "leave it out")
         if name == "kho_scratch":
-            _parse_kho_scratch(text)
+            _check_kho_scratch(text)
     return " ".join(value.split())
-
-
-def kho_scratch(cmdline: str) -> ScratchParam:
-    """The scratch areas that a host asks for; the last of several counts, as in the kernel."""
-    found = ScratchParam()
-    for text in KernelParams(cmdline).values("kho_scratch"):
-        found = _parse_kho_scratch(text)
-    return found

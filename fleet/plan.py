@@ -29,7 +29,7 @@ _WHOLE: Final = 1 << 64
 
 
 class PlanError(Exception):
-    """The scenario's rollout cannot be planned; `fleet.check` finds these with their line."""
+    """The scenario's rollout cannot be planned; `fleet.scenario` finds these with their line."""
 
 
 class PlannedWave(Struct, frozen=True):

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fleet.bad_input import BadInput, did_you_mean
-from fleet.frame import ExitCode
+from fleet.exit_code import ExitCode
 from fleet.own_releases import load_releases
 from fleet.units import counted
 from fleet.upgrade_path import Step, best_path, cold_steps, judge, judge_path

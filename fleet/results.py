@@ -14,12 +14,13 @@ others. A VM that was never paused has no downtime and is counted apart.
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import Struct
 
-from node.api import BLACKOUT_PHASES, Backing, HostOutcome, VmOutcome
+from fleet.api import PAGE_LABELS, UPDATE_PHASES
+from node.api import HostOutcome, VmOutcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from node.api import UpdateResult, VmResult
 
 __all__ = [
-    "PAGE_LABELS",
     "DowntimeSummary",
     "HostCounts",
     "PhaseSummary",
@@ -43,9 +43,6 @@ __all__ = [
     "was_paused",
     "write_result",
 ]
-
-#: The `page_size` labels, smallest first.
-PAGE_LABELS: Final = tuple(backing.page_label for backing in Backing)
 
 
 class HostCounts(Struct, frozen=True):
@@ -167,8 +164,7 @@ def was_paused(vm: VmResult) -> bool:
 
 def phase_order(names: Iterable[str]) -> list[str]:
     """Phase names in the order in which a host goes through them, others after them by name."""
-    in_time = ("kexec_file_load", "preserve", *BLACKOUT_PHASES, "finish")
-    rank = {name: i for i, name in enumerate(in_time)}
+    rank = {name: i for i, name in enumerate(UPDATE_PHASES)}
     return sorted(names, key=lambda name: (rank.get(name, len(rank)), name))
 
 

@@ -14,9 +14,9 @@ from fleet.api import RolloutState, RunRecord
 from fleet.bad_input import BadInput, InputFault
 from fleet.console import Progression, closing_tables, mistakes
 from fleet.dump_image import Dump, DumpError, resolved, write_dumps
-from fleet.experiment import Experiment, journal_header
+from fleet.exit_code import ExitCode
+from fleet.experiment import Experiment
 from fleet.frame import (
-    ExitCode,
     Options,
     confession,
     make_backend,
@@ -24,7 +24,7 @@ from fleet.frame import (
     on_signals,
     open_journal,
 )
-from fleet.journal import Journal, JournalError
+from fleet.journal import Journal, JournalError, journal_header
 from fleet.launcher import HostUnreachable
 from fleet.outputs import Outputs, write_outputs
 from fleet.plan import make_plan

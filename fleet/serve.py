@@ -11,9 +11,8 @@ from rich.text import Text
 from fleet.api import RolloutState, RunRecord
 from fleet.bad_input import BadInput, InputFault
 from fleet.console import clock_text, closing_tables, mistakes
-from fleet.experiment import journal_header
+from fleet.exit_code import ExitCode
 from fleet.frame import (
-    ExitCode,
     Options,
     confession,
     make_backend,
@@ -21,7 +20,7 @@ from fleet.frame import (
     on_signals,
     open_journal,
 )
-from fleet.journal import Journal, JournalError, JournalUsed
+from fleet.journal import Journal, JournalError, JournalUsed, journal_header
 from fleet.launcher import HostUnreachable
 from fleet.outputs import write_outputs
 from fleet.scenario import Scenario, load_scenario

@@ -15,16 +15,20 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fleet.api import HISTOGRAM_EDGES_NS, FleetSnapshot, Histogram
+from fleet.api import (
+    HISTOGRAM_EDGES_NS,
+    HOST_STATES,
+    PAGE_LABELS,
+    POOL_STATES,
+    VM_STATES,
+    FleetSnapshot,
+    Histogram,
+)
 from fleet.coordinator import Coordinator
 from fleet.scenario import Scenario
-from node.api import Backing, HostGauges, UpdateResult, VmOutcome, VmResult
+from node.api import HostGauges, UpdateResult, VmOutcome, VmResult
 
 __all__ = ["Books"]
-
-_PAGE_LABELS = tuple(backing.page_label for backing in Backing)
-_HOST_STATES = ("pending", "updating", "updated", "failed", "skipped", "rolled_back")
-_POOL_STATES = ("free", "used", "reserved", "surplus")
 
 
 @dataclass(slots=True)
@@ -56,7 +60,7 @@ class Books:
         self._hosts: Counter[str] = Counter(pending=len(scenario.hosts))
         self._lost_vms = 0
         self._vm_outcomes: Counter[str] = Counter()
-        self._pages_total: Counter[str] = Counter(dict.fromkeys(_PAGE_LABELS, 0))
+        self._pages_total: Counter[str] = Counter(dict.fromkeys(PAGE_LABELS, 0))
         self._updates: Counter[tuple[str, str]] = Counter()
         self._downtime = _Buckets()
         self._over_budget = 0
@@ -112,10 +116,10 @@ class Books:
 
     def snapshot(self, now_ns: int, coordinator: Coordinator) -> FleetSnapshot:
         """The fleet at `now_ns`, which no event that was reported may lie beyond."""
-        vms = Counter(running=len(self._scenario.vms), paused=0, restarting=0, lost=0)
-        held: Counter[str] = Counter(dict.fromkeys(_PAGE_LABELS, 0))
-        vms["running"] -= self._lost_vms
-        vms["lost"] += self._lost_vms
+        vms: Counter[str] = Counter(dict.fromkeys(VM_STATES, 0))
+        held: Counter[str] = Counter(dict.fromkeys(PAGE_LABELS, 0))
+        vms["running"] = len(self._scenario.vms) - self._lost_vms
+        vms["lost"] = self._lost_vms
         for result in self._known.values():
             if now_ns <= result.start_ns:  # a wave that is being computed: nothing is paused yet
                 continue
@@ -136,12 +140,12 @@ class Books:
             wave=coordinator.wave,
             waves=len(coordinator.plan.waves),
             wave_name=coordinator.wave_name,
-            hosts={state: self._hosts[state] for state in _HOST_STATES},
+            hosts={state: self._hosts[state] for state in HOST_STATES},
             vms=dict(vms),
             preserved_pages=dict(held),
             pages_preserved_total=dict(self._pages_total),
             hugetlb_pages={
-                label: {state: self._pools[label, state] for state in _POOL_STATES}
+                label: {state: self._pools[label, state] for state in POOL_STATES}
                 for label in dict.fromkeys(label for label, _ in self._pools)
             },
             kho_scratch_bytes=self._scratch_bytes,

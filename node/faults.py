@@ -32,6 +32,7 @@ from node.vm import MEMORY_TOKEN
 
 __all__ = [
     "FAULT_KINDS",
+    "LARGEST_FACTOR",
     "BootHang",
     "Faults",
     "corrupt_folio_entry",
@@ -53,7 +54,8 @@ FAULT_KINDS: Final[dict[str, frozenset[str]]] = {
 
 #: Kernel functions that can be made to fail.
 _KIND_AT: Final = {"luo_file_freeze": "freeze-fails", "kexec_file_load": "kexec-load-fails"}
-_LARGEST_FACTOR: Final = 1000.0
+#: What a `slow-boot` may be slowed by at most.
+LARGEST_FACTOR: Final = 1000.0
 _DEFAULT_ERRNO: Final = {"freeze-fails": "EBUSY", "kexec-load-fails": "EADDRNOTAVAIL"}
 
 
@@ -65,8 +67,8 @@ def why_wrong(spec: FaultSpec) -> str:
         return f"times is {spec.times}, should be a count, or 0 for always"
     if spec.errno and spec.errno not in ERRNO_CLASSES:
         return f"errno is {spec.errno!r}, should be one of {', '.join(ERRNO_CLASSES)}"
-    if not 0 < spec.factor <= _LARGEST_FACTOR:
-        return f"factor is {spec.factor:g}, should be above 0 and at most {_LARGEST_FACTOR:g}"
+    if not 0 < spec.factor <= LARGEST_FACTOR:
+        return f"factor is {spec.factor:g}, should be above 0 and at most {LARGEST_FACTOR:g}"
     return ""
 
 

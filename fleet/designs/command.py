@@ -17,7 +17,7 @@ from fleet.designs.host import NoLiveUpdate
 from fleet.designs.report import write_designs_report
 from fleet.designs.spec import PRESETS, HostSpec
 from fleet.designs.table import print_tables
-from fleet.frame import ExitCode
+from fleet.exit_code import ExitCode
 from fleet.units import Unfit, counted, parse_size, show_size
 from fleet.unwritable import CannotWrite, writing
 from kernelmodel.errors import KernelError

@@ -17,20 +17,10 @@ from kernelmodel.errors import KernelError, KernelPanic
 from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE
 from kernelmodel.owners import preserved_by_owner
 from kernelmodel.sim.cost import CostModel
+from node.api import BLACKOUT_PHASES
 
-__all__ = ["BLACKOUT", "Measured", "measure", "page_label"]
+__all__ = ["Measured", "measure", "page_label"]
 
-#: Phases of the blackout in their order.
-BLACKOUT: Final = (
-    "freeze",
-    "kexec",
-    "kho",
-    "hugetlb",
-    "memmap",
-    "init",
-    "userspace",
-    "retrieve",
-)
 _NS: Final = 1e9
 
 
@@ -154,7 +144,7 @@ def _moved(
 
 
 def _times(host: DesignHost, found: Measured) -> None:
-    phases = dict.fromkeys(BLACKOUT, 0.0)
+    phases = dict.fromkeys(BLACKOUT_PHASES, 0.0)
     for phase in host.phases:
         seconds = phase.duration_ns / _NS
         if phase.name in phases:

@@ -11,8 +11,8 @@ from rich.text import Text
 
 from fleet.designs.compare import Compared, about
 from fleet.designs.failures import CHAIN
-from fleet.designs.measure import BLACKOUT
 from fleet.units import counted, show_size
+from node.api import BLACKOUT_PHASES
 
 __all__ = ["Section", "caveats", "print_tables", "sections"]
 
@@ -65,7 +65,7 @@ def sections(found: Sequence[Compared]) -> list[Section]:
                 row("PREPARE", lambda one: _seconds(one.update.prepare_seconds)),
                 row("pools frozen", lambda one: _seconds(one.update.restricted_seconds)),
                 row("blackout", after_boot(lambda one: _seconds(one.update.blackout_seconds))),
-                *(row(f"  {name}", phase(name)) for name in BLACKOUT),
+                *(row(f"  {name}", phase(name)) for name in BLACKOUT_PHASES),
             ),
         ),
         Section(

@@ -19,6 +19,7 @@ from rich.console import Console
 from fleet.bad_input import BadInput, InputFault
 from fleet.conform import read_script
 from fleet.console import mistakes
+from fleet.exit_code import ExitCode
 from fleet.recorder.compare import Comparison, modelled, shrink
 from fleet.recorder.failing_scripts import random_failing_script
 from fleet.recorder.huge_scripts import random_huge_script
@@ -28,9 +29,6 @@ from kernelmodel.script import ScriptError
 
 __all__ = ["ConformOptions", "RecordOptions", "conform_many", "record"]
 
-_OK: Final = 0
-_BAD_INPUT: Final = 2
-_DIFFERENT: Final = 4
 _TERMINATED: Final = 143
 
 
@@ -74,7 +72,7 @@ class RecordOptions:
     boot_timeout_s: float
 
 
-def record(options: RecordOptions, out: Console, err: Console) -> int:
+def record(options: RecordOptions, out: Console, err: Console) -> ExitCode:
     """Print what a real kernel answers; the exit code."""
     script = options.script
     try:
@@ -93,20 +91,20 @@ def record(options: RecordOptions, out: Console, err: Console) -> int:
             recording = recorder.record(script.read_text(encoding="utf-8"), dump=options.dump)
     except BadInput as bad:
         err.print(mistakes(bad))
-        return _BAD_INPUT
+        return ExitCode.BAD_INPUT
     except (RecorderError, OSError) as error:
         err.print(f"{script}: {error}", markup=False, highlight=False)
-        return _BAD_INPUT
+        return ExitCode.BAD_INPUT
     for line in recording.trace:
         out.print(line, markup=False, highlight=False, soft_wrap=True)
     if recording.ended_by:
         err.print(f"{script}: ended by: {recording.ended_by}", markup=False, highlight=False)
     if options.console_log is not None:
         options.console_log.write_text(recording.console, encoding="utf-8")
-    return _OK
+    return ExitCode.DONE
 
 
-def conform_many(options: ConformOptions, out: Console, err: Console) -> int:
+def conform_many(options: ConformOptions, out: Console, err: Console) -> ExitCode:
     """Play scripts on the model, and on a kernel if there is one; the exit code."""
     try:
         for path in options.scripts:
@@ -127,7 +125,7 @@ def conform_many(options: ConformOptions, out: Console, err: Console) -> int:
         err.print(mistakes(bad))
     except (RecorderError, ScriptError, OSError) as error:
         err.print(str(error), markup=False, highlight=False)
-    return _BAD_INPUT
+    return ExitCode.BAD_INPUT
 
 
 def _texts(options: ConformOptions) -> Iterator[tuple[str, str]]:
@@ -142,7 +140,7 @@ def _texts(options: ConformOptions) -> Iterator[tuple[str, str]]:
             yield f"{options.seed}-{index}", random_script(options.seed, index)
 
 
-def _model_alone(options: ConformOptions, out: Console) -> int:
+def _model_alone(options: ConformOptions, out: Console) -> ExitCode:
     failed = 0
     for name, text in _texts(options):
         trace = modelled(text)
@@ -150,10 +148,10 @@ def _model_alone(options: ConformOptions, out: Console) -> int:
         failed += bool(bug)
         _say(out, f"{name}: {bug or f'{len(trace)} lines'}")
         _keep(options.keep, name, text, trace)
-    return _DIFFERENT if failed else _OK
+    return ExitCode.SIMULATOR_FAILED if failed else ExitCode.DONE
 
 
-def _compare_all(options: ConformOptions, recorder: Recorder, out: Console) -> int:
+def _compare_all(options: ConformOptions, recorder: Recorder, out: Console) -> ExitCode:
     played = different = 0
     for name, text in _texts(options):
         comparison = Comparison.of(text, recorder.record(text).trace)
@@ -169,7 +167,7 @@ def _compare_all(options: ConformOptions, recorder: Recorder, out: Console) -> i
             _say(out, f"{name}: the least script that differs:\n{text}{comparison.difference}")
         _keep(options.keep, name, text, comparison.kernel)
     _say(out, f"{played} scripts, {different} of them different")
-    return _DIFFERENT if different else _OK
+    return ExitCode.SIMULATOR_FAILED if different else ExitCode.DONE
 
 
 def _least(recorder: Recorder, text: str, most_tries: int) -> str:

@@ -24,7 +24,7 @@ from rich.text import Text
 
 from fleet.bad_input import BadInput
 from fleet.console import mistakes
-from fleet.frame import ExitCode
+from fleet.exit_code import ExitCode
 from fleet.sweep.analysis import Analysis, analyse
 from fleet.sweep.cells import Cell, cells_of
 from fleet.sweep.experiment_file import read_plan

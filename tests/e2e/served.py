@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from fleet.experiment import journal_header
-from fleet.journal import Journal
+from fleet.journal import Journal, journal_header
 from fleet.launcher import Backend
 from fleet.scenario import Scenario
 from fleet.server import Endpoints, serve

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fleet.api import RunRecord
-from fleet.experiment import Experiment, journal_header, run_rollout
-from fleet.journal import Journal
+from fleet.experiment import Experiment, run_rollout
+from fleet.journal import Journal, journal_header
 from fleet.launcher import LocalBackend, RayBackend
 from fleet.scenario import load_scenario
 from tests.fleet.chaos import node_of, ray_nodes

@@ -12,8 +12,7 @@ import grpc
 import msgspec
 import pytest
 
-from fleet.experiment import journal_header
-from fleet.journal import Journal
+from fleet.journal import Journal, journal_header
 from fleet.scenario import RolloutSpec, Scenario
 from fleet.server import BadAddress, Endpoints, serve, split_address
 from kernelmodel.errors import ModelBug

@@ -17,8 +17,8 @@ from typer.testing import CliRunner, Result
 
 from fleet.api import RunRecord
 from fleet.cli import app
-from fleet.experiment import Experiment, journal_header, run_rollout
-from fleet.journal import Journal
+from fleet.experiment import Experiment, run_rollout
+from fleet.journal import Journal, journal_header
 from fleet.launcher import LocalBackend, RayBackend
 from fleet.scenario import Scenario, load_scenario
 

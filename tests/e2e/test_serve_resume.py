@@ -16,8 +16,8 @@ from urllib.request import urlopen
 import grpc
 import pytest
 
-from fleet.experiment import journal_header, run_rollout
-from fleet.journal import Journal
+from fleet.experiment import run_rollout
+from fleet.journal import Journal, journal_header
 from fleet.launcher import LocalBackend
 from fleet.server import Endpoints, serve
 from fleet.unwritable import CannotWrite

@@ -21,8 +21,8 @@ import pytest
 from msgspec.structs import replace
 
 from fleet.api import RunRecord
-from fleet.experiment import journal_header, run_rollout
-from fleet.journal import Journal
+from fleet.experiment import run_rollout
+from fleet.journal import Journal, journal_header
 from fleet.launcher import Backend, LocalBackend, RayBackend, ShardHandle
 from fleet.placement import partition
 from fleet.plan import make_plan

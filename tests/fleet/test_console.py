@@ -14,8 +14,8 @@ from msgspec.structs import replace
 from rich.console import Console
 
 from fleet.console import Progression, clock_text, closing_tables, duration_text, trouble_of
-from fleet.experiment import Experiment, journal_header, run_rollout
-from fleet.journal import Journal
+from fleet.experiment import Experiment, run_rollout
+from fleet.journal import Journal, journal_header
 from fleet.results import summarise
 from fleet.scenario import Scenario
 from fleet.steps import RequestKind

@@ -12,8 +12,8 @@ import pytest
 from msgspec.structs import replace
 
 from fleet.api import FleetSnapshot, RolloutState, RunRecord
-from fleet.experiment import Experiment, RolloutRefused, journal_header, run_rollout
-from fleet.journal import Journal
+from fleet.experiment import Experiment, RolloutRefused, run_rollout
+from fleet.journal import Journal, journal_header
 from fleet.launcher import Deed
 from fleet.pace import Paced
 from fleet.scenario import Scenario

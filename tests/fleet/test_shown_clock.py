@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
-from fleet.experiment import Experiment, journal_header
-from fleet.journal import Journal
+from fleet.experiment import Experiment
+from fleet.journal import Journal, journal_header
 from fleet.launcher import Deed
 from fleet.pace import Paced
 from node.api import ShardConfig, UpdateResult

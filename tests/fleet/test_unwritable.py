@@ -19,8 +19,7 @@ from typer.testing import CliRunner, Result
 import fleet.run
 from fleet.cli import app
 from fleet.event_store import write_event_store
-from fleet.experiment import journal_header
-from fleet.journal import Journal
+from fleet.journal import Journal, journal_header
 from fleet.standard_output import Output
 from fleet.unwritable import CannotWrite
 from node.api import HostCall

@@ -21,8 +21,8 @@ import pytest
 
 from fleet.api import RolloutState, RunRecord
 from fleet.event_store import fill_event_store
-from fleet.experiment import Experiment, journal_header
-from fleet.journal import Journal
+from fleet.experiment import Experiment
+from fleet.journal import Journal, journal_header
 from fleet.launcher import LocalBackend
 from fleet.plan import make_plan
 from fleet.report import render_report
