@@ -176,13 +176,13 @@ class RayBackend:
 
     @property
     def processors(self) -> int:
-        """CPUs of the cluster as it is now."""
-        return max(1, int(sum(node.cpus for node in self._nodes())))
+        """CPUs of the cluster that are there for us now."""
+        return max(1, int(_cpus(self._offered())))
 
     def spawn(self, config: ShardConfig) -> ShardHandle:
         """A shard with this config, in an actor that starts up while others are spawned."""
         if self._actor_cpus is None:
-            self._actor_cpus = cpu_share(config.of_shards, self._nodes())
+            self._actor_cpus = cpu_share(config.of_shards, self._offered())
         shard = RayShard(config, self)
         self._shards.append(shard)
         return shard
@@ -235,6 +235,11 @@ class RayBackend:
             return NOTHING
         return demand_of(config, 0 if squeezed else self._actor_cpus or 0)
 
+    def _offered(self) -> list[Node]:
+        """What other programs leave of each node; all of it, while they leave less than a CPU."""
+        free = self._nodes(free=True)
+        return free if _cpus(free) >= 1 else self._nodes()
+
     def _nodes(self, *, free: bool = False) -> list[Node]:
         """What each node has, or has left."""
         from ray._private.state import available_resources_per_node
@@ -246,6 +251,10 @@ class RayBackend:
             has = left.get(node["NodeID"], {}) if free else node["Resources"]
             found.append(Node(has.get("CPU", 0), int(has.get("memory", 0))))
         return found
+
+
+def _cpus(nodes: Sequence[Node]) -> float:
+    return sum(node.cpus for node in nodes)
 
 
 def _quiet() -> None:

@@ -6,8 +6,9 @@ get shards in proportion to their CPUs, a node without CPUs for actors gets none
 promised twice, and an autoscaler sees what is wanted.
 
 CPU: a shard computes on one thread, so that it asks for one CPU at most. If there are more shards
-than CPUs, several share one: n shards on c CPUs ask for 1/m each, m = ⌈n/c⌉, which fits always.
-Whoever wants a cluster to grow instead names a share.
+than CPUs, several share one: each asks for 1/m, m the least with which all fit. The CPUs are those
+that other programs leave, for those may stay; while they leave less than one it is all of them, and
+shards wait. Whoever wants a cluster to grow instead names a share.
 
 Memory: what a worker process takes before its first host, what each host and VM is described by,
 and kernels for the hosts that were asked last. Measured on hosts of 10 and of 100 VMs with huge
@@ -77,8 +78,11 @@ NOTHING: Final = Demand(0, 0)
 
 def cpu_share(shards: int, nodes: Iterable[Node]) -> float:
     """The largest 1/m of a CPU of which these nodes have one for each shard."""
-    cpus = max(1, sum(int(node.cpus) for node in nodes))
-    return _PER_CPU // -(-shards // cpus) / _PER_CPU
+    parts = [round(node.cpus * _PER_CPU) for node in nodes if node.cpus] or [_PER_CPU]
+    sharing = max(1, shards * _PER_CPU // sum(parts))
+    while sharing < _PER_CPU and sum(part // (_PER_CPU // sharing) for part in parts) < shards:
+        sharing += 1
+    return _PER_CPU // sharing / _PER_CPU
 
 
 def demand_of(config: ShardConfig, cpus: float) -> Demand:

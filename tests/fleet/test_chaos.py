@@ -240,14 +240,15 @@ def test_a_run_that_was_given_up_goes_on_from_its_journal(
 
 
 class Occupants:
-    """Another program of the cluster, which has every CPU."""
+    """Another program of the cluster, which has some of its CPUs, or all."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, cpus: int | None = None) -> None:
         import ray
 
         mend(cluster)
         actor = ray.remote(num_cpus=1)(Occupant)
-        self.actors: list[Any] = [actor.remote() for _ in cluster.worker_nodes]
+        count = len(cluster.worker_nodes) if cpus is None else cpus
+        self.actors: list[Any] = [actor.remote() for _ in range(count)]
         ray.get([actor.__ray_ready__.remote() for actor in self.actors])
 
     def leave(self) -> None:
@@ -259,6 +260,20 @@ class Occupants:
 
 class Occupant:
     """Has a CPU and does nothing."""
+
+
+def test_a_run_makes_do_with_what_others_leave(
+    cluster: Cluster, undisturbed: tuple[RunRecord, tuple[object, ...]], tmp_path: Path
+) -> None:
+    others = Occupants(cluster, 1)
+    backend = RayBackend(cluster.address, patience_seconds=30)
+    try:
+        while backend.processors != 1:  # the cluster's books lag behind
+            pass
+        shared = rolled_out(backend, tmp_path / "journal.sqlite")
+    finally:
+        others.leave()
+    assert shared.digest == undisturbed[0].digest
 
 
 def test_a_run_waits_for_room_on_a_full_cluster(

@@ -93,13 +93,15 @@ SHARES = [
     (4, (0, 1, 3), 1.0),
     (5, (0, 1, 3), 0.5),
     (1000, (0, 64, 64), 0.125),
+    (1, (0.5, 0.5), 0.5),  # others have the rest
+    (3, (0.7, 0.7), 0.3333),
     (3, (), 0.3333),  # no node yet: an autoscaler starts with one CPU
 ]
 
 
 @pytest.mark.parametrize(("shards", "cpus", "share"), SHARES)
 def test_shards_share_cpus_in_equal_parts_which_always_fit(
-    shards: int, cpus: tuple[int, ...], share: float
+    shards: int, cpus: tuple[float, ...], share: float
 ) -> None:
     nodes = [Node(count, GIB) for count in cpus]
     assert cpu_share(shards, nodes) == share
