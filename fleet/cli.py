@@ -317,8 +317,12 @@ def _number(actors: str | None) -> int | str | None:
 def _check_backend(backend: BackendName, address: str | None) -> None:
     from importlib.util import find_spec
 
+    from fleet.launcher import fault_of_address
+
     if backend is not BackendName.RAY and address is not None:
         raise typer.BadParameter("--address is that of a Ray cluster; use --backend ray with it")
+    if backend is BackendName.RAY and (wrong := fault_of_address(address)):
+        raise typer.BadParameter(wrong, param_hint="--address or RAY_ADDRESS")
     if backend is BackendName.RAY and find_spec("ray") is None:
         raise typer.BadParameter(
             "Ray is not installed; pip install 'lufleet[ray]', or use --backend local"

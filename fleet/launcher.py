@@ -20,7 +20,7 @@ import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from fleet.placement import (
     NOTHING,
@@ -45,7 +45,12 @@ __all__ = [
     "LocalBackend",
     "RayBackend",
     "ShardHandle",
+    "fault_of_address",
 ]
+
+#: How HTTP/2 begins: a client's preface and its settings, none of them; a server's settings.
+_HTTP2_SETTINGS: Final = b"\x04"
+_HTTP2_HELLO: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _HTTP2_SETTINGS + bytes(5)
 
 
 class ShardHandle(Protocol):
@@ -149,7 +154,9 @@ class RayBackend:
         actor_cpus: float | None = None,
         patience_seconds: float = 300,
     ) -> None:
-        address = address or os.environ.get("RAY_ADDRESS") or None
+        wrong, address = fault_of_address(address), _meant(address)
+        if wrong:
+            raise HostUnreachable(wrong)
         if address is None:
             _quiet()
         import ray
@@ -275,15 +282,15 @@ def _init(ray: ModuleType, address: str | None) -> None:
     Raises:
         HostUnreachable: there is none at that address, or none can be started.
     """
-    _check_listens(address)
+    size: dict[str, Any] = {}
     if address is None:
-        size: dict[str, Any] = {
+        size = {
             "num_cpus": os.cpu_count() or 1,
             "object_store_memory": 80 << 20,
             "include_dashboard": False,
         }
     else:
-        size = {}
+        _check_speaks(address)
     try:
         # "local" and not None: that would join whatever Ray happens to run on this machine.
         ray.init(
@@ -294,22 +301,38 @@ def _init(ray: ModuleType, address: str | None) -> None:
             ray.shutdown()
             without = "--backend local does without"
             raise HostUnreachable(f"Ray does not start here: {error}; {without}") from error
-        if isinstance(error, (ConnectionError, RuntimeError)):
-            raise HostUnreachable(f"cannot join a Ray cluster at {address}: {error}") from error
-        raise
+        raise HostUnreachable(f"cannot join a Ray cluster at {address}: {error}") from error
 
 
-def _check_listens(address: str | None) -> None:
-    """Ray waits for more than a minute for one that does not, and ends the process then.
+def fault_of_address(address: str | None) -> str:
+    """What is wrong with the form of a cluster's address, or of `RAY_ADDRESS` instead; else ""."""
+    meant = _meant(address)
+    host, _, port = (meant or "").rpartition(":")
+    if meant in (None, "auto", "local") or (host and port.isdecimal() and "/" not in host):
+        return ""
+    right = "HOST:PORT of its head is, whose port is 6379 unless chosen otherwise, or auto"
+    return f"{meant!r} is not the address of a Ray cluster: {right}"
+
+
+def _meant(address: str | None) -> str | None:
+    return address or os.environ.get("RAY_ADDRESS") or None
+
+
+def _check_speaks(address: str) -> None:
+    """Ray would wait for a minute, or for ever, for one that does not, deaf to SIGINT.
 
     Raises:
-        HostUnreachable: nobody listens at this HOST:PORT.
+        HostUnreachable: at this HOST:PORT is nobody, or somebody who does not speak gRPC.
     """
-    host, _, port = (address or "").rpartition(":")
-    if not port.isdecimal() or "/" in host:
-        return  # "auto", "local" and ray://… are for Ray to resolve
+    host, _, port = address.rpartition(":")
+    if not host:
+        return  # "auto" is for Ray to resolve
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=5) as peer:
+            if os.environ.get("RAY_USE_TLS", "").lower() not in ("1", "true"):
+                peer.sendall(_HTTP2_HELLO)
+                if peer.recv(9)[3:4] != _HTTP2_SETTINGS:
+                    raise HostUnreachable(f"no Ray cluster at {address}, but something else")
     except (OSError, OverflowError) as error:
         raise HostUnreachable(f"no Ray cluster listens at {address}: {error}") from error
 

@@ -103,6 +103,8 @@ WRONG = [
     ("serve s.toml --grpc nowhere", "--grpc: 'nowhere' is no HOST:PORT"),
     ("serve s.toml --metrics :1", "--metrics: ':1' is no HOST:PORT"),
     ("run s.toml --backend local --address h:1", "--address is that of a Ray cluster"),
+    ("run s.toml --address ray://h:1", "'ray://h:1' is not the address of a Ray cluster"),
+    ("serve s.toml --address 10.0.0.1", "'10.0.0.1' is not the address of a Ray cluster"),
     ("run s.toml --resume", "there is no run to resume"),
     ("run missing.toml", "missing.toml"),
     ("run s.toml --set rollout.waves=3", "rollout.waves"),

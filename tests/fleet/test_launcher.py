@@ -5,13 +5,14 @@ from __future__ import annotations
 import pickle
 import socket
 import sys
+import threading
 from pathlib import Path
 from subprocess import run as run_process
 
 import pytest
 from msgspec.structs import replace
 
-from fleet.launcher import HostUnreachable, RayBackend
+from fleet.launcher import HostUnreachable, RayBackend, fault_of_address
 from fleet.placement import partition
 from fleet.plan import make_plan
 from fleet.scenario import load_scenario
@@ -36,6 +37,42 @@ def test_an_address_on_which_nobody_listens_is_refused_at_once(no_ray: None) -> 
             HostUnreachable, match=f"no Ray cluster listens at {address}: .*refused"
         ):
             RayBackend(address)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b""])
+def test_somebody_else_at_the_address_is_not_waited_for(no_ray: None, answer: bytes) -> None:
+    """As the dashboard, whose port is easily taken for the cluster's."""
+
+    def once() -> None:
+        peer, _ = dashboard.accept()
+        with peer:
+            peer.recv(64)
+            peer.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as dashboard:
+        address = f"127.0.0.1:{dashboard.getsockname()[1]}"
+        answering = threading.Thread(target=once)
+        answering.start()
+        with pytest.raises(HostUnreachable, match=f"no Ray cluster at {address}, but something"):
+            RayBackend(address)
+        answering.join()
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["10.0.0.1", "http://10.0.0.1:8265", "ray://10.0.0.1:10001", ":1", "h:", " "],
+)
+def test_what_is_no_address_of_a_cluster_is_refused(
+    monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert "is not the address of a Ray cluster: HOST:PORT" in fault_of_address(address)
+    assert [fault_of_address(good) for good in ("auto", "head:6379", "[::1]:1", None)] == [""] * 4
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert repr(address) in fault_of_address(None)
+    with pytest.raises(HostUnreachable, match="is not the address of a Ray cluster"):
+        RayBackend()
 
 
 @pytest.mark.ray
