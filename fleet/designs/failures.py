@@ -34,7 +34,8 @@ class Failures:
     `file_fails` says who cannot be updated if one file cannot be preserved, `freeze_fails` what a
     failed freeze leaves behind when all sessions are closed, "" for nothing. `resized` is by how
     many pages the pool of the smallest size was grown at run time, and how many of them the next
-    kernel has. `drift` is the change of each pool over ten updates, `drift_memory` that of free
+    kernel has, `shrunk` by how many it was made smaller, and how many of them the next kernel does
+    without. `drift` is the change of each pool over ten updates, `drift_memory` that of free
     memory, in bytes, from the first of them to the tenth.
     """
 
@@ -47,6 +48,7 @@ class Failures:
     file_not_retrieved: int = 0
     retrieve_failed: int = 0
     resized: tuple[int, int] = (0, 0)
+    shrunk: tuple[int, int] = (0, 0)
     drift: dict[str, int] = field(default_factory=dict)
     drift_memory: int = 0
     chain: int = 0  # updates that went through
@@ -76,7 +78,8 @@ def fail(spec: HostSpec, design: str, cost: CostModel) -> Failures:
         ):
             back = _free_after(power_on(), act) - free
             setattr(found, case, found.vm_pages - back)
-    found.resized = _resized(power_on(), power_on())
+    found.resized = _resized(power_on(), power_on(), 1)
+    found.shrunk = _resized(power_on(), power_on(), -1)
     _chain(power_on(), found)
     return found
 
@@ -232,22 +235,24 @@ def _break_retrieve(host: DesignHost, vm: DesignVm) -> None:
     host.kernel.fail_function = no_failures
 
 
-def _resized(host: DesignHost, plain: DesignHost) -> tuple[int, int]:
-    """A pool is grown by some pages at run time; how many of them does the next kernel have?
+def _resized(host: DesignHost, plain: DesignHost, way: int) -> tuple[int, int]:
+    """A pool gets more pages at run time, or fewer; how much of that has the next kernel?
 
-    `plain` is a host like the other, updated without that: what it has is no result of growing.
+    `way` is 1 or -1. `plain` is a host like the other, updated without that: what it has is no
+    result of resizing.
     """
     order = min(host.asked())
     hstate = host.kernel.hugetlb.hstate(order)
     before = hstate.nr_huge_pages
-    hstate.set_max_huge_pages(before + max(1, before // 50))
-    grown = hstate.nr_huge_pages - before
+    hstate.set_max_huge_pages(before + way * max(1, before // 50))
+    changed = (hstate.nr_huge_pages - before) * way
     try:
         host.update()
         plain.update()
     except (KernelPanic, KernelError):
-        return grown, 0
-    return grown, max(0, min(grown, host.pools()[order] - plain.pools()[order]))
+        return changed, 0
+    kept = (host.pools()[order] - plain.pools()[order]) * way
+    return changed, max(0, min(changed, kept))
 
 
 def _chain(host: DesignHost, found: Failures) -> None:

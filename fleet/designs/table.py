@@ -75,6 +75,7 @@ def sections(found: Sequence[Compared]) -> list[Section]:
                 row("the same, finished", after_boot(lambda o: _pages(o.update.final_excess))),
                 row("moved to another node", after_boot(lambda o: _pages(o.update.moved))),
                 row("grown at run time: kept", lambda o: _kept(o.failures.resized)),
+                row("shrunk at run time: kept", lambda o: _kept(o.failures.shrunk)),
                 row(f"{CHAIN} updates: drift", _drift),
             ),
         ),
@@ -123,7 +124,7 @@ def _pages(pages: Mapping[str, int]) -> str:
 
 
 def _kept(resized: tuple[int, int]) -> str:
-    return f"{resized[1]} of {resized[0]}"
+    return f"{resized[1]} of {resized[0]}" if resized[0] else "–"
 
 
 def _drift(one: Compared) -> str:

@@ -14,10 +14,10 @@ ones, and gets the marked ones back with their files.
 
 Unhappy paths: while frozen, pools can neither grow nor shrink (`frozen_pools`), from the first
 preserve until the last preserving session closes: the limited phase begins and ends without
-anybody saying so, which is P. Yadav's objection of 14 Oct. A folio for which the sweep has no
-memory left is lost to the pool: there is nobody whom the sweep could tell. A pool that had shrunk
-below what the command line asks for is filled up at boot. Pages that nobody retrieves stay lost
-until the next kexec.
+anybody saying so, which is P. Yadav's objection of 14 Oct. Folios for which the sweep has no
+memory left are taken off the list, since there is nobody whom it could tell: the next kernel
+allocates others. A pool that had shrunk below what the command line asks for is filled up at boot.
+Pages that nobody retrieves stay lost until the next kexec.
 
 Our reading: the shared state is an FLB of the LUO of 7.3 (the thread ended there), with a `freeze`
 that the sweep hangs on; "frees the others" needs them to be kept until then, so that the sweep
@@ -121,7 +121,7 @@ class FrozenPool(FlbDesign):
                     try:
                         kernel.kho.preserve_folios(start << order, order, end - start)
                     except KernelError as error:
-                        kernel.warn_on(f"huge pages are lost to their pool: {error}")
+                        kernel.warn_on(f"huge pages of a pool are not kept: {error}")
                     else:
                         others[order].add(start, end)
         self.list.rewrite(listed(marked, others))

@@ -122,6 +122,16 @@ def test_what_is_written_is_a_list_of_the_pool_of_files_or_a_few_numbers(
     assert found["ours"].update.shared_bytes == 27
 
 
+def test_lists_of_a_pool_keep_what_was_added_and_not_that_pages_went(
+    found: dict[str, Compared],
+) -> None:
+    listing = {"frozen-pool", "files-then-subsystem", "handler-subsystem"}
+    for name, one in found.items():
+        whole = small(HostSpec()).pool_pages()[2 * MIB] // 50
+        assert one.failures.resized == (whole, whole if name in {*listing, "ours"} else 0)
+        assert one.failures.shrunk == (whole, whole if name == "ours" else 0)
+
+
 def test_ours_is_no_worse_anywhere_and_better_in_one_row(found: dict[str, Compared]) -> None:
     ours, theirs = found["ours"], found["flb-counts"]
     assert ours.update.phases == theirs.update.phases
@@ -131,7 +141,7 @@ def test_ours_is_no_worse_anywhere_and_better_in_one_row(found: dict[str, Compar
         for label, (one, other) in section.rows
         if one != other
     ]
-    assert differ == ["shared state", "grown at run time: kept"]
+    assert differ == ["shared state", "grown at run time: kept", "shrunk at run time: kept"]
     assert ours.update.shared_bytes < theirs.update.shared_bytes
     assert theirs.failures.resized[1] == 0
     assert ours.failures.resized[1] == ours.failures.resized[0] > 0

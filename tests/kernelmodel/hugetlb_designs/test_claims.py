@@ -164,7 +164,27 @@ def test_an_flb_cannot_be_reached_without_a_preserved_file(design: str) -> None:
         one.kernel.luo.flbs.get_outgoing(flb)
 
 
+def test_what_the_sweep_has_no_memory_to_keep_the_next_kernel_allocates_anew() -> None:
+    one = Host(power_on(f"{GIGANTIC} {HUGEPAGES}", RELEASES["frozen-pool"], (12 * GIB,)))
+    kernel = one.kernel
+    one.preserve(one.session("s"), one.memfd(2))
+    kexec.kexec_file_load(kernel, kernel.release, kernel.params.cmdline)
+    kernel.page_alloc.alloc_upto(0, kernel.page_alloc.nr_free_pages(), 0)
+    image = kexec.kernel_kexec(kernel)  # 1 GiB pages would need a new node of KHO's tree
+    assert kernel.messages[-1].startswith("WARNING: huge pages of a pool are not kept: ENOMEM")
+    given = kexec.jump(kernel, image)
+    after = Host(boot(kernel.machine, *given, kernel.clock, config=kernel.config))
+    assert after.pool == (POOL - 2, POOL - 2)
+    assert after.kernel.hugetlb.hstate(18).free_huge_pages == 3
+    after.task.close(after.retrieve("s"))
+    after.finish()
+    assert after.pool == (POOL, POOL)
+    assert after.kernel.hugetlb.hstate(18).nr_huge_pages == 3
+    validate_kernel(after.kernel, [after.task])
+
+
 GIGANTIC = "liveupdate=on kho_scratch=256M,256M,128M hugepagesz=1G hugepages=3"
+HUGEPAGES = f"hugepagesz=2M hugepages={POOL}"
 
 
 def gigantic(design: str) -> Host:
