@@ -34,6 +34,7 @@ from fleet.placement import (
 from fleet.shard_actor import Deed, HostUnreachable, RayShard
 from fleet.units import show_size
 from node.api import ShardConfig
+from node.code import code_digest
 
 if TYPE_CHECKING:
     from node.shard import Shard
@@ -170,6 +171,7 @@ class RayBackend:
         self._own_address: Callable[[], str] | None = (
             None if self._is_alone else ray.util.get_node_ip_address
         )
+        self.code = "" if self._is_alone else code_digest()
         self._actor_cpus = actor_cpus
         self.patience_seconds = patience_seconds
         # An answer too big for a message lies on the actor's node until it is fetched, and is lost

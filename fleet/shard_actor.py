@@ -13,6 +13,9 @@ An actor that hangs, stopped or starved on a machine that is otherwise well, is 
 goes on waiting for it. But an actor says that it is there whatever it computes, so that one that
 does not say so for a while counts as dead.
 
+An actor whose node has other code than the driver is not listened to: its figures would be
+mixed with those of other actors, and nobody would know.
+
 An actor for which a cluster has no room waits for it: another program may end, or an autoscaler
 add a node. That is said, and after a while it is `NoRoom` for whoever asked, until there is room. A
 successor does not insist on its share of a CPU when a node was lost: the rest has to do.
@@ -67,6 +70,8 @@ class Place(Protocol):
 
     #: Exceptions with which a call ends whose actor is gone.
     losses: tuple[type[Exception], ...]
+    #: A digest of the code that is to simulate, "" where there cannot be another.
+    code: str
     #: How long an actor may wait for room.
     patience_seconds: float
 
@@ -157,14 +162,14 @@ class RayShard:
                 if incarnation == self._incarnation:
                     return answer
 
-    async def _heard(self, asked: _Asked) -> tuple[int, object]:
+    async def _heard(self, asked: _Asked) -> tuple[int, Any]:
         """The reply of the present actor.
 
         Raises:
             _Silent: it does not even say that it is there.
         """
         actor = self._actor
-        reply: asyncio.Future[tuple[int, object]] = asyncio.ensure_future(asked.reply)
+        reply: asyncio.Future[tuple[int, Any]] = asyncio.ensure_future(asked.reply)
         try:
             while not (await asyncio.wait({reply}, timeout=_SILENCE_SECONDS))[0]:
                 sign = asyncio.ensure_future(actor.ask.remote("is_there"))
@@ -213,11 +218,22 @@ class RayShard:
             raise
 
     async def _come_up(self) -> None:
-        ready = asyncio.ensure_future(self._actor.__ray_ready__.remote())
+        actor = self._actor
+        ready = asyncio.ensure_future(actor.__ray_ready__.remote())
         try:
             await self._look_after(ready)
         finally:
             ready.cancel()
+        if self._place.code and actor is self._actor:
+            await self._check_code()
+
+    async def _check_code(self) -> None:
+        asked = _Asked("code", (), ())
+        self._send(asked)
+        _, (address, code) = await self._heard(asked)
+        if code != self._place.code:
+            same = "every node needs the same lufleet, with the same changes"
+            raise HostUnreachable(f"{self} would run other code on {address} than here: {same}")
 
     async def _look_after(self, ready: asyncio.Future[object]) -> None:
         present, waited = self._incarnation, 0.0

@@ -25,6 +25,7 @@ import grpc
 
 from node.api import HostCall, HostGauges, ShardConfig, UpdateCommand, UpdateResult
 from node.calls import READING, HostReply
+from node.code import code_digest
 from node.grpc_server import NotHere, Server, start_server
 from node.servicer import HOST_SERVICE, add_to
 from node.shard import Shard
@@ -83,6 +84,10 @@ class ShardActor:
     def is_there(self) -> bool:
         """Yes; said while it computes, too."""
         return True
+
+    def code(self) -> tuple[str, str]:
+        """The address of this node, and a digest of the code that simulates here."""
+        return self._address, code_digest()
 
     async def peak_rss_bytes(self) -> int:
         """The most memory that this process has had resident."""

@@ -31,6 +31,8 @@ class FakeActor:
             if self.config.incarnation in self.place.hanging:
                 await asyncio.Event().wait()
             await self.place.held.get(method, asyncio.sleep)(0)
+            if method == "code":
+                return self.config.incarnation, ("10.0.0.3", self.place.code_there)
             self.place.calls += 1
             self.place.asked.append(args)
             if self.place.calls in self.place.dies_at:
@@ -58,6 +60,7 @@ class FakePlace:
 
     losses: tuple[type[Exception], ...] = (ActorDied,)
     patience_seconds = 1.0
+    code = code_there = "today's"
 
     def __init__(self, *dies_at: int) -> None:
         self.dies_at = dies_at
@@ -215,6 +218,21 @@ def test_an_actor_that_computes_for_long_is_left_to_it(monkeypatch: pytest.Monke
     monkeypatch.setattr("fleet.shard_actor._SILENCE_SECONDS", 0.01)
     place = FakePlace()
     asyncio.run(long())
+    assert len(place.started) == 1
+
+
+def test_an_actor_with_other_code_is_not_listened_to() -> None:
+    async def twice() -> None:
+        for _ in range(2):
+            with pytest.raises(
+                HostUnreachable, match=r"of r1-h01 \(2 hosts\) would run other code on 10.0.0.3"
+            ):
+                await shard.call("update", COMMANDS, history=COMMANDS)
+
+    place = FakePlace()
+    place.code_there = "yesterday's"
+    shard = RayShard(CONFIG, place)
+    asyncio.run(twice())
     assert len(place.started) == 1
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Awaitable, Callable
+from pathlib import Path
+from shutil import copytree
 from typing import TYPE_CHECKING, TypeVar
 
 import grpc
 import pytest
 
+import node
 from lufleet.v1 import host_pb2, host_pb2_grpc
 from node.actor import ShardActor
 from node.api import UpdateCommand, UpdatePolicy
+from node.code import code_digest, digest_of
 from node.shard import Shard
 from node.status import error_info_of
 from tests.node.small_hosts import NEW, OLD, host_call, shard_config
@@ -51,6 +55,21 @@ def test_it_answers_like_the_shard_that_it_holds() -> None:
         assert await actor.peak_rss_bytes() > 1 << 20
 
     with_actor(client)
+
+
+def test_it_says_which_code_it_runs(tmp_path: Path) -> None:
+    async def client(actor: ShardActor, stub: Stub) -> tuple[int, object]:
+        del stub
+        return await actor.ask("code")
+
+    assert with_actor(client) == (0, ("127.0.0.1", code_digest()))
+    packages = tmp_path / "node", tmp_path / "kernelmodel"
+    for copy in packages:
+        copytree(Path(node.__file__).parents[1] / copy.name, copy)
+    assert digest_of(packages) == code_digest()
+    costs = tmp_path / "kernelmodel/sim/profiles/default.toml"
+    costs.write_text(costs.read_text().replace("9", "8", 1))
+    assert digest_of(packages) != code_digest()
 
 
 def test_it_computes_in_the_order_of_the_calls_while_its_server_starts() -> None:
