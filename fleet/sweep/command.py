@@ -90,6 +90,7 @@ def _sweep(
     if before and not options.resume:
         held = f"{store.path} holds {counted(len(before), 'run')} already"
         raise StoreError(f"{held}: --resume goes on with them, another --out begins anew")
+    store.agree(cells)
     agenda = Agenda(plan, cells, adaptive=options.adaptive)
     for outcome in before:
         agenda.ended(outcome)

@@ -213,8 +213,8 @@ def _read_range(fields: Fields, key: str, method: str) -> Range | None:
 
 
 def _overrides(key: str, value: TomlValue) -> list[str]:
-    """`--set` texts for a value; one for each value within a table."""
-    if isinstance(value, dict):
+    """`--set` texts for a value; one for each value within a table, an empty one as it is."""
+    if isinstance(value, dict) and value:
         found = []
         for name, inner in value.items():
             # At the top a name is a whole key as --set takes it, further down a part of one.
@@ -233,12 +233,12 @@ def _literal(value: TomlValue) -> str:
         return f"[{', '.join(map(_literal, value))}]"
     if isinstance(value, dict):
         inner = (f"{json.dumps(name)} = {_literal(item)}" for name, item in value.items())
-        return f"{{ {', '.join(inner)} }}"
+        return f"{{ {', '.join(inner)} }}" if value else "{}"
     return str(value)
 
 
 def _label(value: TomlValue) -> str:
-    if isinstance(value, dict):
+    if isinstance(value, dict) and value:
         return ", ".join(text.replace("=", " ", 1) for text in _overrides("", value))
     return value if isinstance(value, str) else _literal(value)
 

@@ -122,6 +122,32 @@ class Store:
         with _writing(self.path):
             self._db.execute(f"INSERT INTO runs VALUES ({marks})", row)  # noqa: S608 # marks only
 
+    def agree(self, cells: Sequence[Cell]) -> None:
+        """Call the cells that have rows already by the names that they have now.
+
+        Raises:
+            StoreError: a name is that of other rows, whose cells the experiment no longer has.
+            CannotWrite: the file cannot be written.
+        """
+        columns = [f'"{_quoted(name)}"' for name in self._names]
+        rows = self._db.execute(f"SELECT DISTINCT cell, {', '.join(columns)} FROM runs").fetchall()  # noqa: S608 # quoted
+        held = {key: tuple(labels) for key, *labels in rows}
+        ours = {cell.key: tuple(choice.label for choice in cell.choices) for cell in cells}
+        named = set(ours.values())
+        for key, labels in held.items():
+            if key not in ours and labels in named:
+                pairs = zip(self._names, labels, strict=True)
+                setting = ", ".join(f"{name} {label}" for name, label in pairs)
+                raise StoreError(
+                    f"{self.path}: {setting} meant something else when its runs were made; "
+                    "choose another --out, or other names"
+                )
+        renamed = [key for key in held if key in ours and held[key] != ours[key]]
+        sets = ", ".join(f"{column} = ?" for column in columns)
+        with _writing(self.path):
+            for key in renamed:
+                self._db.execute(f"UPDATE runs SET {sets} WHERE cell = ?", [*ours[key], key])  # noqa: S608 # quoted
+
     def forget_failed(self) -> None:
         """Drop the rows of runs that failed, so that they are made again.
 

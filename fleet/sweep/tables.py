@@ -119,9 +119,11 @@ def answer(analysis: Analysis) -> str:
     found += ", one run" if best.runs == 1 else ""
     rivals = [s for s in analysis.cells if s.meets_goal and _is_rival(goal, s)]
     told = f"{asked[:1].upper()}{asked[1:]}: {setting} ({found})."
-    if rivals:
-        others = counted(len(rivals), "other cell")
-        within = " within the limits" if goal.within else ""
+    within = " within the limits" if goal.within else ""
+    if alike := sum(map(_is_alike, rivals)):
+        told += f" {counted(alike, 'other cell')}{within} came to the same with every seed."
+    if len(rivals) > alike:
+        others = counted(len(rivals) - alike, "other cell")
         told += f" With so few seeds {others}{within} cannot be told from it."
     for name, limit in goal.within:
         if _may_break(name, limit, best.estimates[name]):
@@ -161,6 +163,12 @@ def _is_rival(goal: Goal, summary: CellSummary) -> bool:
         found.half_width is None
         or (found.mean is not None and sign * found.mean <= found.half_width)
     )
+
+
+def _is_alike(summary: CellSummary) -> bool:
+    """Whether more seeds are not known to tell it from the best one: no seed did."""
+    found = summary.to_best
+    return found is not None and found.count > 1 and found.mean == found.half_width == 0
 
 
 def show_closing(analysis: Analysis, console: Console) -> None:

@@ -10,7 +10,7 @@ from fleet.bad_input import BadInput
 from fleet.scenario import load_scenario
 from fleet.sweep.cells import cells_of
 from fleet.sweep.experiment_file import read_plan
-from tests.fleet.sweep_plans import EXPERIMENT, written
+from tests.fleet.sweep_plans import EXPERIMENT, SCENARIO, written
 
 
 @pytest.mark.parametrize(
@@ -102,3 +102,23 @@ def test_lists_of_tables_may_be_values(tmp_path: Path) -> None:
         for choice in plan.parameters[0].choices
     ]
     assert [{fault.kind for fault in faults} for faults in found] == [set(), {"boot-hangs"}]
+
+
+@pytest.mark.parametrize(
+    "ways",
+    [
+        'key = "rollout.max_unavailable"\nvalues = [{}, { rack = 2 }]',
+        """[parameters.choices]
+        none = { "rollout.max_unavailable" = {} }
+        two = { "rollout.max_unavailable" = { rack = 2 } }""",
+    ],
+)
+def test_an_empty_table_is_a_value_too(tmp_path: Path, ways: str) -> None:
+    """It leaves nothing of the table; one that holds something sets just that."""
+    scenario = SCENARIO.replace("cpus = 8", "cpus = 8\nracks = 2\ndomains = { zone = 2 }")
+    scenario = scenario.replace("canary", "max_unavailable = { rack = 1, zone = 1 }\ncanary")
+    text = f'scenario = "s.toml"\nseeds = 1\n[[parameters]]\nname = "limits"\n{ways}\n'
+    plan = read_plan(written(tmp_path, text, scenario))
+    found = [load_scenario(plan.scenario, cell.overrides) for cell in cells_of(plan)]
+    assert [one.rollout.max_unavailable for one in found] == [{}, {"rack": 2, "zone": 1}]
+    assert all(choice.label for choice in plan.parameters[0].choices)

@@ -204,6 +204,16 @@ def test_a_cell_that_is_better_on_more_seeds_is_not_told_from_the_best() -> None
     assert "2 other cells cannot be told from it" in answer(found), "one has a single seed"
 
 
+def test_a_cell_that_is_the_same_with_every_seed_wants_no_more_of_them() -> None:
+    plan = replace(PLAN, parameters=(Parameter("a", choices("a", 1, 2, 3)),))
+    first, same, near = cells_of(plan)
+    runs = [outcome(cell, seed, 60.0 * seed) for cell in (first, same) for seed in (1, 2, 3)]
+    runs += [outcome(near, seed, 60.0 * seed + (2 - seed)) for seed in (1, 2, 3)]
+    said = answer(analyse(plan, cells_of(plan), runs))
+    assert "1 other cell came to the same with every seed" in said
+    assert "With so few seeds 1 other cell cannot be told from it" in said
+
+
 def closing(analysis: Analysis, *, width: int, is_terminal: bool) -> str:
     file = StringIO()
     show_closing(analysis, Console(file=file, width=width, force_terminal=is_terminal))
