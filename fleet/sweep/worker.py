@@ -16,6 +16,8 @@ import signal
 import time
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -37,6 +39,7 @@ __all__ = ["CANNOT_BE_RUN", "Job", "Outcome", "Workers", "perform"]
 CANNOT_BE_RUN: Final = "cannot be run: "
 
 _PR_SET_PDEATHSIG: Final = 1
+_INTERRUPTS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 class Job(Struct, frozen=True):
@@ -158,7 +161,9 @@ class _Worker:
         self._process: SpawnProcess = context.Process(
             target=_work, args=(theirs, os.getpid()), daemon=True
         )
-        self._process.start()
+        resource_tracker.ensure_running()  # starting that one would let signals through again
+        with _held_back():
+            self._process.start()
         theirs.close()
 
     @property
@@ -191,9 +196,33 @@ class _Worker:
         return f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
 
 
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait for the end of this; a process that begins in it has them blocked.
+
+    One that is interrupted while it begins, or whose parent is, says so in a traceback. The mask is
+    what it inherits; of ours another thread may take the signal, and Python then interrupts this.
+    """
+    came: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda number, _: came.append(number))
+        for number in _INTERRUPTS
+    }
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
+
+
 def _work(pipe: Connection, parent: int) -> None:
     """What a worker does: a job, its outcome, the next."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started it
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPTS)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     while os.getppid() == parent:  # it may have died before it could be asked to tell
         try:

@@ -97,6 +97,15 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def is_importing(pid: int) -> bool:
+    """Whether the process is a worker that has begun to load what it needs."""
+    try:
+        started = "--multiprocessing-fork" in Path(f"/proc/{pid}/cmdline").read_text()
+        return started and "numpy" in Path(f"/proc/{pid}/maps").read_text()
+    except OSError:  # it has ended
+        return False
+
+
 def has_ended(process: int) -> bool:
     """Whether the process of this descriptor ends, at once or soon."""
     return bool(select.select([process], [], [], 30)[0])
@@ -134,18 +143,26 @@ def test_a_sweep_that_is_killed_goes_on_without_making_a_run_twice(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_sweep_says_how_to_go_on(tmp_path: Path, number: int) -> None:
+    """And nothing else, while a worker begins: a terminal's Ctrl-C comes to that one as well."""
     (tmp_path / "a b").mkdir()
     experiment = written(tmp_path / "a b", EXPERIMENT.replace("seeds = 3", "seeds = 150"))
     words = (experiment, "--out", tmp_path / "out", "--jobs", 1)
     stopped = subprocess.Popen(
-        command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(*words),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     with stopped:
         assert stopped.stdout is not None
         assert "900 runs to make" in stopped.stdout.readline()
-        stopped.send_signal(number)
+        while stopped.poll() is None and not any(map(is_importing, children(stopped.pid))):
+            pass
+        os.killpg(stopped.pid, number)
         _, said = stopped.communicate()
     assert stopped.returncode == 130
+    assert "Traceback" not in said
     again = shlex.split(said.splitlines()[-1])
     assert again == ["lufleet", "sweep", *map(str, words), "--resume"]
 
