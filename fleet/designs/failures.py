@@ -150,7 +150,8 @@ def _file_fails(host: DesignHost) -> str:
         host.kernel.fail_function = _fails("kho_preserve_vmalloc") if at_stake else no_failures
         host.preserve_vm(vm)
     host.kernel.fail_function = no_failures
-    said = "one VM" if victim.spec.name in host.refused else ""
+    held_up = list(host.refused.values()).count("ENOMEM")
+    said = "one VM" if held_up == 1 else f"{held_up} VMs" if held_up else ""
     if not said:
         nth = [vm for vm in host.vms.values() if vm.spec.name not in host.refused].index(victim)
         host.kernel.fail_function = _fails("kho_preserve_vmalloc", nth)
