@@ -1,7 +1,7 @@
 """Promise: published rows are their figures' arithmetic, and held-out figures are shown as met.
 
-The envelope tests build an ordinary host from the rows alone; they pin the size of things, not
-the model of a host, which is `node`'s.
+Sums here are of rows alone, as they were calibrated; `tests/node/test_whole_updates.py` looks at
+the same figures in updates of whole hosts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from kernelmodel.sim.clock import Clock
 from kernelmodel.sim.cost import CostModel
 from tests.kernelmodel.sim.calibration import (
     CALIBRATED,
-    GIB_PAGES,
     PAGES_48_GIB,
     held_out,
     held_out_markdown,
@@ -80,43 +79,6 @@ def test_a_full_reboot_is_about_ten_minutes_of_outage() -> None:
     clock.charge("vmm_start")
     clock.charge("vm_boot")
     assert abs(clock.now_ns - 600 * SEC) < 30 * SEC
-
-
-def ordinary_downtimes_ns(seed: int) -> list[int]:
-    """Eight VMs of 8 vCPUs and 32 GiB in 1 GiB pages, 96 CPUs, 512 GiB: downtime by VM."""
-    clock = Clock(COST, 96, seed, ("host", "ordinary"))
-    names = [f"vmm:{index}" for index in range(8)]
-    with clock.phase("pause") as pause:
-        for name in names:
-            with clock.lane(name):
-                clock.charge("vm_pause", 8)
-    boot(clock)
-    clock.charge("kho_extend_scratch", 256)
-    clock.charge("kho_reserve_preserved", 256)
-    clock.charge("kho_init_preserved_page", 256 * GIB_PAGES)
-    clock.charge("hugetlb_gather_bootmem", 144)
-    clock.charge("agent_start")
-    with clock.phase("retrieve") as retrieve:
-        for name in names:
-            with clock.lane(name):
-                clock.charge("vmm_start")
-                clock.charge("luo_retrieve_file")
-                clock.charge("kho_restore_page", 32 * GIB_PAGES)
-                clock.charge("hugetlb_add_to_page_cache", 32)
-                clock.charge("vmm_rebuild", 8)
-                clock.charge("vm_resume", 8)
-    return [retrieve.lane_end_ns(name) - pause.lane_end_ns(name) for name in names]
-
-
-def test_an_ordinary_host_lands_in_the_published_management_gap() -> None:
-    """5 to 30 s, of which the kernel's boot is the most; with a tail, but not out of the gap."""
-    downtimes = sorted(ns for seed in range(250) for ns in ordinary_downtimes_ns(seed))
-    median, p99 = downtimes[len(downtimes) // 2], downtimes[len(downtimes) * 99 // 100]
-    assert downtimes[0] > 5 * SEC
-    assert downtimes[-1] < 30 * SEC
-    assert 8 * SEC < median < 11 * SEC
-    assert median * 1.1 < p99 < median * 2
-    assert COST.cost_ns("initcalls") + COST.cost_ns("userspace_init") > median / 2
 
 
 def test_preserving_huge_pages_does_not_grow_with_memory_and_small_ones_do() -> None:
