@@ -78,8 +78,8 @@ def kstrtobool(value: str) -> bool | None:
 def memparse(text: str) -> tuple[int, str]:
     """A size such as `64M` in bytes, and what stands behind it. C: memparse().
 
-    0 where there is no number, and the whole text behind it. What does not fit 64 bits is the
-    largest number, and a suffix may shift bits out.
+    0 where there is no number, and the whole text behind it. What does not fit 64 bits, with its
+    suffix or without, is the largest number.
     """
     match = _NUMBER.match(text)
     if match is None:
@@ -90,4 +90,4 @@ def memparse(text: str) -> tuple[int, str]:
     shift = _SHIFTS.get(behind[:1].upper())
     if shift is None:
         return number, behind
-    return number << shift & _U64, behind[1:]
+    return min(number << shift, _U64), behind[1:]

@@ -55,7 +55,7 @@ _BUSY_PER_LEAF = 1 << 15
 def memparse(text: str) -> int | None:
     """A size such as `64M` in bytes; None if it is none. C: memparse().
 
-    As there, what does not fit 64 bits is the largest number, and a suffix may shift bits out.
+    As there, what does not fit 64 bits is the largest number.
     """
     size, behind = params.memparse(text)
     return None if behind or not text else size

@@ -239,9 +239,12 @@ class HugetlbMapping:
     def touch(self, page: int, nr: int, where: int | Placement = 0) -> int:
         """Write to pages one after the other; returns how many before a SIGBUS (or all)."""
         _check_inside(page, nr, self.nr)
-        first = self.start + page
-        last = min(first + nr, self.inode.size // self.inode.page_size)
-        return max(0, self.inode.populate(first, last, where) - first) if first < last else 0
+        inode, first = self.inode, self.start + page
+        last, end = first + nr, inode.size // inode.page_size
+        at = inode.populate(first, min(last, end), where) if first < end else first
+        if end <= at < last:  # no page is made there, but one that `fallocate` made is reached
+            at = next((low for low, _ in inode.folios.gaps(at, last)), last)
+        return at - first
 
     def munmap(self) -> None:
         """Unmap. Promises stay with the file."""

@@ -37,7 +37,9 @@ KERN = MemblockFlags.RSRV_KERN
         ("0x", None),
         ("017M", 15 * MIB),
         ("99999999999999999999", (1 << 64) - 1),  # more than 64 bits is as much as they hold
-        ("18446744073709551615K", (1 << 64) - KIB),  # and a suffix shifts bits out
+        ("18446744073709551615K", (1 << 64) - 1),
+        ("16E", (1 << 64) - 1),
+        ("15E", 15 << 60),
     ],
 )
 def test_sizes_are_read_as_the_kernel_reads_them(text: str, size: int | None) -> None:
