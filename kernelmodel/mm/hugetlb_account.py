@@ -87,7 +87,8 @@ class HugetlbAccount:
         """
         if promised and place.cgroup is None:  # the pool alone is asked, for what it promised
             return self.hstate.alloc_upto(n, nids, reserved=True)
-        wanted = self._charge(n, place.cgroup, promised=promised)
+        room = n if promised or self.subpool is None else self.subpool.room(n)
+        wanted = self._charge(room, place.cgroup, promised=promised)
         own = wanted
         if not promised:
             own = 0 if self.subpool is None else wanted - self.subpool.get(wanted)
@@ -99,6 +100,8 @@ class HugetlbAccount:
         else:
             missing += rest
         self._refund(missing, unused, place.cgroup, promised=promised)
+        if place.cgroup is not None and wanted < room and not missing:
+            place.cgroup.refused(self.hstate.order)  # of the next one
         if not promised and self.subpool is not None and wanted - missing < n:
             self.subpool.fail_get()
         end = index + wanted - missing
@@ -110,9 +113,7 @@ class HugetlbAccount:
         return runs, n - wanted + missing
 
     def _charge(self, n: int, cgroup: HugetlbCgroup | None, *, promised: bool) -> int:
-        """How many of `n` folios mount and cgroup allow; the cgroup has paid for them."""
-        if not promised and self.subpool is not None:
-            n = self.subpool.room(n)
+        """How many of `n` folios the cgroup allows; it has paid for them."""
         if cgroup is None:
             return n
         order = self.hstate.order

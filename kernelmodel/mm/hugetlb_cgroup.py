@@ -8,22 +8,29 @@ Happy path: a promise is charged when it is made and belongs to the file's page 
 charged when it is taken; both are uncharged when indices or pages go, to whoever was charged.
 
 Unhappy paths: a limit that refuses a promise is ENOMEM at mmap, one that refuses a page makes the
-fault a SIGBUS and `fallocate` ENOSPC; `.events` counts both.
+fault a SIGBUS and `fallocate` ENOSPC. Whoever's limit it was, `.events.local` counts both for the
+task's own group, `.events` for that and all above it. A limit below what is charged is EBUSY, and
+the old one stays.
 
-Simplifications: written from what is known of the interface, not compared with a running kernel;
-groups cannot be removed, so charges never move to a parent; memory.max is another controller's.
+Simplifications: groups cannot be removed, so charges never move to a parent; `.numa_stat` is not
+there; memory.max is another controller's. All else was compared with a running 7.3.4.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
+from typing import Final
 
-from kernelmodel.errors import InvalidArgument, NoEntry, NoMemory
+from kernelmodel.errors import Busy, InvalidArgument, NoEntry, NoMemory
 from kernelmodel.memory import PAGE_SHIFT
 from kernelmodel.mm.ranges import RangeMap
+from kernelmodel.params import memparse
 
 __all__ = ["Charges", "HugetlbCgroup", "size_name"]
+
+#: Pages of a limit that is none. C: PAGE_COUNTER_MAX.
+_COUNTER_MAX: Final = (1 << 63) - 1 >> PAGE_SHIFT
+_READ_ONLY: Final = ("current", "rsvd.current", "events", "events.local")
 
 
 def size_name(order: int) -> str:
@@ -38,24 +45,37 @@ def size_name(order: int) -> str:
 class _Counter:
     """C: struct page_counter, in huge pages."""
 
-    __slots__ = ("failures", "limit", "usage")
+    __slots__ = ("limit", "usage")
 
     def __init__(self) -> None:
         self.usage = 0
-        #: In huge pages; None is "max".
+        #: In huge pages, never less than are charged; None is "max".
         self.limit: int | None = None
-        self.failures = 0
+
+
+class _Events:
+    """Charges of one size that were refused, to the group's own tasks and to those below too."""
+
+    __slots__ = ("all", "local")
+
+    def __init__(self) -> None:
+        self.all = self.local = 0
 
 
 class HugetlbCgroup:
     """One group. C: struct hugetlb_cgroup."""
 
-    __slots__ = ("_counters", "name", "parent")
+    __slots__ = ("_counters", "_events", "name", "parent")
 
     def __init__(self, name: str, parent: HugetlbCgroup | None = None) -> None:
         self.name = name
         self.parent = parent
         self._counters: dict[tuple[int, bool], _Counter] = {}
+        self._events: dict[int, _Events] = {}
+
+    def events(self, order: int) -> _Events:
+        """What was refused of one size."""
+        return self._events.setdefault(order, _Events())
 
     def counter(self, order: int, rsvd: bool) -> _Counter:
         """What is charged and allowed of one size, pages or promises."""
@@ -89,19 +109,22 @@ class HugetlbCgroup:
         for group in self._above():
             counter = group.counter(order, rsvd)
             if counter.limit is not None and counter.usage + n > counter.limit:
-                counter.failures += 1
+                self.refused(order)
                 raise NoMemory("hugetlb limit of a cgroup", cgroup=group.name, order=order)
         for group in self._above():
             group.counter(order, rsvd).usage += n
 
+    def refused(self, order: int) -> None:
+        """A charge by a task of this group did not fit. C: hugetlb_event()."""
+        self.events(order).local += 1
+        for group in self._above():
+            group.events(order).all += 1
+
     def charge_upto(self, order: int, n: int, *, rsvd: bool = False) -> int:
-        """Charge as many of `n`, one by one, as the limits allow; how many."""
+        """Charge as many of `n` as the limits allow; how many. Says nothing of the next one."""
         room = self.room(order, rsvd=rsvd)
         got = n if room is None else min(n, room)
         self.charge(order, got, rsvd=rsvd)
-        if got < n:
-            with suppress(NoMemory):  # the next one, which is refused and counted
-                self.charge(order, 1, rsvd=rsvd)
         return got
 
     def uncharge(self, order: int, n: int, *, rsvd: bool = False) -> None:
@@ -112,41 +135,52 @@ class HugetlbCgroup:
     # Files.
 
     def read(self, name: str, order: int) -> str:
-        """The text of `hugetlb.<size>.<name>`: current, max, rsvd.current, rsvd.max, events.
+        """The text of `hugetlb.<size>.<name>`: current, max, rsvd.…, events, events.local.
 
         Raises:
             NoEntry: no such file.
         """
-        rsvd, _, what = name.rpartition(".")
-        counter = self.counter(order, rsvd == "rsvd")
-        if rsvd not in {"", "rsvd"}:
-            raise NoEntry("no such file", file=name)
-        if what == "current":
+        if name in {"events", "events.local"}:
+            events = self.events(order)
+            return f"max {events.all if name == 'events' else events.local}\n"
+        counter = self.counter(order, name.startswith("rsvd."))
+        if name in {"current", "rsvd.current"}:
             return f"{counter.usage << order + PAGE_SHIFT}\n"
-        if what == "max":
+        if name in {"max", "rsvd.max"}:
             limit = counter.limit
             return "max\n" if limit is None else f"{limit << order + PAGE_SHIFT}\n"
-        if name == "events":
-            both = (self.counter(order, rsvd) for rsvd in (False, True))
-            return f"max {sum(counter.failures for counter in both)}\n"
         raise NoEntry("no such file", file=name)
 
     def write(self, name: str, order: int, text: str) -> None:
         """Write `max` or `rsvd.max`: bytes, rounded down to huge pages, or "max".
 
         Raises:
-            NoEntry: no such file to write to. InvalidArgument: no number.
+            NoEntry: no such file. InvalidArgument: no size, or a file that is only read.
+            Busy: more is charged than that.
         """
+        if name in _READ_ONLY:
+            raise InvalidArgument("only read", file=name)
         if name not in {"max", "rsvd.max"}:
-            raise NoEntry("no such file to write to", file=name)
+            raise NoEntry("no such file", file=name)
+        if not text:  # nothing was written
+            return
         counter = self.counter(order, name != "max")
-        text = text.strip()
-        if text == "max":
-            counter.limit = None
-        elif text.isdecimal():
-            counter.limit = int(text) >> order + PAGE_SHIFT
-        else:
-            raise InvalidArgument("neither a number nor max", text=text)
+        limit = _limit(text, order)
+        if limit is not None and limit < counter.usage:
+            raise Busy("more is charged than that", usage=counter.usage, limit=limit)
+        counter.limit = limit
+
+
+def _limit(text: str, order: int) -> int | None:
+    """Huge pages that were written as bytes, None for "max". C: page_counter_memparse()."""
+    text = text.strip()
+    if text == "max":
+        return None
+    size, behind = memparse(text)
+    if behind:
+        raise InvalidArgument("neither a size nor max", text=text)
+    limit = min(size >> PAGE_SHIFT, _COUNTER_MAX) >> order
+    return None if limit == _COUNTER_MAX >> order else limit
 
 
 class Charges:
