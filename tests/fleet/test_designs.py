@@ -288,12 +288,22 @@ def test_vms_that_no_page_is_left_for_are_not_counted(tmp_path: Path) -> None:
 def test_what_is_wrong_is_told_all_at_once() -> None:
     said = designs(
         *("--memory", "1XB", "--vms", "0", "--design", "foo", "--host", "3TiB"),
-        *("--page-size", "4KiB", "--guest-memfd-share", "101", "--nodes", "17"),
+        *(
+            "--pool-use",
+            "101",
+            "--page-size",
+            "4KiB",
+            "--guest-memfd-share",
+            "101",
+            "--nodes",
+            "17",
+        ),
         code=2,
     )
     for what in (
         *("--memory:", "--vms: 0 is not from 1", 'no design "foo"', 'did you mean "2TiB"?'),
         '--page-size: "4KiB" is neither 2MiB nor 1GiB',
+        "--pool-use: 101 is not from 1 to 100",
         *("--guest-memfd-share: 101 is not from 0 to 100", "--nodes: 17 is not from 1 to 16"),
     ):
         assert what in said

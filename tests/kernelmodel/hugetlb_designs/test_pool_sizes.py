@@ -44,6 +44,25 @@ def test_a_size_written_before_files_are_retrieved_comes_beside_them(design: str
     assert sizes == [POOL + 5, POOL if forgets else POOL + 5]
 
 
+@pytest.mark.parametrize("design", ALL)
+def test_surplus_pages_that_a_list_has_are_there_to_stay(design: str) -> None:
+    """Nobody keeps the two files' borrowed pages but those who write down the whole pool."""
+    one = host(design)
+    hstate = one.kernel.hugetlb.hstate(ORDER)
+    hstate.nr_overcommit_huge_pages = 4
+    given_up, kept = one.memfd(POOL - 1), one.memfd(3)
+    for fd, pages in ((given_up, POOL - 1), (kept, 3)):
+        one.task.files.fget(fd).inode.hugetlb.populate(0, pages)  # type: ignore[attr-defined]
+    assert (one.pool, hstate.surplus_huge_pages) == ((POOL + 2, 0), 2)
+    one.preserve(one.session("s"), kept)
+    after = one.reboot()
+    after.retrieve("s")
+    after.finish()
+    lists = design in {"frozen-pool", "files-then-subsystem", "handler-subsystem"}
+    assert after.pool[0] == POOL + 2 * lists
+    assert after.kernel.hugetlb.hstate(ORDER).surplus_huge_pages == 0
+
+
 def test_a_fifth_page_size_keeps_ours_from_preserving_but_not_flb_counts() -> None:
     """The price of a structure with every size that there is, not only those in use."""
     config = replace(CONFIG, hugepage_orders=(9, 11, 13, 14, 18))
