@@ -25,6 +25,7 @@ from fleet.recorder.failing_scripts import random_failing_script
 from fleet.recorder.huge_scripts import random_huge_script
 from fleet.recorder.record import Recorder, RecorderError
 from fleet.recorder.scripts import random_script
+from fleet.unwritable import CannotWrite, writing
 from kernelmodel.script import ScriptError
 
 __all__ = ["ConformOptions", "RecordOptions", "conform_many", "record"]
@@ -100,7 +101,12 @@ def record(options: RecordOptions, out: Console, err: Console) -> ExitCode:
     if recording.ended_by:
         err.print(f"{script}: ended by: {recording.ended_by}", markup=False, highlight=False)
     if options.console_log is not None:
-        options.console_log.write_text(recording.console, encoding="utf-8")
+        try:
+            with writing(options.console_log):
+                options.console_log.write_text(recording.console, encoding="utf-8")
+        except CannotWrite as error:
+            err.print(str(error), markup=False, highlight=False)
+            return ExitCode.BAD_INPUT
     return ExitCode.DONE
 
 

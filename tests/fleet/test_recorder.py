@@ -152,6 +152,11 @@ def test_the_command_line_records_and_compares(kernel: Path, tmp_path: Path) -> 
     done = run(app, ["record", str(script), "--kernel", str(kernel), "--console-log", str(log)])
     assert (done.exit_code, done.stdout.splitlines()[-1]) == (0, "T end 2")
     assert log.read_text() == "Linux\n"
+    done = run(
+        app, ["record", str(script), "--kernel", str(kernel), "--console-log", str(tmp_path)]
+    )
+    assert (done.exit_code, done.stdout.splitlines()[-1]) == (2, "T end 2")
+    assert f"cannot write {tmp_path}" in done.stderr
     done = run(app, ["conform", str(script), "--against", str(kernel)])
     assert (done.exit_code, done.stdout.splitlines()) == (
         0,
