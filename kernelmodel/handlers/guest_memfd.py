@@ -259,28 +259,17 @@ class GuestHugetlbHandler(_GuestHandler):
 
     def preserve(self, luo_file: LuoFile) -> None:
         """Freeze, fill, write down, preserve."""
-        kernel, inode = self.kernel, _huge(luo_file)
-        inode.hugetlb.frozen = True
-        ser_pa = 0
-        try:
-            ser_pa = kernel.kho.alloc_preserve(GuestHugetlbSer.SIZE)
-            private = self.folios.preserve(inode)
-        except KernelError:
-            if ser_pa:
-                kernel.kho.unpreserve_free(ser_pa)
-            inode.hugetlb.frozen = False
-            raise
+        inode = _huge(luo_file)
+        ser_pa, private = self.folios.preserve(inode, GuestHugetlbSer.SIZE)
         area = private.vmalloc
         table = (area.first, area.total_pages, area.flags, area.order)
         ser = GuestHugetlbSer(inode.size, inode.flags, private.nr_folios, 0, *table, private.order)
-        kernel.memory.write(ser_pa, ser.pack())
+        self.kernel.memory.write(ser_pa, ser.pack())
         luo_file.data, luo_file.private = ser_pa, private
 
     def unpreserve(self, luo_file: LuoFile) -> None:
         """Undo preserve."""
-        _huge(luo_file).hugetlb.frozen = False
-        _private(luo_file).unpreserve(self.kernel)
-        self.kernel.kho.unpreserve_free(luo_file.data)
+        self.folios.unpreserve(_huge(luo_file), luo_file.data, _private(luo_file))
 
     def freeze(self, luo_file: LuoFile) -> None:
         """The VM's token, then whatever the design does. Raises: NoEntry, and as the design."""

@@ -47,13 +47,34 @@ class HugetlbFolios:
         self.kernel = kernel
         self.design = design
 
-    def preserve(self, inode: HugetlbFile) -> PreservedFolios:
-        """Fill, write down, preserve every page below the size.
+    def preserve(self, inode: HugetlbFile, entry_size: int) -> tuple[int, PreservedFolios]:
+        """Freeze, fill, write down, preserve every page below the size.
+
+        Returns the address of `entry_size` bytes for the file's own entry, and what was preserved.
 
         Raises:
             InvalidArgument: the size is no multiple of the page size. NoSpace: the pool cannot
             fill a hole. Others: of the design. Nothing stays preserved; filled holes stay.
         """
+        kho = self.kernel.kho
+        inode.hugetlb.frozen = True
+        entry_pa = 0
+        try:
+            entry_pa = kho.alloc_preserve(entry_size)
+            return entry_pa, self._preserve(inode)
+        except KernelError:
+            if entry_pa:
+                kho.unpreserve_free(entry_pa)
+            inode.hugetlb.frozen = False
+            raise
+
+    def unpreserve(self, inode: HugetlbFile, entry_pa: int, folios: PreservedFolios) -> None:
+        """Undo `preserve`."""
+        inode.hugetlb.frozen = False
+        folios.unpreserve(self.kernel)
+        self.kernel.kho.unpreserve_free(entry_pa)
+
+    def _preserve(self, inode: HugetlbFile) -> PreservedFolios:
         kernel, hugetlb = self.kernel, inode.hugetlb
         order = hugetlb.hstate.order
         nr_folios, rest = divmod(hugetlb.size, hugetlb.page_size)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from kernelmodel.abi.hugetlb import HugemfdSer
 from kernelmodel.abi.kexec_handover import KhoVmalloc
-from kernelmodel.errors import InvalidArgument, KernelError
+from kernelmodel.errors import InvalidArgument
 from kernelmodel.fs import File
 from kernelmodel.handlers.hugetlb_folios import HugetlbFolios
 from kernelmodel.luo.handler import FileHandler, LuoFile
@@ -51,20 +51,11 @@ class HugetlbMemfdHandler(FileHandler):
 
     def preserve(self, luo_file: LuoFile) -> None:
         """Freeze, fill, write down, preserve."""
-        kernel, file = self.kernel, luo_file.file
+        file = luo_file.file
         assert file is not None
         inode = file.inode
         assert isinstance(inode, HugetlbMemfdInode)
-        inode.hugetlb.frozen = True
-        ser_pa = 0
-        try:
-            ser_pa = kernel.kho.alloc_preserve(HugemfdSer.SIZE)
-            private = self.folios.preserve(inode)
-        except KernelError:
-            if ser_pa:
-                kernel.kho.unpreserve_free(ser_pa)
-            inode.hugetlb.frozen = False
-            raise
+        ser_pa, private = self.folios.preserve(inode, HugemfdSer.SIZE)
         area = private.vmalloc
         ser = _pack(
             inode.hugetlb.size,
@@ -76,7 +67,7 @@ class HugetlbMemfdHandler(FileHandler):
             area.order,
             private.order,
         )
-        kernel.memory.write(ser_pa, ser)
+        self.kernel.memory.write(ser_pa, ser)
         luo_file.data, luo_file.private = ser_pa, private
 
     def freeze(self, luo_file: LuoFile) -> None:
@@ -95,9 +86,7 @@ class HugetlbMemfdHandler(FileHandler):
         assert luo_file.file is not None
         inode = luo_file.file.inode
         assert isinstance(inode, HugetlbMemfdInode)
-        inode.hugetlb.frozen = False
-        luo_file.private.unpreserve(self.kernel)
-        self.kernel.kho.unpreserve_free(luo_file.data)
+        self.folios.unpreserve(inode, luo_file.data, luo_file.private)
 
     def _read_ser(self, luo_file: LuoFile) -> tuple[int, int, KhoVmalloc, int, int]:
         """What a HugemfdSer says: size, position, folio table, its entries, order."""
