@@ -11,7 +11,6 @@ the machine's memory and the firmware record. VMs keep nothing of their memory b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from enum import StrEnum
 from typing import Final, TypeVar, TypeVarTuple
 
 from kernelmodel import kexec
@@ -28,56 +27,17 @@ from kernelmodel.syscalls import Task
 from node import faults, views
 from node.agent import Agent
 from node.api import FaultSpec, HostGauges, HostSpec, VmSpec
+from node.host_state import NEXT, HostPanicked, HostState, HostStateError
 from node.kept_image import KeptImage
 from node.views import SessionView
 from node.vm import MEMORY_TOKEN, Vm, VmState
 
-__all__ = ["Host", "HostPanicked", "HostState", "HostStateError", "kernel_cmdline"]
+__all__ = ["Host", "kernel_cmdline"]
 
 _Fields = Mapping[str, int | str]
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
 _HUGEPAGESZ: Final = {2 << 20: "2M", 1 << 30: "1G"}
-
-
-class HostState(StrEnum):
-    """Where a host stands in its life."""
-
-    UP = "up"  # a kernel runs
-    KEXEC_LOADED = "kexec_loaded"  # and the next one is loaded
-    REBOOTING = "rebooting"  # between reboot(2) and the next kernel's agent
-    PANICKED = "panicked"  # only a cold reboot leads on
-    COLD_BOOTING = "cold_booting"
-
-
-_NEXT: Final = {
-    HostState.UP: {HostState.KEXEC_LOADED, HostState.COLD_BOOTING, HostState.PANICKED},
-    HostState.KEXEC_LOADED: {
-        HostState.REBOOTING,
-        HostState.COLD_BOOTING,
-        HostState.KEXEC_LOADED,
-        HostState.PANICKED,
-    },
-    HostState.REBOOTING: {HostState.UP, HostState.PANICKED},
-    HostState.PANICKED: {HostState.COLD_BOOTING},
-    HostState.COLD_BOOTING: {HostState.UP, HostState.PANICKED},
-}
-
-
-class HostStateError(Exception):
-    """The host or the VM is not in a state for this; `reason` is a word in upper snake case."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(reason, message)
-        self.reason = reason
-        self.message = message
-
-    def __str__(self) -> str:
-        return self.message
-
-
-class HostPanicked(HostStateError):
-    """The kernel died of what it was asked to do; the host is PANICKED now."""
 
 
 def kernel_cmdline(spec: HostSpec) -> str:
@@ -170,7 +130,7 @@ class Host:
         return self.releases[name]
 
     def _advance(self, to: HostState, why: str) -> None:
-        if to not in _NEXT[self.state]:
+        if to not in NEXT[self.state]:
             raise ModelBug(f"{self.name}: {self.state} -> {to}: {why}")
         self.state = to
         if to is HostState.UP:

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 from kernelmodel.errors import KernelError
 from node.api import HostOutcome, UpdateCommand, UpdateResult, VmOutcome
-from node.host import Host, HostPanicked, HostState, HostStateError
+from node.host import Host
+from node.host_state import HostPanicked, HostState, HostStateError
 from node.update_steps import Update, VmTimes
 from node.vm import VmState
 

@@ -29,7 +29,8 @@ from node.api import (
     VmResult,
     VmSpec,
 )
-from node.host import Host, HostState
+from node.host import Host
+from node.host_state import HostState
 from node.vm import VmState
 
 __all__ = [

@@ -19,7 +19,8 @@ from kernelmodel.sim.trace import Trace, Value
 from lufleet.v1 import host_pb2
 from node.api import HostCall, UpdateCommand, UpdatePolicy
 from node.calls import READING, HostReply, Refusal
-from node.host import Host, HostStateError
+from node.host import Host
+from node.host_state import HostStateError
 from node.live_update import update_host
 from node.messages import (
     fault_spec,

@@ -25,7 +25,8 @@ from node.api import (
     VmOutcome,
     VmResult,
 )
-from node.host import Host, HostState
+from node.host import Host
+from node.host_state import HostState
 from node.vm import MEMORY_TOKEN
 
 __all__ = ["Update", "VmTimes"]

@@ -18,7 +18,8 @@ from kernelmodel.machine import Firmware
 from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE
 from kernelmodel.releases import Release
 from node.api import Backing, HostOutcome, UpdatePolicy, UpdateResult, VmOutcome, VmSpec
-from node.host import Host, HostState
+from node.host import Host
+from node.host_state import HostState
 from node.vm import Vm, memory_extents
 from tests.node.update_hosts import GIB, HOST, KIB, MIB, POLICY, make_host, update
 

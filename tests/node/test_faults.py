@@ -17,7 +17,7 @@ from node.faults import (
     strike_memory,
     why_wrong,
 )
-from node.host import HostStateError
+from node.host_state import HostStateError
 from tests.node.tampering import preserved_files
 from tests.node.update_hosts import HOST, VMS, fault, make_host, outcomes, update
 

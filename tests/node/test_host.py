@@ -8,7 +8,8 @@ from kernelmodel.errors import Busy, Exists, InvalidArgument, ModelBug
 from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE
 from kernelmodel.sim.trace import decode
 from node.api import FaultSpec, HugepagePool
-from node.host import Host, HostState, HostStateError, kernel_cmdline
+from node.host import Host, kernel_cmdline
+from node.host_state import HostState, HostStateError
 from node.vm import MEMORY_TOKEN, VmState, memory_extents
 from tests.node.update_hosts import (
     GIB,

@@ -13,7 +13,8 @@ from kernelmodel.sim.trace import decode
 from kernelmodel.validate import validate_kernel
 from node.api import HugepagePool, UpdateResult
 from node.faults import FAULT_KINDS
-from node.host import Host, HostState, HostStateError
+from node.host import Host
+from node.host_state import HostState, HostStateError
 from node.vm import VmState
 from tests.node.tampering import SMALL_VMS
 from tests.node.update_hosts import GIB, MIB, NEW, OLD, SECOND, fault, make_host, update

@@ -11,7 +11,8 @@ from kernelmodel.errors import KernelPanic, ModelBug
 from kernelmodel.handlers.folio_table import PreservedFolios
 from kernelmodel.sim.trace import decode
 from node import host as host_module
-from node.host import _NEXT, Host, HostPanicked, HostState, HostStateError
+from node.host import Host
+from node.host_state import NEXT, HostPanicked, HostState, HostStateError
 from node.vm import MEMORY_TOKEN, VmState
 from tests.node.update_hosts import (
     NEW,
@@ -132,12 +133,12 @@ def test_every_edge_between_states_is_taken_by_some_life() -> None:
     taken = {(COLD, UP)}
     for _, states in LIVES:
         taken |= set(zip([UP, *states], states, strict=False))
-    assert taken == {(state, to) for state, reached in _NEXT.items() for to in reached}
+    assert taken == {(state, to) for state, reached in NEXT.items() for to in reached}
 
 
 def test_every_state_has_its_row_and_every_state_but_one_can_panic() -> None:
-    assert set(_NEXT) == set(HostState)
-    assert {state for state, reached in _NEXT.items() if PANICKED not in reached} == {PANICKED}
+    assert set(NEXT) == set(HostState)
+    assert {state for state, reached in NEXT.items() if PANICKED not in reached} == {PANICKED}
 
 
 def test_a_way_that_does_not_exist_is_our_mistake() -> None:

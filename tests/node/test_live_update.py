@@ -17,7 +17,7 @@ from node.api import (
     VmResult,
     VmSpec,
 )
-from node.host import HostState
+from node.host_state import HostState
 from tests.node.update_hosts import (
     HOST,
     HUGE,

@@ -16,7 +16,8 @@ from node.api import (
     UpdateResult,
     VmOutcome,
 )
-from node.host import Host, HostState
+from node.host import Host
+from node.host_state import HostState
 from node.live_update import update_host
 from node.vm import VmState
 from tests.node.update_hosts import (

@@ -8,7 +8,7 @@ from kernelmodel.abi.kexec_handover import KhoScratch
 from kernelmodel.kho.fdt import Fdt
 from kernelmodel.memory import PAGE_SIZE
 from node import views
-from node.host import HostStateError
+from node.host_state import HostStateError
 from node.vm import MEMORY_TOKEN
 from tests.node.update_hosts import GIB, MIB, NEW, OLD, PLAIN, fault, make_host, update
 

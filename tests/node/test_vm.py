@@ -12,7 +12,8 @@ from kernelmodel.mm.memfd import HugetlbMemfdInode
 from kernelmodel.mm.shmem import PG_DIRTY, ShmemInode
 from kernelmodel.sim.trace import decode
 from node.api import Backing, HugepagePool, VmSpec
-from node.host import Host, HostStateError
+from node.host import Host
+from node.host_state import HostStateError
 from node.vm import _NEXT, Vm, VmState, memory_extents
 from tests.node.update_hosts import GIB, HOST, KIB, MIB, fault, make_host, update
 
