@@ -22,6 +22,7 @@ from fleet.scenario import GateSpec, Reading, Scenario
 from fleet.terminal_tables import titled_table
 from fleet.units import counted, show_duration, show_size
 from kernelmodel.releases import Release
+from kernelmodel.sim.cost import CostModel, CostRow
 from node.api import Backing, FaultSpec, HostSpec, VmSpec
 
 __all__ = ["summary"]
@@ -43,6 +44,8 @@ def summary(reading: Reading) -> RenderableType:
     if scenario.vms:
         parts.append(_backings(scenario.vms))
     parts.append(_waves(scenario))
+    if scenario.cost_profile:
+        parts.append(_costs(scenario))
     if scenario.faults:
         parts.append(_faults(scenario.faults))
     parts += [Text(note) for note in _notes(reading)]
@@ -58,6 +61,23 @@ def _head(scenario: Scenario) -> Text:
         "gate": _gate(scenario.rollout.gate),
     }
     return Text("\n".join(f"{name:9} {value}" for name, value in rows.items()) + "\n")
+
+
+def _costs(scenario: Scenario) -> Table:
+    """The scenario's own cost rows beside the built-in ones: a mistaken unit stands out."""
+    built_in, here = CostModel.load(), CostModel.load(scenario.cost_profile)
+    table = titled_table("Costs of the scenario's own", ("row", "built in", "here", "kind"), ())
+    for op, row in here.rows.items():
+        if row != (known := built_in.rows[op]):
+            table.add_row(op, *map(_cost, (known, row)), row.kind)
+    for name, spread in here.spreads.items():
+        if spread != (had := built_in.spreads.get(name)):
+            table.add_row(f"spread {name}", had.told() if had else "–", spread.told(), spread.kind)
+    return table
+
+
+def _cost(row: CostRow) -> str:
+    return f"{row.told()}, {row.spread}" if row.spread else row.told()
 
 
 def _gate(gate: GateSpec) -> str:

@@ -21,7 +21,9 @@ from node.api import LONGEST_WAIT_NS
 __all__ = ["read_costs"]
 
 #: The most that a figure may be: beyond, a unit was mistaken, and sums would leave 64 bits.
-_LARGEST: Final = {"base_ns": LONGEST_WAIT_NS, "per_unit_ps": 10**15}
+_LARGEST_PER_UNIT_PS: Final = 10**15
+#: What is done for each page is done some billion times: so many times the built-in figure.
+_TIMES: Final = 1_000_000
 _LARGEST_PERMILLE: Final = 1_000_000
 _PROVENANCE: Final = ("kind", "source")
 
@@ -75,13 +77,21 @@ def _unfit(key: Key, value: object) -> Iterator[tuple[Key, str, str]]:
         elif max(map(abs, numbers), default=0) > _LARGEST_PERMILLE:
             yield key, "a number is too large", f"{_LARGEST_PERMILLE} permille or less"
     elif isinstance(value, int) and not isinstance(value, bool):
-        most = _LARGEST.get(str(key[-1]), LONGEST_WAIT_NS)
+        most = _largest(key)
         if abs(value) > most:
             yield key, f"{shown(value)} is too large", f"{most} or less"
     elif not isinstance(value, str):
         yield key, f"{shown(value)} is neither a whole number nor a text", ""
     elif not value.isprintable():
         yield key, f"{shown(value)} has characters that cannot be printed", ""
+
+
+def _largest(key: Key) -> int:
+    """The most that the figure at `key` may be."""
+    if key[-1] != "per_unit_ps":
+        return LONGEST_WAIT_NS
+    known = CostModel.load().rows.get(str(key[0]))
+    return min(_LARGEST_PER_UNIT_PS, _TIMES * max(1000, known.per_unit_ps if known else 0))
 
 
 def _overlaid(tables: dict[str, TomlValue], ours: dict[str, TomlValue]) -> dict[str, TomlValue]:

@@ -32,6 +32,7 @@ one lane or held by the main lane that waits for it, time running backwards and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from operator import mul
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
@@ -222,7 +223,8 @@ class Clock:
             ns = sum([base_ns + (each * per_unit_ps + 500) // 1000 for each in units])
         else:
             numbers, times = np.unique(units, return_counts=True)
-            ns = int((times * (base_ns + (numbers * per_unit_ps + 500) // 1000)).sum())
+            each_ns = [base_ns + (nr * per_unit_ps + 500) // 1000 for nr in numbers.tolist()]
+            ns = sum(map(mul, times.tolist(), each_ns))  # in integers without end
         if self.running is not None:
             self.running.work_ns += ns
             return
@@ -287,7 +289,7 @@ class Clock:
         if op in self.cost.lucky:
             base_ns, per_unit_ps, spread = self.cost.lucky[op]
             # Draws are counted apart for each op, lane and phase, so that one VM's luck does not
-            # depend on how many others its host has, nor this update's on how the last one went.
+            # depend on how many others its host has, nor a phase's on how the last one went.
             lane = "" if self.running is None else f" {self.running.name}"
             index = self._draws.get((op, lane), 0)
             self._draws[op, lane] = index + 1

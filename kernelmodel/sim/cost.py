@@ -22,7 +22,7 @@ from types import MappingProxyType, TracebackType
 from typing import Final, Self
 
 from kernelmodel.errors import ModelBug
-from kernelmodel.sim.cost_rows import KINDS, CostRow, Spread
+from kernelmodel.sim.cost_rows import KINDS, CostRow, Spread, time_text
 from kernelmodel.sim.profile import CostProfileError, format_profile, read_profile
 
 __all__ = [
@@ -102,7 +102,7 @@ class CostModel:
         """Two tables, rows and spreads: what work costs, of what kind each figure is, whence."""
         lines = ["| op | base | per unit | unit | kind | spread | source |", "|" + "---|" * 7]
         for row in self.rows.values():
-            base, unit = _time_text(row.base_ns * 1000), _time_text(row.per_unit_ps)
+            base, unit = time_text(row.base_ns * 1000), time_text(row.per_unit_ps)
             cells = (f"`{row.op}`", base, unit, row.unit, row.kind, row.spread, row.source)
             lines.append(f"| {' | '.join(cells)} |")
         lines += ["", "| spread | quantile → multiplier | kind | source |", "|" + "---|" * 4]
@@ -167,11 +167,3 @@ class Slowdown:
 def _builtin() -> CostModel:
     path = files("kernelmodel.sim") / "profiles" / "default.toml"
     return CostModel(*read_profile(path.read_text("utf-8"), {}, {}))
-
-
-def _time_text(ps: int) -> str:
-    """Picoseconds as people write them: "41.291 ns", "4.5 s"; nothing for zero."""
-    for unit, size in (("s", 10**12), ("ms", 10**9), ("µs", 10**6), ("ns", 10**3)):
-        if ps >= size:
-            return f"{ps / size:.6g} {unit}"
-    return f"{ps} ps" if ps else ""

@@ -8,7 +8,7 @@ from typing import ClassVar, Final
 
 from kernelmodel.errors import ModelBug
 
-__all__ = ["KINDS", "CostRow", "Spread"]
+__all__ = ["KINDS", "CostRow", "Spread", "time_text"]
 
 #: Where a figure is from: public (or arithmetic on public figures that the source text shows and
 #: calls derived), somebody's own measurement, or an estimate.
@@ -86,3 +86,17 @@ class CostRow:
     def cost_ns(self, units: int) -> int:
         """Nanoseconds for `units`, to the nearest (half up); without spread."""
         return self.base_ns + (units * self.per_unit_ps + 500) // 1000
+
+    def told(self) -> str:
+        """The figures as people read them: "65 µs + 41.291 ns / radix key"."""
+        each, per_unit = time_text(self.base_ns * 1000), time_text(self.per_unit_ps)
+        told = [each, f"{per_unit} / {self.unit}" if per_unit else ""]
+        return " + ".join(filter(None, told)) or "nothing"
+
+
+def time_text(ps: int) -> str:
+    """Picoseconds as people write them: "41.291 ns", "4.5 s"; nothing for zero."""
+    for unit, size in (("s", 10**12), ("ms", 10**9), ("µs", 10**6), ("ns", 10**3)):
+        if ps >= size:
+            return f"{ps / size:.6g} {unit}"
+    return f"{ps} ps" if ps else ""

@@ -138,3 +138,24 @@ def test_one_host_is_not_spoken_of_as_several(tmp_path: Path) -> None:
     text = shown(path)
     assert "1 host runs 7.3.4 already and is left alone" in text
     assert "1 host has no VMs" in text
+
+
+def test_own_costs_stand_beside_the_built_in_ones() -> None:
+    small = EXAMPLES / "small.toml"
+    assert "Costs of" not in shown(small)
+    text = shown(
+        small,
+        "costs.kho_extend_scratch.per_unit_ps=41",
+        'costs.initcalls.kind="measured"',
+        'costs.initcalls.source="our lab"',
+        "costs.spread.boot-tail.points=[[0, 900], [1000, 2000]]",
+        "costs.spread.ours.points=[[0, 1000], [1000, 1000]]",
+    )
+    for part in (
+        "kho_extend_scratch 65 µs + 41.291 ns / 65 µs + 41 ps / estimate",
+        "initcalls 4.5 s, boot-tail 4.5 s, boot-tail measured",
+        "spread boot-tail 0 % → 0.92, 50 % → 1, 0 % → 0.9, 100 % → 2 estimate",
+        "spread ours – 0 % → 1, 100 % → 1 estimate",
+    ):
+        assert part in text
+    assert "vm_boot" not in text
