@@ -19,8 +19,12 @@ __all__ = ["Output", "consoles"]
 
 
 def consoles() -> tuple[Console, Console]:
-    """Standard output and standard error; lines of the latter are as long as they are."""
-    return Output(), Console(stderr=True, soft_wrap=True)
+    """Standard output and standard error; lines of the latter are as long as they are.
+
+    A text is shown as it is: `[s]` in a name is a unit and no style, `:b:` no picture.
+    """
+    errors = Console(stderr=True, soft_wrap=True, markup=False, emoji=False)
+    return Output(markup=False, emoji=False), errors
 
 
 class Output(Console):

@@ -269,6 +269,15 @@ def test_a_run_tells_how_it_goes_and_what_it_came_to() -> None:
     assert len({name for name, _ in TraceFile.read("trace")}) == 7
 
 
+@pytest.mark.usefixtures("backends")
+def test_brackets_in_a_name_are_no_style() -> None:
+    """Once a `[/dev]` ended a finished run in a traceback, and a `[s]` was gone."""
+    Path("s.toml").write_text(SCENARIO.replace("small fleet", "to [/dev] [s] :b:"))
+    result = lufleet("run", "s.toml")
+    assert result.exit_code == 0, result.exception
+    assert "to [/dev] [s] :b:, seed 7" in result.stdout
+
+
 def test_help_answers_at_once_and_loads_nothing_heavy() -> None:
     heavy = "ray", "grpc", "numpy", "matplotlib", "duckdb", "kernelmodel", "msgspec", "asyncio"
     code = (
