@@ -7,13 +7,11 @@ files out.
 
 from __future__ import annotations
 
-import gzip
-import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from kernelmodel.image.write import handover_of, image_parts
+from kernelmodel.image.write import gzipped_image, handover_of
 from kernelmodel.kernel import Kernel
 
 __all__ = ["KEPT_BYTES_MAX", "KeptImage"]
@@ -59,8 +57,4 @@ class KeptImage:
         if size > KEPT_BYTES_MAX:
             self.why = f"the image takes {size:,} bytes even without the content of files"
             return
-        out = io.BytesIO()
-        with gzip.GzipFile("", "wb", 1, out, mtime=0) as packed:
-            for part in image_parts(handover, guests=self.has_content):
-                packed.write(part)
-        self.data = out.getvalue()
+        self.data = gzipped_image(handover, guests=self.has_content)

@@ -8,11 +8,12 @@ is written. A host's guests can be terabytes; they can be left out, and are abse
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable, Iterable, Iterator
+import io
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from kernelmodel.abi.folio_runs import single_folio_runs
 from kernelmodel.handlers.folio_table import PreservedFolios
@@ -23,23 +24,9 @@ from kernelmodel.kernel import Kernel
 from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE, PhysicalMemory
 from kernelmodel.mm.ranges import RangeSet
 
-__all__ = [
-    "IMAGE_BYTES_MAX",
-    "Handover",
-    "ImageTooBig",
-    "handover_of",
-    "image_parts",
-    "save_image",
-    "write_image",
-]
+__all__ = ["Handover", "gzipped_image", "handover_of", "save_image"]
 
-#: An image is not made bigger than this unless somebody says so.
-IMAGE_BYTES_MAX: Final = 4 << 30
 _ENTRY_BYTES: Final = 8 + PAGE_SIZE
-
-
-class ImageTooBig(Exception):
-    """The image would be absurdly large; the message says how large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,42 +70,20 @@ def handover_of(kernel: Kernel) -> Handover:
     return Handover(kernel.memory, kernel.kho.fdt_pa, frames, guests)
 
 
-def write_image(
-    handover: Handover, path: Path, *, guests: bool = True, max_bytes: int = IMAGE_BYTES_MAX
-) -> int:
-    """Write the file, gzipped if its name ends in `.gz`; its size without gzip.
-
-    Raises:
-        ImageTooBig: it would be more than `max_bytes`, and nothing is written.
-        OSError: it cannot be written.
-    """
-    size = handover.image_bytes(guests=guests)
-    if size > max_bytes:
-        bare = handover.image_bytes(guests=False)
-        raise ImageTooBig(
-            f"the image would take {size:,} bytes, more than {max_bytes:,}; without the content of "
-            f"files it takes {bare:,}"
-        )
-    _write(path, image_parts(handover, guests=guests))
-    return size
-
-
-def _write(path: Path, parts: Iterable[bytes]) -> None:
-    with path.open("wb") as file:
-        packed = path.suffix == ".gz"
-        # neither name nor time in it: the same memory is the same file
-        with gzip.GzipFile("", "wb", 1, file, mtime=0) if packed else nullcontext(file) as out:
-            for part in parts:
-                out.write(part)
-
-
-def image_parts(handover: Handover, *, guests: bool = True) -> Iterator[bytes]:
-    """The file's bytes, piece by piece."""
-    yield from _parts(handover.fdt_pa, handover.extents(guests=guests), handover.memory.page)
+def gzipped_image(handover: Handover, *, guests: bool = True) -> bytes:
+    """A `.kho` file of the handover, gzipped, with or without the content of `guests`."""
+    out = io.BytesIO()
+    extents = handover.extents(guests=guests)
+    with _gzip(out) as packed:
+        for part in _parts(handover.fdt_pa, extents, handover.memory.page):
+            packed.write(part)
+    return out.getvalue()
 
 
 def save_image(image: Image, path: Path) -> int:
     """Write what belongs to the handover in an image, say a whole memory's; pages written.
+
+    The file is gzipped if its name ends in `.gz`.
 
     Raises:
         OSError: it cannot be written.
@@ -128,8 +93,15 @@ def save_image(image: Image, path: Path) -> int:
     for pfn in nodes:
         frames.add(pfn, pfn + 1)
     held = [part for first, end in frames for part in image.frames.held(first, end - first)]
-    _write(path, _parts(image.fdt_pa, held, lambda pfn: image.frames.frame(pfn) or b""))
+    with path.open("wb") as file, _gzip(file) if path.suffix == ".gz" else nullcontext(file) as out:
+        for part in _parts(image.fdt_pa, held, lambda pfn: image.frames.frame(pfn) or b""):
+            out.write(part)
     return sum(end - first for first, end in held)
+
+
+def _gzip(out: IO[bytes]) -> gzip.GzipFile:
+    # neither name nor time in it: the same memory is the same file
+    return gzip.GzipFile("", "wb", 1, out, mtime=0)
 
 
 def _parts(

@@ -12,7 +12,7 @@ import pytest
 
 from kernelmodel import kexec
 from kernelmodel.conform import Host, Script
-from kernelmodel.image.write import handover_of, write_image
+from kernelmodel.image.write import gzipped_image, handover_of
 from tests.conformance.kho_reader import PAGE, Image
 from tests.conformance.same_handover import differences
 
@@ -30,7 +30,7 @@ def modelled(name: str, tmp_path: Path) -> Image:
             kernel = host.boot(*host.kexec(kernel))
         list(host.run_boot(kernel, index))
     kexec.kernel_kexec(kernel)
-    write_image(handover_of(kernel), tmp_path / "model.kho")
+    (tmp_path / "model.kho").write_bytes(gzipped_image(handover_of(kernel)))
     return Image.load(tmp_path / "model.kho")
 
 

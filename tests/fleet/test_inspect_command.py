@@ -164,15 +164,20 @@ def test_a_bug_of_the_model_is_not_the_images_fault(monkeypatch: pytest.MonkeyPa
     assert "Traceback" in result.stderr
 
 
-def test_of_a_whole_memory_the_handover_can_be_saved(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "start"), [("small.kho", b"KHOIMG1\0"), ("small.kho.gz", b"\x1f\x8b")]
+)
+def test_of_a_whole_memory_the_handover_can_be_saved(
+    tmp_path: Path, name: str, start: bytes
+) -> None:
     pages, _ = real_pages()
     path = raw_file(tmp_path / "ram", pages)
-    result = lufleet(path, "--save", tmp_path / "small.kho.gz")
+    result = lufleet(path, "--save", tmp_path / name)
     assert result.exit_code == 0
-    assert "small.kho.gz: the 45 pages that belong to the handover" in result.stderr
-    small = load_image(tmp_path / "small.kho.gz")
-    assert pages_of(small) == pages
-    assert json.loads(lufleet(tmp_path / "small.kho.gz").stdout) == real_description()
+    assert f"{name}: the 45 pages that belong to the handover" in result.stderr
+    assert (tmp_path / name).read_bytes().startswith(start)
+    assert pages_of(load_image(tmp_path / name)) == pages
+    assert json.loads(lufleet(tmp_path / name).stdout) == real_description()
     assert lufleet(path, "--save", tmp_path).exit_code == 2
 
 
