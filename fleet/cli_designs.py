@@ -9,6 +9,24 @@ import typer
 
 __all__ = ["designs"]
 
+_Costs = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Cost rows of your own, as docs/cost-model.md describes them.",
+        show_default=False,
+    ),
+]
+
+_Out = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Write designs.json and report.html there, with plots over VMs and memory.",
+        show_default=False,
+    ),
+]
+
 
 def designs(
     host: Annotated[str, typer.Option(metavar="2TiB|12TiB", help="Where to begin.")] = "2TiB",
@@ -46,15 +64,9 @@ def designs(
         list[str] | None,
         typer.Option(metavar="NAME", help="Only this one; may be given again.", show_default=False),
     ] = None,
+    costs: _Costs = None,
     json: Annotated[bool, typer.Option("--json", help="Print it for programs.")] = False,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Write designs.json and report.html there, with plots over VMs and memory.",
-            show_default=False,
-        ),
-    ] = None,
+    out: _Out = None,
 ) -> None:
     """Compare the designs for preserving hugetlb's shared state on one host.
 
@@ -74,6 +86,7 @@ def designs(
         page_size=page_size,
         nodes=nodes,
         design=tuple(design or ()),
+        costs=costs,
         json=json,
         out=out,
     )

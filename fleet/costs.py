@@ -18,7 +18,7 @@ from fleet.units import shown
 from kernelmodel.sim.cost import CostModel, CostProfileError, format_profile
 from node.api import LONGEST_WAIT_NS
 
-__all__ = ["read_costs"]
+__all__ = ["read_cost_file", "read_costs"]
 
 #: The most that a figure may be: beyond, a unit was mistaken, and sums would leave 64 bits.
 _LARGEST_PER_UNIT_PS: Final = 10**15
@@ -36,14 +36,21 @@ def read_costs(fields: Fields | None, folder: Path, faults: Faults) -> str:
     if fields.given("profile"):
         before, name = len(faults), fields.text("profile")
         if len(faults) == before:
-            source = TomlSource.read(folder / name, (), faults, fields.place("profile"))
-            if _check(source.values, source.place, faults):
-                tables = source.values
+            tables = read_cost_file(folder / name, fields.place("profile"), faults)
     ours = {name: fields.take(name) for name in fields.free_keys() if name != "profile"}
     merged = _overlaid(tables, ours)
     if _check(merged, lambda key: fields.place(*map(str, key)), faults):
         return format_profile(merged)
     return ""
+
+
+def read_cost_file(path: Path, named_at: Place, faults: Faults) -> dict[str, TomlValue]:
+    """The tables of a file of rows, none if they cannot be used.
+
+    `named_at` is where its name was given, to be blamed if there is no such file.
+    """
+    source = TomlSource.read(path, (), faults, named_at)
+    return source.values if _check(source.values, source.place, faults) else {}
 
 
 def _check(tables: dict[str, TomlValue], place: Callable[[Key], Place], faults: Faults) -> bool:

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
-from fleet.bad_input import did_you_mean
+from fleet.bad_input import Faults, did_you_mean
+from fleet.costs import read_cost_file
 from fleet.designs.compare import Compared, Curve, as_json, compare, curves
 from fleet.designs.host import NoLiveUpdate
 from fleet.designs.report import write_designs_report
@@ -23,7 +24,7 @@ from fleet.unwritable import CannotWrite, writing
 from kernelmodel.errors import KernelError
 from kernelmodel.hugetlb_designs import DESIGNS
 from kernelmodel.memory import GIB, MIB
-from kernelmodel.sim.cost import CostModel
+from kernelmodel.sim.cost import CostModel, format_profile
 
 __all__ = ["DesignsOptions", "designs"]
 
@@ -50,6 +51,7 @@ class DesignsOptions(Struct, frozen=True):
     page_size: str | None = None
     nodes: int | None = None
     design: tuple[str, ...] = ()
+    costs: Path | None = None
     json: bool = False
     out: Path | None = None
 
@@ -61,9 +63,23 @@ class _Wrong(Exception):
         super().__init__("\n".join(faults))
 
 
-def _spec(options: DesignsOptions) -> HostSpec:
-    """The host that was described. Raises: _Wrong."""
-    faults = [
+def _asked(options: DesignsOptions) -> tuple[HostSpec, CostModel]:
+    """The host that was described, and what work costs on it. Raises: _Wrong."""
+    wrong_costs = Faults()
+    costs = ""
+    if options.costs is not None:
+        costs = format_profile(read_cost_file(options.costs, ("--costs", 0), wrong_costs))
+    faults: list[str] = []
+    spec = _spec(options, faults)
+    faults += map(str, wrong_costs.all())
+    if faults:
+        raise _Wrong(faults)
+    return spec, CostModel.load(costs)
+
+
+def _spec(options: DesignsOptions, faults: list[str]) -> HostSpec:
+    """The host that was described; of no use if there are faults."""
+    faults += [
         f'--design: there is no design "{name}", {did_you_mean(name, DESIGNS, noun="designs")}'
         for name in options.design
         if name not in DESIGNS
@@ -88,9 +104,8 @@ def _spec(options: DesignsOptions) -> HostSpec:
         changed["pools"] = ((_PAGE_SIZES.get(options.page_size, GIB), _ONE_POOL),)
         if options.page_size not in _PAGE_SIZES:
             faults.append(f'--page-size: "{options.page_size}" is neither 2MiB nor 1GiB')
-    if faults:
-        raise _Wrong(faults)
-    return replace(PRESETS[options.host], **changed)  # type: ignore[arg-type]  # its own fields, by name
+    preset = PRESETS.get(options.host, HostSpec())
+    return replace(preset, **changed)  # type: ignore[arg-type]  # its own fields, by name
 
 
 def _memory(given: str) -> int:
@@ -104,7 +119,7 @@ def _memory(given: str) -> int:
 def designs(options: DesignsOptions, console: Console, errors: Console) -> ExitCode:
     """Run them and show what it came to."""
     try:
-        spec = _spec(options)
+        spec, cost = _asked(options)
         if options.out is not None:
             with writing(options.out):
                 options.out.mkdir(parents=True, exist_ok=True)
@@ -112,7 +127,6 @@ def designs(options: DesignsOptions, console: Console, errors: Console) -> ExitC
         errors.print(Text(str(wrong)))
         return ExitCode.BAD_INPUT
     names = list(dict.fromkeys(options.design)) or list(DESIGNS)
-    cost = CostModel.load()
     try:
         found, plots = _run(spec, names, cost, errors, with_plots=options.out is not None)
     except NoLiveUpdate as error:
@@ -121,24 +135,24 @@ def designs(options: DesignsOptions, console: Console, errors: Console) -> ExitC
     except KernelError as error:
         errors.print(Text(f"such a host cannot start its VMs: {error}"))
         return ExitCode.BAD_INPUT
-    everything = as_json(spec, found, plots)
+    everything = as_json(spec, found, plots) | {"cost_digest": cost.digest()}
     wrote = None
     if options.out is not None:  # before standard output, which may take no more
         try:
-            wrote = _write(options.out, everything, spec, found, plots)
+            wrote = _write(options.out, everything, title(spec, options.costs), found, plots)
         except CannotWrite as error:
             errors.print(Text(str(error)))
             return ExitCode.BAD_INPUT
     if options.json:
         console.print(Text(json.dumps(everything, indent=2)), soft_wrap=True)
     else:
-        console.print(print_tables(found, title(spec), console.width))
+        console.print(print_tables(found, title(spec, options.costs), console.width))
     if wrote is not None:
         (errors if options.json else console).print(wrote, soft_wrap=True)
     return ExitCode.DONE
 
 
-def title(spec: HostSpec) -> str:
+def title(spec: HostSpec, costs: Path | None) -> str:
     """The host in a line."""
     pools = ", ".join(f"{pages:,} × {show_size(size)}" for size, pages in spec.pool_pages().items())
     vms = len(spec.vm_specs())
@@ -147,6 +161,7 @@ def title(spec: HostSpec) -> str:
     return (
         f"{show_size(spec.memory)} on {nodes}, {counted(vms, 'VM')}{fewer}, pools of {pools}, "
         f"{spec.pool_use}% in use, {spec.guest_memfd}% of the VMs on guest_memfd"
+        + (f", costs of {costs}" if costs is not None else "")
     )
 
 
@@ -168,7 +183,7 @@ def _run(
 def _write(
     out: Path,
     everything: dict[str, object],
-    spec: HostSpec,
+    heading: str,
     found: list[Compared],
     plots: dict[str, list[Curve]],
 ) -> Text:
@@ -177,5 +192,5 @@ def _write(
     with writing(data):
         data.write_text(json.dumps(everything, indent=2) + "\n", "utf-8")
     with writing(report):
-        write_designs_report(title(spec), found, plots, report)
+        write_designs_report(heading, found, plots, report)
     return Text(f"wrote {data}\nwrote {report}")

@@ -285,6 +285,30 @@ def test_vms_that_no_page_is_left_for_are_not_counted(tmp_path: Path) -> None:
     assert [point["memory"] >> 30 for point in one["curves"]["memory"]] == [256, 512]
 
 
+def test_costs_can_be_ones_own(tmp_path: Path) -> None:
+    costs = tmp_path / "ours.toml"
+    costs.write_text("[kho_init_preserved_page]\nper_unit_ps = 0\n")
+    options = (*SMALL, "--design", "ours")
+    assert f", costs of {costs}" in " ".join(designs(*options, "--costs", str(costs)).split())
+    ours, built_in = (
+        json.loads(designs(*options, "--json", *own)) for own in (("--costs", str(costs)), ())
+    )
+    assert built_in["cost_digest"] == CostModel.load().digest() != ours["cost_digest"]
+    before, after = (of["designs"][0]["update"]["phases"] for of in (built_in, ours))
+    assert after["memmap"] < before["memmap"]
+    assert after | {"memmap": 0} == before | {"memmap": 0}
+    costs.write_text('[kho_init]\nunit = "ms"\n[kho_inits]\n')
+    said = designs("--costs", str(costs), "--vms", "0", code=2)
+    for what in (
+        f"{costs}:2: cost row kho_init.unit: ",
+        f"{costs}:3: cost row kho_inits: ",
+        "--vms",
+    ):
+        assert what in said
+    said = designs("--costs", str(tmp_path / "none.toml"), code=2)
+    assert said.startswith("--costs: cannot read ")
+
+
 def test_what_is_wrong_is_told_all_at_once() -> None:
     said = designs(
         *("--memory", "1XB", "--vms", "0", "--design", "foo", "--host", "3TiB"),
