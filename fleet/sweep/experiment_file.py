@@ -172,12 +172,15 @@ def _read_values(fields: Fields, key: str) -> tuple[Choice, ...]:
 
 def _read_choices(fields: Fields) -> tuple[Choice, ...]:
     table = fields.table("choices")
-    found = []
+    found: list[Choice] = []
     for label in table.free_keys() if table is not None else ():
         assert table is not None
         value = table.take(label)
         if isinstance(value, dict) and value:
-            found.append(Choice(label, tuple(_overrides("", value))))
+            choice = Choice(label, tuple(_overrides("", value)))
+            if same := [one.label for one in found if one.overrides == choice.overrides]:
+                table.complain(label, f'sets what "{same[0]}" sets', "one of them")
+            found.append(choice)
         else:
             right = 'what it sets, as { "update.on_panic" = "cold-reboot-new" }'
             table.complain(label, f"{shown(value)} sets nothing", right)

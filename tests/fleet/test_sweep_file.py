@@ -52,6 +52,11 @@ from tests.fleet.sweep_plans import EXPERIMENT, SCENARIO, written
             '"rollout.wave_size" = 3',
             "e.toml:9: parameters.1.choices: sets rollout.wave_size, and so does the parameter at ",
         ),
+        (
+            "[goal]",
+            'none_again = { "faults.0.rate" = 0.0 }\n[goal]',
+            'e.toml:12: parameters.1.choices.none_again: sets what "none" sets, one of them',
+        ),
         ('name = "trouble"', 'name = "Wave_Size"', '"Wave_Size" is there twice'),
         ('name = "trouble"', 'name = "Digest"', '"Digest" is a column of every sweep'),
         ("vms_lost = 0", "hosts_updated = 97", "97 is out of range, a share, 0.97 for 97 %"),
