@@ -193,7 +193,11 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
         """Hosts with their VMs, page by page."""
         wanted = request.domains.items()
         names = [name for name, host in self._hosts.items() if wanted <= host.domains.items()]
+        known = {key for host in self._hosts.values() for key in host.domains}
         try:
+            if unknown := sorted(request.domains.keys() - known):
+                said = f"no failure domain {unknown[0]!r}; there are: {', '.join(sorted(known))}"
+                raise NotHere(grpc.StatusCode.INVALID_ARGUMENT, "NO_SUCH_DOMAIN", said)
             chosen, _ = page(names, request.page_size, request.page_token)
         except NotHere as why:
             await abort(context, why)

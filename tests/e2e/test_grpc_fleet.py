@@ -153,6 +153,10 @@ def test_the_inventory_comes_in_pages_and_by_failure_domain() -> None:
         assert [entry.host.name for entry in rack.hosts] == ["r2-h01", "r2-h02", "r2-h03"]
         assert all(vm.host == entry.host.name for entry in rack.hosts for vm in entry.vms)
 
+        nobody = await stub.ListInventory(fleet_pb2.ListInventoryRequest(domains={"rack": "r9"}))
+        assert nobody.total_hosts == 0
+        nonsense = stub.ListInventory(fleet_pb2.ListInventoryRequest(domains={"rak": "r2"}))
+        assert await refused(nonsense) == (grpc.StatusCode.INVALID_ARGUMENT, "NO_SUCH_DOMAIN")
         nonsense = stub.ListInventory(fleet_pb2.ListInventoryRequest(page_token="next"))
         assert await refused(nonsense) == (grpc.StatusCode.INVALID_ARGUMENT, "NO_SUCH_PAGE")
 
