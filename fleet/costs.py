@@ -24,6 +24,8 @@ __all__ = ["read_cost_file", "read_costs"]
 _LARGEST_PER_UNIT_PS: Final = 10**15
 #: What is done for each page is done some billion times: so many times the built-in figure.
 _TIMES: Final = 1_000_000
+#: The most that luck may make of a figure: several of these are still no overflow.
+_LONGEST_NS: Final = 10 * LONGEST_WAIT_NS
 _LARGEST_PERMILLE: Final = 1_000_000
 _PROVENANCE: Final = ("kind", "source")
 
@@ -64,7 +66,13 @@ def _check(tables: dict[str, TomlValue], place: Callable[[Key], Place], faults: 
     if "spread" in tables and "spread" not in plain:
         return False  # rows may name what could not be read
     try:
-        CostModel.load(format_profile(plain))
+        model = CostModel.load(format_profile(plain))
+        for op, (base_ns, _, spread) in model.lucky.items():
+            longest = base_ns * spread.points[-1][1] // 1000
+            if longest > _LONGEST_NS:
+                what = f"cost row {op}: with the spread {spread.name} up to {longest} ns"
+                given = (op,) if op in plain else ("spread", spread.name)
+                faults.add(place(given), what, f"{_LONGEST_NS} or less")
     except CostProfileError as error:
         for fault in error.faults:
             where, _, what = fault.partition(": ")

@@ -56,6 +56,13 @@ def test_a_row_is_not_blamed_for_a_spread_that_could_not_be_read() -> None:
     assert "spread.slow.points" in fault
 
 
+def test_a_spread_cannot_make_a_year_a_thousand_years() -> None:
+    widest = "costs.spread.boot-tail.points=[[0, 1000], [1000, 1000000]]"
+    (fault,) = said(widest, "costs.initcalls.base_ns=31622400000000000")
+    assert "costs.initcalls.base_ns: cost row initcalls: with the spread boot-tail up to" in fault
+    assert load_scenario(SMALL, [widest]).cost_profile
+
+
 def test_the_largest_figures_run() -> None:
     most = [
         "costs.vm_pause.base_ns=31622400000000000",
