@@ -48,9 +48,10 @@ _DEATHS_MAX: Final = 6
 #: After so long without an answer an actor is asked whether it is there, and has as long to say so.
 _SILENCE_SECONDS: Final = 60.0
 
-#: How often an actor that does not come up is looked after, and when people hear of it.
+#: How often an actor that does not come up is looked after, and when people hear of it: not before
+#: one that has its place, whose CPU then counts as taken, will have started.
 _LOOK_SECONDS: Final = 0.5
-_SAY_SECONDS: Final = 5.0
+_SAY_SECONDS: Final = 15.0
 
 
 class HostUnreachable(Exception):
