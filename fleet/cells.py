@@ -36,7 +36,8 @@ LEAST_NODE: Final = 256 << 20
 #: LUO keeps a session's name in 64 bytes with its NUL; a VM's session is called like the VM.
 SESSION_NAME_BYTES: Final = 63
 _NAME: Final = re.compile(r"[^\s/]+")
-_WHOLE: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
+#: A number without a unit. Libraries write whole ones as 64.0 where a column has gaps.
+_NUMBER: Final = re.compile(r"[0-9]{1,18}(?:\.[0-9]{1,9})?", re.ASCII)
 _NODE_SIZES: Final = re.compile(r"[+;]")
 
 
@@ -71,18 +72,26 @@ def parse_vm_name(value: object) -> str:
 
 
 def parse_cell_count(value: object, at_least: int, at_most: int) -> int:
-    """A whole number: 64, "64", or 64.0 as Parquet may have it."""
-    is_number = isinstance(value, float | Decimal) and value == value // 1
-    if is_number or (isinstance(value, str) and _WHOLE.fullmatch(value.strip())):
-        value = int(value)  # type: ignore[call-overload]  # narrowed above
+    """A whole number: 64, "64", or 64.0 as Parquet and CSV may have it."""
+    value = _number(value)
+    if isinstance(value, float | Decimal) and value == value // 1:
+        value = int(value)
     return parse_count(value, at_least, at_most)
+
+
+def _number(value: object) -> object:
+    """A text that is a number as that number, anything else as it is."""
+    match = _NUMBER.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None:
+        return value
+    number = Decimal(match[0])
+    return int(number) if number == number // 1 else number
 
 
 def parse_memory(value: object, unit: int) -> int:
     """Bytes; a number without a unit counts `unit` bytes."""
-    if isinstance(value, str) and _WHOLE.fullmatch(value.strip()):
-        value = int(value)
-    elif isinstance(value, float | Decimal) and 0 <= value <= MOST_MEMORY:
+    value = _number(value)
+    if isinstance(value, float | Decimal) and 0 <= value <= MOST_MEMORY:
         whole = value * unit
         if whole != whole // 1:
             raise Unfit(f"{shown(value)} is not a whole number of bytes")

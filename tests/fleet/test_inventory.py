@@ -62,6 +62,21 @@ def test_every_format_gives_the_same_hosts_and_vms(tmp_path: Path, suffix: str) 
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_numbers_of_a_library_count_the_unit_of_their_column(tmp_path: Path, suffix: str) -> None:
+    """Whole ones are written as 8192.0 where a column has gaps, or holds a fraction."""
+    mapping = ColumnMap(memory_unit=1 << 20)
+    host = HOST | {"memory": 16384.0, "cpus": 4.0, "hugepages_2M": 512.0}
+    hosts, faults = read(save(tmp_path / f"hosts{suffix}", [host]), mapping)
+    vms = [VM | {"memory": 8192.0}, VM | {"vm": "v2", "memory": 0.5}]
+    guests, more = read(save(tmp_path / f"vms{suffix}", vms), mapping)
+    assert not faults + more
+    assert hosts.hosts["h1"].node_bytes == (16 << 30,)
+    assert hosts.hosts["h1"].cpus == 4
+    assert hosts.hosts["h1"].hugepages[0].count == 512
+    assert [vm.memory_bytes for vm in guests.vms.values()] == [8 << 30, 512 << 10]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 def test_mistakes_name_their_line_or_row(tmp_path: Path, suffix: str) -> None:
     rows = [HOST, HOST | {"host": "h2", "cpus": 0}, HOST | {"host": "h1"}]
     _, faults = read(save(tmp_path / f"hosts{suffix}", rows))
