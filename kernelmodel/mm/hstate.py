@@ -23,7 +23,6 @@ from collections.abc import Iterable, Sequence
 
 from kernelmodel.errors import Busy, ModelBug, NoMemory
 from kernelmodel.mm.hstate_door import PoolDoor
-from kernelmodel.mm.hstate_node import spread
 from kernelmodel.mm.hstate_pool import Fresh, HstatePool, Runs
 from kernelmodel.mm.hugetlb_cma import HugetlbCma
 from kernelmodel.mm.hugetlb_vmemmap import HugetlbVmemmap
@@ -35,7 +34,12 @@ __all__ = ["Hstate"]
 class Hstate(HstatePool):
     """The pool of one huge page size. C: struct hstate."""
 
-    __slots__ = ("min_size_mounts", "nr_overcommit_huge_pages", "resv_huge_pages")
+    __slots__ = (
+        "min_size_mounts",
+        "nr_overcommit_huge_pages",
+        "resv_huge_pages",
+        "took_promised",
+    )
 
     def __init__(
         self,
@@ -50,6 +54,8 @@ class Hstate(HstatePool):
         self.resv_huge_pages = 0
         #: Mounts that hold promises of their own.
         self.min_size_mounts = 0
+        #: Whether promised pages were ever demoted.
+        self.took_promised = False
 
     # Counters.
 
@@ -269,26 +275,47 @@ class Hstate(HstatePool):
                 self.nodes[nid].surplus += count - gone
 
     def demote(self, n: int, into: Hstate, nid: int | None = None) -> int:
-        """Split up to `n` free, unpromised folios into those of a smaller pool; how many.
+        """Split up to `n` free folios of a node or all into those of a smaller pool; how many.
 
-        C: demote_store(), demote_pool_huge_page(). Whoever keeps the door may refuse.
+        If promises are just as many as the free folios there, nothing is done; otherwise promised
+        folios go as well, and whoever relies on one gets a SIGBUS. Linux 7.3 does so, seen on the
+        running kernel. C: demote_store(), demote_pool_huge_page(). The door's keeper may refuse.
+
+        Raises:
+            Busy: there are fewer, and promises are not as many as are left; the others went.
         """
-        n = min(n, max(0, self.available_huge_pages))
-        n = min(self.door.remove(self.order, n), self.door.add(into.order, n))
-        shift = self.order - into.order
-        room = [node.nr_free if nid in (None, other) else 0 for other, node in self.nodes.items()]
+        nids = [other for other in self.nodes if nid in (None, other)]
         done = 0
-        for other, take in zip(self.nodes, spread(n, room, 0), strict=True):
-            for folio, count in self.nodes[other].dequeue(take, highest=True):
-                gone = self.restore_vmemmap(other, folio, count)
-                self.nodes[other].disown(folio, gone)
-                self.nodes[other].enqueue(folio + gone, count - gone)
-                if gone:
-                    into.own(other, folio << shift, gone << shift)
-                    into.nodes[other].enqueue(folio << shift, gone << shift)
+        while done < n:
+            room = [self.nodes[other].nr_free for other in nids]
+            if sum(room) == self.resv_huge_pages:
+                break
+            if not sum(room):
+                raise Busy("no free huge page to demote", order=self.order, nid=nid)
+            most = self.door.remove(self.order, min(n - done, sum(room)))
+            most = self.door.add(into.order, most)
+            gone = 0
+            for other, take in zip(nids, self.free_turns.fill(most, nids, room), strict=True):
+                gone += self._demote_on(other, take, into)
+            if not gone:
+                break
+            done += gone
+        return done
+
+    def _demote_on(self, nid: int, n: int, into: Hstate) -> int:
+        """Split `n` free folios of a node; how many that was. C: demote_free_hugetlb_folios()."""
+        shift, done = self.order - into.order, 0
+        for folio, count in self.nodes[nid].dequeue(n, highest=True):
+            gone = self.restore_vmemmap(nid, folio, count)
+            self.nodes[nid].disown(folio, gone)
+            self.nodes[nid].enqueue(folio + gone, count - gone)
+            if gone:
+                into.own(nid, folio << shift, gone << shift)
+                into.nodes[nid].enqueue(folio << shift, gone << shift)
                 done += gone
         self.max_huge_pages -= done
         into.max_huge_pages += done << shift
+        self.took_promised |= self.free_huge_pages < self.resv_huge_pages
         return done
 
     def dissolve(self, pfn: int) -> None:

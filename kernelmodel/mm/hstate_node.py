@@ -138,6 +138,21 @@ class Turns:
         self.nid = nids[(last[-1] + 1) % len(nids)] if last else nids[first]
         return taken
 
+    def fill(self, n: int, nids: Sequence[int], room: Sequence[int]) -> list[int]:
+        """Take `n` from as few of `nids` (ascending) as will do; each one's part.
+
+        The turn is then with who comes after the last one that was asked.
+        """
+        first = next((at for at, nid in enumerate(nids) if nid >= self.nid), 0)
+        taken = [0] * len(nids)
+        for at in (*range(first, len(nids)), *range(first)):
+            taken[at] = min(n, room[at])
+            n -= taken[at]
+            self.nid = nids[(at + 1) % len(nids)]
+            if not n:
+                break
+        return taken
+
 
 def validate_hstate_node(node: HstateNode, where: str) -> None:
     """Counters agree with the folios, and what is free is owned.

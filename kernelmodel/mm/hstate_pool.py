@@ -16,6 +16,8 @@ Simplifications, and what a test could notice:
 - *Of the kernel's own pages only those of its boot lie in the way of run-time gigantic pages*: one
   gigabyte a node. What it takes later, anywhere, is not modelled; and as pages that it preserves
   lie elsewhere than ours, a machine of 8 GiB gave 4 for 3 after a kexec.
+- *Run-time gigantic pages consist of what is free*: the kernel also moves movable pages away, free
+  huge pages of a smaller size among them, so that what was demoted can be one page again.
 - *Pools keep out of scratch*: the kernel may put a movable size there and has to migrate such a
   page before it can be pinned.
 """

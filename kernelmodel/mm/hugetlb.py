@@ -173,7 +173,8 @@ def validate_hugetlb(state: HugetlbState) -> None:
     for order, hstate in state.hstates.items():
         if hstate.persistent_huge_pages < 0:
             raise ModelBug(f"order {order}: {hstate.surplus_huge_pages} surplus pages")
-        broken = hstate.resv_huge_pages > hstate.free_huge_pages and not hstate.min_size_mounts
+        excused = hstate.min_size_mounts or hstate.took_promised
+        broken = hstate.resv_huge_pages > hstate.free_huge_pages and not excused
         if hstate.resv_huge_pages < 0 or broken:
             raise ModelBug(
                 f"order {order}: {hstate.resv_huge_pages} promised, {hstate.free_huge_pages} free"
