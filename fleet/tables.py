@@ -101,8 +101,11 @@ def _distinct(columns: Iterable[str], place: Place, faults: Faults) -> bool:
     fine = True
     for column in columns:
         if column in seen or not column:
-            what = f'column "{column}" is there twice' if column else "a column has no name"
-            faults.add(place, what)
+            if column:
+                faults.add(place, f'column "{column}" is there twice')
+            else:  # an index, as a rule
+                right = "give it one, or leave it out: to_csv(…, index=False) in pandas"
+                faults.add(place, "a column has no name", right)
             fine = False
         seen[column] = None
     return fine

@@ -230,7 +230,7 @@ FILES = [
     ("t.csv", b"# only a comment\n", "has no header"),
     ("t.csv", b"vm,host\n\xff\n", "t.csv:2: is not UTF-8 text"),
     ("t.csv", b'vm,host\n"open\n', "t.csv:2: not valid CSV from here on"),
-    ("t.csv", b"vm,,host\n", "t.csv:1: a column has no name"),
+    ("t.csv", b"vm,,host\n", "t.csv:1: a column has no name, give it one, or leave it out"),
     ("t.jsonl", b'{"vm": 1}\n{"vm"\n[1]\n', "t.jsonl:2: not valid JSON"),
     ("t.jsonl", b'{"vm": 1}\n{"vm"\n[1]\n', "t.jsonl:3: is no JSON object"),
     ("t.jsonl", b'{"vm": "\\ud800"}\n', "t.jsonl"),
