@@ -72,7 +72,11 @@ def read_script(path: Path) -> Script:
     except ScriptError as error:
         raise BadInput(InputFault(str(path), line, what) for line, what in error.faults) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInput([InputFault(str(path), 0, f"cannot be read: {error}")]) from None
+        raise BadInput([InputFault(str(path), 0, _unreadable(error))]) from None
+
+
+def _unreadable(error: OSError | UnicodeDecodeError) -> str:
+    return f"cannot be read: {getattr(error, 'strerror', None) or error}"
 
 
 def conform(options: PlayOptions, out: Console, err: Console) -> ExitCode:
@@ -193,9 +197,8 @@ def _recording(path: Path, first: int) -> tuple[str, ...]:
     try:
         lines = trace.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        what = f"cannot be read: {error}"
         right = "--check needs a recording beside each script"
-        raise BadInput([InputFault(str(trace), 0, what, right)]) from None
+        raise BadInput([InputFault(str(trace), 0, _unreadable(error), right)]) from None
     if first == 1:
         return tuple(lines)
     return tuple(dropwhile(lambda line: line != f"T end {first - 1}", lines))[1:]

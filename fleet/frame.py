@@ -22,7 +22,7 @@ from fleet.journal import Header, Journal
 from fleet.launcher import Backend, LocalBackend, RayBackend
 from fleet.scenario import Scenario
 from fleet.units import counted
-from fleet.unwritable import writing
+from fleet.unwritable import make_directory
 
 __all__ = [
     "Options",
@@ -82,8 +82,7 @@ def open_journal(
     """
     if resume:
         return Journal.resume(path, header)
-    with writing(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     return Journal.create(path, header, keep=keep)
 
 

@@ -8,6 +8,8 @@ disk) is an error like that of any other file: `CannotWrite`.
 from __future__ import annotations
 
 import contextlib
+import io
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,8 +23,11 @@ __all__ = ["Output", "consoles"]
 def consoles() -> tuple[Console, Console]:
     """Standard output and standard error; lines of the latter are as long as they are.
 
-    A text is shown as it is: `[s]` in a name is a unit and no style, `:b:` no picture.
+    A text is shown as it is: `[s]` in a name is a unit and no style, `:b:` no picture. Letters that
+    a terminal's encoding does not have are escaped, on both of them.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
     errors = Console(stderr=True, soft_wrap=True, markup=False, emoji=False)
     return Output(markup=False, emoji=False), errors
 

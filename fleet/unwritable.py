@@ -15,6 +15,7 @@ __all__ = [
     "CannotWrite",
     "drop_the_rest",
     "errno_told",
+    "make_directory",
     "printing",
     "writing",
 ]
@@ -61,6 +62,20 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         why = os.strerror(error.errno) if error.errno else str(error)
         raise CannotWrite(path, why, error.errno) from error
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory for results, and those above it, if need be.
+
+    Raises:
+        CannotWrite: it cannot be made, or DuckDB could not write there.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise CannotWrite(path, "its name is not UTF-8") from None
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
 
 
 @contextlib.contextmanager

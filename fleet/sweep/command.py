@@ -35,7 +35,7 @@ from fleet.sweep.store import Store, StoreError
 from fleet.sweep.tables import setting_text, show_closing
 from fleet.sweep.worker import CANNOT_BE_RUN, Outcome
 from fleet.units import counted
-from fleet.unwritable import CannotWrite, writing
+from fleet.unwritable import CannotWrite, make_directory, writing
 
 __all__ = ["SweepOptions", "sweep"]
 
@@ -66,8 +66,7 @@ def sweep(options: SweepOptions, console: Console, errors: Console) -> ExitCode:
     cells = cells_of(plan)
     out = options.directory(plan)
     try:
-        with writing(out):
-            out.mkdir(parents=True, exist_ok=True)
+        make_directory(out)
         with Store(out / "sweep.duckdb", plan) as store:
             return _sweep(options, plan, cells, store, out, console, errors)
     except (StoreError, CannotWrite) as error:

@@ -29,14 +29,16 @@ def test_every_fault_is_listed_and_nothing_is_run(tmp_path: Path) -> None:
     assert f"{script}:3: 'x' is no number; 4096 and 0x1000 are" in result.stderr
 
 
-@pytest.mark.parametrize("content", [None, b"\xff\xfe"])
-def test_what_cannot_be_read_is_bad_input(content: bytes | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "why"), [(None, "No such file or directory"), (b"\xff\xfe", "'utf-8' codec can't")]
+)
+def test_what_cannot_be_read_is_bad_input(content: bytes | None, why: str, tmp_path: Path) -> None:
     script = tmp_path / "s.scn"
     if content is not None:
         script.write_bytes(content)
     result = CliRunner().invoke(app, ["conform", str(script)])
     assert result.exit_code == 2
-    assert f"{script}: cannot be read" in result.stderr
+    assert f"{script}: cannot be read: {why}" in result.stderr
 
 
 @pytest.mark.parametrize("option", [(), ("--check",)])

@@ -44,6 +44,7 @@ WRONG = [
     # options              what is said
     ("--out afile", "cannot write afile: File exists; something else is there"),
     ("--out afile/below", "cannot write afile/below: Not a directory; something on the way"),
+    ("--out \udcff", "cannot write \\udcff: its name is not UTF-8; choose a place"),
     ("--out /proc/x", "cannot write /proc/x: No such file or directory; choose a place"),
     ("--trace-out .", "cannot write .: Is a directory; choose the name of a file"),
 ]
@@ -128,6 +129,18 @@ def test_a_disk_that_is_full_of_what_is_printed_is_told_in_one_line(words: str) 
     first, *more = result.stderr.splitlines()
     assert first.startswith("cannot write standard output: No space left on device; make room")
     assert [line.split()[0] for line in more] == (["lufleet"] if "serve" in words else [])
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_without_our_letters_gets_them_escaped(encoding: str) -> None:
+    Path("s.toml").write_text(TOML.replace("small", "smäll"), "utf-8")
+    command = [sys.executable, "-m", "fleet.cli", "check", "s.toml"]
+    env = os.environ | {"PYTHONIOENCODING": encoding}
+    result = subprocess.run(command, capture_output=True, check=False, env=env)
+    assert (result.returncode, result.stderr) == (0, b"")
+    said = result.stdout.decode(encoding)
+    assert "\\u2192" in said
+    assert ("smäll" in said) == (encoding == "latin-1")
 
 
 def test_designs_are_written_before_standard_output_takes_no_more() -> None:
