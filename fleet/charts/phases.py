@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from fleet.charts.svg import WIDTH, Canvas, fitted, linear, seconds, tick_step
 from fleet.results import phase_order
+from node.api import BLACKOUT_PHASES
 
 __all__ = ["MOST_BARS", "Bar", "phase_bars", "phases_chart", "style_of_phase"]
 
@@ -24,9 +25,6 @@ _GROUPS: Final = 20
 _LEFT, _RIGHT = 150.0, WIDTH - 76
 _ROW, _TOP = 19.0, 8.0
 _BREAK_FROM: Final = 4.0  # a bar is cut off when it is so many times the longest ordinary one
-_STYLED: Final = frozenset(
-    ("freeze", "kexec", "kho", "hugetlb", "memmap", "init", "userspace", "retrieve")
-)
 
 
 class Bar(Struct, frozen=True):
@@ -44,7 +42,7 @@ class Bar(Struct, frozen=True):
 
 def style_of_phase(phase: str) -> str:
     """The CSS class that colours a phase."""
-    return f"ph-{phase}" if phase in _STYLED else "ph-other"
+    return f"ph-{phase}" if phase in BLACKOUT_PHASES else "ph-other"
 
 
 def phase_bars(updates: Iterable[tuple[str, dict[str, int]]]) -> list[Bar]:

@@ -16,6 +16,7 @@ from kernelmodel.abi.layout import Ser
 __all__ = [
     "KEXEC_METADATA_NODE",
     "KEXEC_METADATA_VERSION",
+    "KHO_BITMAP_SIZE_LOG2",
     "KHO_ORDER_0_LOG2",
     "KHO_PROP_MEMORY_MAP",
     "KHO_PROP_SUBTREE_DATA",
@@ -37,6 +38,8 @@ KHO_PROP_SUBTREE_SIZE = "blob-size"
 
 #: A key is `1 << (KHO_ORDER_0_LOG2 - order) | pfn >> order`.
 KHO_ORDER_0_LOG2 = 52
+#: A bitmap, level 0, is a page with a bit for each of so many keys.
+KHO_BITMAP_SIZE_LOG2 = 15
 #: Tables of levels 5 … 1 hold 512 physical addresses.
 KHO_TABLE_SIZE_LOG2 = 9
 KHO_TREE_MAX_DEPTH = 6

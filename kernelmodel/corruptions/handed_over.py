@@ -17,6 +17,7 @@ from typing import Final, Generic, TypeVar
 
 from kernelmodel.abi.folio_table import FOLIO_SER_SIZE
 from kernelmodel.abi.kexec_handover import (
+    KHO_BITMAP_SIZE_LOG2,
     KHO_PROP_MEMORY_MAP,
     KHO_PROP_SUBTREE_DATA,
     KHO_TABLE_SIZE_LOG2,
@@ -37,13 +38,12 @@ from kernelmodel.abi.memfd import MemfdLuoSer
 from kernelmodel.corruptions.reader import MemoryReader, Overlay, Write, u64
 from kernelmodel.kho.fdt import Fdt
 from kernelmodel.kho.radix_pages import decode_key
-from kernelmodel.kho.radix_tree import encode_key
+from kernelmodel.kho.radix_tree import TABLE_SHIFTS, encode_key
 from kernelmodel.memory import MIB, PAGE_SHIFT, PAGE_SIZE, MemoryRange
 from kernelmodel.mm.ranges import RangeSet
 
 __all__ = ["Found", "HandedOver", "Node", "NotThere", "overlaid"]
 
-_BITMAP_LOG2: Final = 15
 _TABLE_MASK: Final = (1 << KHO_TABLE_SIZE_LOG2) - 1
 _MEMFD: Final = b"memfd-v2"
 #: Below lie the real-mode area and what firmware and boot loader left.
@@ -145,7 +145,7 @@ class HandedOver:
         node = self.tree_pa()
         slots: list[int] = []
         for level in range(KHO_TREE_MAX_DEPTH - 1, 0, -1):
-            index = key >> (_BITMAP_LOG2 + KHO_TABLE_SIZE_LOG2 * (level - 1)) & _TABLE_MASK
+            index = key >> TABLE_SHIFTS[level] & _TABLE_MASK
             slots.append(node + 8 * index)
             node = self.word(slots[-1])
             if not node:
@@ -157,7 +157,7 @@ class HandedOver:
         bitmap = self.word(self.path(pfn, order)[-1])
         if not bitmap:
             raise NotThere("the tree has no bitmap for this key")
-        bit = encode_key(pfn, order) & (1 << _BITMAP_LOG2) - 1
+        bit = encode_key(pfn, order) & (1 << KHO_BITMAP_SIZE_LOG2) - 1
         return bitmap + (bit >> 3), bit & 7
 
     def put_key(self, pfn: int, order: int, *, present: bool) -> list[Write]:
@@ -166,7 +166,7 @@ class HandedOver:
         writes: list[Write] = []
         missing = KHO_TREE_MAX_DEPTH - 1 - len(slots) + (not self.word(slots[-1]))
         key = encode_key(pfn, order)
-        bit = key & (1 << _BITMAP_LOG2) - 1
+        bit = key & (1 << KHO_BITMAP_SIZE_LOG2) - 1
         if missing and not present:
             return []
         if not missing:
@@ -181,7 +181,7 @@ class HandedOver:
             writes += [(node, bytes(PAGE_SIZE)), u64(slot, node)]
             level = missing - 1 - depth
             if level:
-                index = key >> (_BITMAP_LOG2 + KHO_TABLE_SIZE_LOG2 * (level - 1)) & _TABLE_MASK
+                index = key >> TABLE_SHIFTS[level] & _TABLE_MASK
                 slot = node + 8 * index
             else:
                 writes.append((node + (bit >> 3), bytes([1 << (bit & 7)])))
@@ -193,8 +193,8 @@ class HandedOver:
         tables = [Node(level, self.tree_pa(), 0)]
         found = list(tables)
         while level:
+            shift = TABLE_SHIFTS[level]
             level -= 1
-            shift = _BITMAP_LOG2 + KHO_TABLE_SIZE_LOG2 * level
             tables = [
                 Node(level, child, table.prefix | index << shift)
                 for table in tables

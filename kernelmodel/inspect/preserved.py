@@ -16,6 +16,7 @@ from typing import Final
 import numpy as np
 
 from kernelmodel.abi.kexec_handover import (
+    KHO_BITMAP_SIZE_LOG2,
     KHO_ORDER_0_LOG2,
     KHO_TABLE_SIZE_LOG2,
     KHO_TREE_MAX_DEPTH,
@@ -25,7 +26,6 @@ from kernelmodel.memory import PAGE_SHIFT
 
 __all__ = ["Preserved", "read_tree"]
 
-_BITMAP_LOG2: Final = 15
 _TOP_PFN: Final = 1 << PA_BITS - PAGE_SHIFT
 #: A tree with so many runs of keys was not written by a kernel, or is not for us.
 _RUNS_MAX: Final = 1 << 20
@@ -147,7 +147,7 @@ class _Walk:
                 self._read_bitmap(pa, page, prefix)
                 continue
             table = np.frombuffer(page, dtype="<u8")
-            shift = _BITMAP_LOG2 + KHO_TABLE_SIZE_LOG2 * (level - 1)
+            shift = KHO_BITMAP_SIZE_LOG2 + KHO_TABLE_SIZE_LOG2 * (level - 1)
             stack.extend(
                 (level - 1, int(table[index]), prefix | index << shift)
                 for index in reversed(np.flatnonzero(table).tolist())

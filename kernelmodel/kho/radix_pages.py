@@ -14,17 +14,16 @@ from itertools import pairwise
 
 import numpy as np
 
-from kernelmodel.abi.kexec_handover import KHO_ORDER_0_LOG2
+from kernelmodel.abi.kexec_handover import KHO_BITMAP_SIZE_LOG2, KHO_ORDER_0_LOG2
 from kernelmodel.errors import KernelPanic
 from kernelmodel.kho.key_runs import KeyBatch, KeyRuns
 from kernelmodel.memory import PAGE_SIZE
 from kernelmodel.mm.extents import FEW_RUNS, Extents
-from kernelmodel.mm.frame_set import TILE_LOG2, flag_runs
+from kernelmodel.mm.frame_set import flag_runs
 
-__all__ = ["BITMAP_LOG2", "BitRuns", "bit_runs", "decode_key", "leaf_runs", "table_entries"]
+__all__ = ["BitRuns", "bit_runs", "decode_key", "leaf_runs", "table_entries"]
 
-BITMAP_LOG2 = TILE_LOG2
-_BITMAP_BITS = 1 << BITMAP_LOG2
+_BITMAP_BITS = 1 << KHO_BITMAP_SIZE_LOG2
 _FULL_PAGE = b"\xff" * PAGE_SIZE
 #: Above so many runs in one bitmap, unpacking all its bits at once is faster.
 _FEW_RUNS = 48

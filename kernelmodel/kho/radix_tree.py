@@ -18,29 +18,33 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from kernelmodel.abi.kexec_handover import (
+    KHO_BITMAP_SIZE_LOG2,
     KHO_ORDER_0_LOG2,
     KHO_TABLE_SIZE_LOG2,
     KHO_TREE_MAX_DEPTH,
 )
 from kernelmodel.errors import NoMemory, OutOfRange
 from kernelmodel.kho.key_runs import KeyBatch, KeyRun, KeyRuns, single_runs
-from kernelmodel.kho.radix_pages import BITMAP_LOG2, bit_runs, leaf_runs, table_entries
+from kernelmodel.kho.radix_pages import bit_runs, leaf_runs, table_entries
 from kernelmodel.memory import PAGE_SHIFT, PAGE_SIZE, PhysicalMemory
 from kernelmodel.mm.extents import Extents
-from kernelmodel.mm.frame_set import by_tile
+from kernelmodel.mm.frame_set import TILE_LOG2, by_tile
 
 __all__ = ["TABLE_SHIFTS", "KeyRun", "KhoRadixTree", "encode_key"]
 
 #: By level, how far a key is shifted for the index into a table of that level.
 TABLE_SHIFTS = (
     0,
-    *(BITMAP_LOG2 + KHO_TABLE_SIZE_LOG2 * level for level in range(KHO_TREE_MAX_DEPTH - 1)),
+    *(
+        KHO_BITMAP_SIZE_LOG2 + KHO_TABLE_SIZE_LOG2 * level
+        for level in range(KHO_TREE_MAX_DEPTH - 1)
+    ),
 )
 _ROOT_LEVEL = KHO_TREE_MAX_DEPTH - 1
 #: The order bit of keys of order 0, and behind them all.
 _ORDER_0 = 1 << KHO_ORDER_0_LOG2
 _KEYS_END = 2 * _ORDER_0
-_BITMAP_BITS = 1 << BITMAP_LOG2
+_BITMAP_BITS = 1 << KHO_BITMAP_SIZE_LOG2
 _BITMAP_MASK = _BITMAP_BITS - 1
 #: From so many bits on, bytes are moved instead of reckoning with them as a number.
 _MANY_BITS = 512
@@ -96,7 +100,7 @@ class KhoRadixTree:
                 had taken back those that were done.
         """
         key = (_ORDER_0 | pfn) >> order
-        page = self._bitmaps.get(key >> BITMAP_LOG2)
+        page = self._bitmaps.get(key >> KHO_BITMAP_SIZE_LOG2)
         if page is not None:  # as most often
             bit = key & _BITMAP_MASK
             if nr == 1:
@@ -125,15 +129,16 @@ class KhoRadixTree:
             NoMemory: no page for a node. None of the keys is set then; nodes may be new.
         """
         frames = pages.frames()
-        numbers = frames >> BITMAP_LOG2
+        numbers = frames >> KHO_BITMAP_SIZE_LOG2
         low = int(numbers.min())
         first_at = np.full(int(numbers.max()) - low + 1, -1, dtype=np.int64)
         first_at[numbers[::-1] - low] = np.arange(len(numbers))[::-1]  # what is written last stays
         touched = np.flatnonzero(first_at >= 0)
         bitmaps = {
-            number: self._bitmap(encode_key(number << BITMAP_LOG2, 0))
+            number: self._bitmap(encode_key(number << KHO_BITMAP_SIZE_LOG2, 0))
             for number in (touched[np.argsort(first_at[touched])] + low).tolist()
         }
+        assert TILE_LOG2 == KHO_BITMAP_SIZE_LOG2, "a tile's frames are a bitmap's keys"
         for number, at in by_tile(frames):
             flags = np.zeros(_BITMAP_BITS, dtype=np.bool_)
             flags[frames[at] & _BITMAP_MASK] = True
@@ -151,7 +156,7 @@ class KhoRadixTree:
         while key < end:
             bit = key & _BITMAP_MASK
             take = min(end - key, _BITMAP_BITS - bit)
-            if key >> BITMAP_LOG2 in self._bitmaps or self._leaf(key, create=False):
+            if key >> KHO_BITMAP_SIZE_LOG2 in self._bitmaps or self._leaf(key, create=False):
                 _put_bits(self._bitmap(key), bit, take, False)
             key += take
 
@@ -166,10 +171,11 @@ class KhoRadixTree:
 
     def _bitmap(self, key: int) -> bytearray:
         """The bitmap of a key, made if there is none. Raises: NoMemory; no node is new then."""
-        page = self._bitmaps.get(key >> BITMAP_LOG2)
+        number = key >> KHO_BITMAP_SIZE_LOG2
+        page = self._bitmaps.get(number)
         if page is None:
             leaf = self._leaf(key, create=True)
-            page = self._bitmaps[key >> BITMAP_LOG2] = self.memory.writable(leaf >> PAGE_SHIFT)
+            page = self._bitmaps[number] = self.memory.writable(leaf >> PAGE_SHIFT)
         return page
 
     def _leaf(self, key: int, *, create: bool) -> int:
@@ -256,7 +262,7 @@ class KhoRadixTree:
             end = pfn + 1
         found.append((first, end - first))
         for number in sorted(self._bitmaps):
-            keys = leaf_runs(bit_runs(bytes(self._bitmaps[number])), number << BITMAP_LOG2)
+            keys = leaf_runs(bit_runs(bytes(self._bitmaps[number])), number << KHO_BITMAP_SIZE_LOG2)
             found += [
                 run.pages if isinstance(run, KeyRuns) else (run[0], run[2] << run[1])
                 for run in keys

@@ -21,6 +21,7 @@ from operator import itemgetter, or_
 from typing import Final
 
 from kernelmodel.abi.kexec_handover import (
+    KHO_BITMAP_SIZE_LOG2,
     KHO_ORDER_0_LOG2,
     KHO_TABLE_SIZE_LOG2,
     KHO_TREE_MAX_DEPTH,
@@ -28,7 +29,6 @@ from kernelmodel.abi.kexec_handover import (
 from kernelmodel.errors import KernelPanic
 from kernelmodel.kho.key_runs import KeyBatch, KeyRun, single_runs
 from kernelmodel.kho.radix_pages import (
-    BITMAP_LOG2,
     bit_runs,
     decode_key,
     leaf_runs,
@@ -45,7 +45,7 @@ _ROOT_LEVEL: Final = KHO_TREE_MAX_DEPTH - 1
 _ZERO_PAGE: Final = bytes(PAGE_SIZE)
 #: By level: what hangs below a page whose first key is smaller than that is of several orders.
 _ONE_ORDER_FROM: Final = tuple(
-    1 << BITMAP_LOG2 + KHO_TABLE_SIZE_LOG2 * level for level in range(KHO_TREE_MAX_DEPTH)
+    1 << KHO_BITMAP_SIZE_LOG2 + KHO_TABLE_SIZE_LOG2 * level for level in range(KHO_TREE_MAX_DEPTH)
 )
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kernelmodel import params
-from kernelmodel.abi.kexec_handover import KHO_TREE_MAX_DEPTH, KhoScratch
+from kernelmodel.abi.kexec_handover import KHO_BITMAP_SIZE_LOG2, KHO_TREE_MAX_DEPTH, KhoScratch
 from kernelmodel.errors import NoMemory
 from kernelmodel.kho.key_runs import KeyRuns
 from kernelmodel.kho.radix_walk import IncomingTree
@@ -49,7 +49,7 @@ _U64 = (1 << 64) - 1
 _GIB_PFN_SHIFT = GIB.bit_length() - 1 - PAGE_SHIFT
 #: Levels of the tree in which the extension notes gigabytes, and gigabytes to its leaves.
 _BUSY_LEVELS = KHO_TREE_MAX_DEPTH
-_BUSY_PER_LEAF = 1 << 15
+_BUSY_PER_LEAF = 1 << KHO_BITMAP_SIZE_LOG2
 
 
 def memparse(text: str) -> int | None:
