@@ -23,6 +23,7 @@ INTERRUPTED = """
 import os, signal, threading
 import fleet.notebook as notebook
 import node.shard as shard
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a background job ignores
 scenario = notebook.load_scenario({path!r}, ["fleet.host_class.0.count=4000"])
 update, seen = shard.Shard.update, []
 def counted(self, commands):
