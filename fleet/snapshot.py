@@ -11,7 +11,7 @@ Simplification: a host's own gauges (hugetlb pools, scratch) move when its updat
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -64,7 +64,7 @@ class Books:
         self._updates: Counter[tuple[str, str]] = Counter()
         self._downtime = _Buckets()
         self._over_budget = 0
-        self._phases: dict[str, _Buckets] = {}
+        self._phases: defaultdict[str, _Buckets] = defaultdict(_Buckets)
         self._gauges: dict[str, HostGauges] = {}
         self._pools: Counter[tuple[str, str]] = Counter()
         self._scratch_bytes = 0
@@ -99,7 +99,7 @@ class Books:
         self._updates[result.outcome, result.reason] += 1
         self._pages_total.update(result.preserved_pages)
         for phase, took_ns in (*result.phases_ns.items(), *result.outside_ns.items()):
-            self._phases.setdefault(phase, _Buckets()).add(took_ns)
+            self._phases[phase].add(took_ns)
         for vm in result.vms:
             self._vm_outcomes[vm.outcome] += 1
             self._lost_vms += vm.outcome is VmOutcome.LOST
