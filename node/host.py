@@ -23,7 +23,6 @@ from kernelmodel.releases import CATALOGUE, Release
 from kernelmodel.sim.clock import Clock, Phase
 from kernelmodel.sim.cost import CostModel
 from kernelmodel.sim.trace import Trace
-from kernelmodel.syscalls import Task
 from node import faults, views
 from node.agent import Agent
 from node.api import FaultSpec, HostGauges, HostSpec, VmSpec
@@ -239,11 +238,11 @@ class Host:
         self._ask("retrieve_session", {"session": name}, agent.retrieve, name)
 
     def retrieve_fd(self, session: str, token: int, name: str) -> bool:
-        """RETRIEVE_FD; the VM gets its memory back. Whether it holds what it held when paused."""
+        """RETRIEVE_FD by a VMM that starts for it. Whether memory is what it was when paused."""
         (agent, fd), vm = self._session(session, incoming=True), self.vm(name)
         if vm.state is not VmState.STOPPED:
             raise HostStateError("VM_NOT_STOPPED", f"{name} is {vm.state}")
-        task = Task(self.kernel, vm.vmm)
+        task = vm.start_vmm(self.kernel)
         fields: _Fields = {"session": session, "token": token, "vm": name}
         vm.fd = self._ask("retrieve_fd", fields, agent.fetch, fd, token, task)
         vm.task = task

@@ -128,13 +128,18 @@ class Vm:
             raise ModelBug(f"{self.spec.name} has no VMM")
         return self.task.files.fdt[self.fd]
 
+    def start_vmm(self, kernel: Kernel) -> Task:
+        """The process of a VMM that is given a VM, its own or a new one."""
+        kernel.charge("vmm_start")
+        return Task(kernel, self.vmm)
+
     def start(self, kernel: Kernel) -> None:
         """Start a VMM and boot a guest in fresh memory.
 
         Raises:
             NoMemory, NoSpace: the host does not have the memory; nothing is left behind.
         """
-        task = Task(kernel, self.vmm)
+        task = self.start_vmm(kernel)
         try:
             self.fd = task.memfd_create(_MEMFD_FLAGS[self.spec.backing])
             task.ftruncate(self.fd, self.spec.memory_bytes)
@@ -148,7 +153,6 @@ class Vm:
         except KernelError:
             task.exit()
             raise
-        kernel.charge("vmm_start")
         if self.spec.backing is Backing.MEMFD:
             kernel.charge("shmem_fault", self.nr_pages)
         else:  # clearing dominates: its unit is 2 MiB, whatever the page size

@@ -72,6 +72,7 @@ ROWS = (
     "kho_extend_scratch",
     "shmem_add_to_page_cache",
     "vmm_rebuild",
+    "vmm_start",
     "memmap_init_page",
     "kernel_restart_prepare",
     "smp_bringup",

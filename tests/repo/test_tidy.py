@@ -21,7 +21,7 @@ SKIPPED = {"build", "dist", "out", "runs", "__pycache__"}
 #: have: it may shrink, and whoever shrinks one lowers its number here.
 LINES_MAX = 350
 LONGER = {
-    "node/host.py": 422,
+    "node/host.py": 421,
     "tests/kernelmodel/handlers/test_memfd.py": 390,
 }
 
